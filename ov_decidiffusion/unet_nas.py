@@ -410,6 +410,6 @@ class FlexibleUNet2DConditionModel(UNet2DConditionModel):
         weights = os.path.join(folder, "diffusion_pytorch_model.safetensors")
         if os.path.isfile(weights):
             with safe_open(weights, framework="pt") as file:
-                if not any(name.startswith("mid_block.") for name in file.keys()):
+                if not any(name.startswith("mid_block.") for name in set(file.keys())):
                     kwargs["mid_block_type"] = None
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

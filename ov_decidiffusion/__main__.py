@@ -1,0 +1,36 @@
+"""Start the demo from a terminal: ``python -m ov_decidiffusion``."""
+
+import argparse
+import sys
+
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
+from ov_decidiffusion.convert import ConversionError, convert_checkpoint
+from ov_decidiffusion.demo import make_demo
+from ov_decidiffusion.pipeline import INFERENCE_PRECISIONS, OVStableDiffusionPipeline
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ov_decidiffusion",
+        description="Convert a DeciDiffusion checkpoint to OpenVINO, unless that is done already, and start the demo.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", default=str(EMBEDDED_CHECKPOINT), help="a folder or a hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--model-dir", help="where the OpenVINO models go; default: models/<checkpoint>-fp16")
+    parser.add_argument("--device", default="CPU", help="any OpenVINO device string")
+    parser.add_argument("--inference-precision", default="f32", choices=INFERENCE_PRECISIONS)
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    options = parser.parse_args()
+    try:
+        report = convert_checkpoint(options.checkpoint, options.model_dir, revision=options.revision)
+        print(report)
+        pipe = OVStableDiffusionPipeline.from_pretrained(report.model_dir, options.device, options.inference_precision)
+    except (CheckpointError, ConversionError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    make_demo(pipe).launch(server_name=options.host, server_port=options.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""Checkpoint folder -> OpenVINO model folder, a component at a time.
+
+The model folder has the layout that Optimum Intel and OpenVINO GenAI load as it is; whoever has it needs no
+torch weights, no hub and no checkpoint.
+"""
+
+import gc
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino_tokenizers import convert_tokenizer
+from torch import nn
+from tqdm.auto import tqdm
+
+from ov_decidiffusion.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    load_text_encoder,
+    load_tokenizer,
+    load_unet,
+    load_vae,
+    read_json,
+    weights_size,
+)
+from ov_decidiffusion.schedulers import peer_scheduler_config
+
+WEIGHT_FORMATS = ("fp16", "fp32")
+MIN_PSNR = 40.0  # dB
+SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise
+REPORT_FILE = "conversion_report.json"
+DEFAULTS_FILE = "pipeline_defaults.json"
+PHOTO_EXAMPLES = {
+    "example_prompts": [
+        ["a lighthouse on a cliff at sunset, oil painting", "people, text"],
+        ["a red fox in fresh snow, photograph", "blurry"],
+        ["a bowl of ramen on a wooden table, soft light", ""],
+        ["a treehouse village in a bamboo forest, watercolour", "photograph"],
+    ],
+    "negative_example": ["a street in a small town", "cars"],
+    "image_example": ["a sunflower against a blue sky", "a sunflower against a stormy sky, oil painting"],
+}
+DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.7, **PHOTO_EXAMPLES}
+DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8, **PHOTO_EXAMPLES}
+
+
+class ConversionError(RuntimeError):
+    """A converted model does not agree with the PyTorch model that it came from."""
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """One converted component."""
+
+    name: str
+    megabytes: float
+    seconds: float
+    psnr: float | None  # dB against PyTorch, None where it was not verified
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion produced; ``str()`` gives it as a table."""
+
+    model_dir: Path
+    weight_format: str
+    parts: tuple[PartReport, ...]
+    converted: bool  # False: the folder had been there before
+
+    def __str__(self) -> str:
+        lines = [f"{'part':<13}{'size':>10}{'time':>9}{'agreement with PyTorch':>25}"]
+        for part in self.parts:
+            psnr = "not verified" if part.psnr is None else f"{part.psnr:.1f} dB"
+            lines.append(f"{part.name:<13}{part.megabytes:>7.1f} MB{part.seconds:>7.1f} s{psnr:>25}")
+        verb = "converted to" if self.converted else "found in"
+        return "\n".join([*lines, f"{verb} {self.model_dir} ({self.weight_format} weights)"])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """How one component is loaded, traced and named."""
+
+    load: Callable[[Path], nn.Module]
+    example: Callable[[dict[str, Any]], dict[str, torch.Tensor]]
+    shapes: dict[str, list[int]]
+    outputs: tuple[str, ...]
+
+
+class _TextEncoder(nn.Module):
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.model = load_text_encoder(folder)
+        self.config = self.model.config
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.model(input_ids)
+        return out.last_hidden_state, out.pooler_output
+
+
+class _UNet(nn.Module):
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.model = load_unet(folder)
+        self.config = self.model.config
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        return self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+
+
+class _VAEEncoder(nn.Module):
+    def __init__(self, folder: Path):
+        super().__init__()
+        vae = load_vae(folder)
+        self.encoder, self.quant_conv, self.config = vae.encoder, vae.quant_conv, vae.config
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        moments = self.encoder(sample)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+
+class _VAEDecoder(nn.Module):
+    def __init__(self, folder: Path):
+        super().__init__()
+        vae = load_vae(folder)
+        self.decoder, self.post_quant_conv, self.config = vae.decoder, vae.post_quant_conv, vae.config
+
+    def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
+        if self.post_quant_conv is not None:
+            latent_sample = self.post_quant_conv(latent_sample)
+        return self.decoder(latent_sample)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _example_text(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    tokens = config["max_position_embeddings"]
+    ids = torch.randint(0, config["vocab_size"], (2, tokens), generator=_generator())
+    return {"input_ids": ids}
+
+
+def _example_unet(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    generator, side = _generator(), config["sample_size"]
+    return {
+        "sample": torch.randn((2, config["in_channels"], side, side), generator=generator),
+        "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn((2, 77, config["cross_attention_dim"]), generator=generator),
+    }
+
+
+def _example_picture(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    # A quarter of the default picture proves as much and costs a fraction of the memory.
+    side = config["sample_size"] // 2
+    noise = torch.randn((1, config["in_channels"], side, side), generator=_generator())
+    return {"sample": noise.clamp(-1, 1)}
+
+
+def _example_latents(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    side = config["sample_size"] // 2 ** len(config["block_out_channels"])
+    return {"latent_sample": torch.randn((1, config["latent_channels"], side, side), generator=_generator())}
+
+
+PARTS = {
+    "text_encoder": _Part(_TextEncoder, _example_text, {"input_ids": [-1, 77]}, ("last_hidden_state", "pooler_output")),
+    "unet": _Part(
+        _UNet,
+        _example_unet,
+        {"sample": [-1, 4, -1, -1], "timestep": [-1], "encoder_hidden_states": [-1, 77, -1]},
+        ("out_sample",),
+    ),
+    "vae_encoder": _Part(_VAEEncoder, _example_picture, {"sample": [-1, 3, -1, -1]}, ("latent_parameters",)),
+    "vae_decoder": _Part(_VAEDecoder, _example_latents, {"latent_sample": [-1, 4, -1, -1]}, ("sample",)),
+}
+
+
+def default_model_dir(checkpoint: str | Path, weight_format: str = "fp16") -> Path:
+    """``models/<name>-<format>`` in the current folder, the name being the last part of the folder or hub id."""
+    return Path("models") / f"{Path(checkpoint).name}-{weight_format}"
+
+
+def convert_checkpoint(
+    checkpoint: str | Path,
+    model_dir: str | Path | None = None,
+    weight_format: str = "fp16",
+    verify: bool | None = None,
+    revision: str | None = None,
+) -> ConversionReport:
+    """Convert a DeciDiffusion checkpoint to an OpenVINO model folder; does nothing where one is complete.
+
+    Args:
+        checkpoint: a folder or a hub id, as ``find_checkpoint`` takes it.
+        model_dir: the folder to make; ``default_model_dir(checkpoint, weight_format)`` if None.
+        weight_format: how weights are stored, "fp16" or "fp32".
+        verify: run the same seeded input through PyTorch and through the converted model at f32, and fail below
+            40 dB. None verifies small checkpoints only.
+        revision: of a hub id.
+
+    Returns:
+        sizes in MB, seconds, and the agreement with PyTorch in dB: 20 log10(max|reference| / RMSE).
+
+    Raises:
+        ValueError: a wrong argument, or ``model_dir`` holds something else.
+        CheckpointError: as ``find_checkpoint``.
+        ConversionError: a converted model disagrees with PyTorch.
+    """
+    if weight_format not in WEIGHT_FORMATS:
+        raise ValueError(f"`weight_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}.")
+    model_dir = default_model_dir(checkpoint, weight_format) if model_dir is None else Path(model_dir).expanduser()
+    if model_dir.exists():
+        return _existing_report(model_dir, checkpoint, weight_format)
+    folder = find_checkpoint(checkpoint, revision)
+    if verify is None:
+        verify = weights_size(folder) <= SMALL_CHECKPOINT
+    model_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = model_dir.with_name(f".{model_dir.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        parts = _convert_parts(folder, partial, weight_format, verify)
+        _write_settings(folder, partial)
+        report = {"checkpoint": Path(checkpoint).name, "fingerprint": _fingerprint(folder)}
+        report |= {"weight_format": weight_format, "parts": [asdict(part) for part in parts]}
+        (partial / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+        os.replace(partial, model_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return ConversionReport(model_dir, weight_format, tuple(parts), converted=True)
+
+
+def _existing_report(model_dir: Path, checkpoint: str | Path, weight_format: str) -> ConversionReport:
+    """The report of a complete folder; anything else in the way is left alone and refused."""
+    report_file = model_dir / REPORT_FILE
+    missing = [name for name in PARTS if not (model_dir / name / "openvino_model.bin").is_file()]
+    if missing or not report_file.is_file():
+        raise ValueError(
+            f"`model_dir` {model_dir} exists and is no complete conversion of ours (it lacks "
+            f"{', '.join(missing) or REPORT_FILE}): delete it or choose another folder."
+        )
+    report = read_json(report_file)
+    folder = Path(checkpoint).expanduser()
+    stale = folder.is_dir() and _fingerprint(folder) != report["fingerprint"]
+    if stale or (report["checkpoint"], report["weight_format"]) != (Path(checkpoint).name, weight_format):
+        raise ValueError(
+            f"`model_dir` {model_dir} holds {report['checkpoint']} with {report['weight_format']} weights, converted "
+            f"from other weights than {checkpoint} in {weight_format}: delete it or choose another folder."
+        )
+    parts = tuple(PartReport(**part) for part in report["parts"])
+    return ConversionReport(model_dir, weight_format, parts, converted=False)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Tells trainings of one architecture apart: the start of the U-Net's weights, and their size."""
+    weights = next((folder / "flexible_unet").glob("diffusion_pytorch_model.*"), None)
+    if weights is None:
+        raise CheckpointError(f"The checkpoint {folder} lacks flexible_unet/diffusion_pytorch_model.safetensors.")
+    with weights.open("rb") as file:
+        return hashlib.sha256(file.read(1 << 20)).hexdigest()[:16] + f"-{weights.stat().st_size}"
+
+
+def _convert_parts(folder: Path, target: Path, weight_format: str, verify: bool) -> list[PartReport]:
+    reports = []
+    with tqdm(total=len(PARTS) + 1, desc="converting", unit="part") as progress:
+        for name, part in PARTS.items():
+            progress.set_postfix_str(name)
+            reports.append(_convert_part(name, part, folder, target / name, weight_format, verify))
+            progress.update()
+        progress.set_postfix_str("tokenizer")
+        _convert_tokenizer(folder, target / "tokenizer")
+        progress.update()
+    return reports
+
+
+def _convert_part(name: str, part: _Part, folder: Path, target: Path, weight_format: str, verify: bool) -> PartReport:
+    """Trace one component and write it; PyTorch's copy is freed before the converted one is checked."""
+    start = time.perf_counter()
+    target.mkdir(parents=True)
+    file = target / "openvino_model.xml"
+    module = part.load(folder).eval()
+    config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    example = part.example(config)
+    reference = None
+    with torch.no_grad(), warnings.catch_warnings():
+        # Shapes that tracing would fix are checked by diffusers only to refuse wrong ones.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        if verify:
+            out = module(**example)
+            reference = [value.numpy() for value in (out if isinstance(out, tuple) else (out,))]
+        inputs = [(key, ov.PartialShape(shape)) for key, shape in part.shapes.items()]
+        model = ov.convert_model(module, example_input=example, input=inputs)
+    _name_ports(model, list(part.shapes), part.outputs)
+    ov.save_model(model, file, compress_to_fp16=weight_format == "fp16")
+    _write_config(name, config, target / "config.json")
+    del module, model
+    gc.collect()
+    psnr = None
+    if reference is not None:
+        psnr = _measure_agreement(file, example, reference)
+        if psnr < MIN_PSNR:
+            raise ConversionError(
+                f"The converted {name} agrees with PyTorch to {psnr:.1f} dB only; at least {MIN_PSNR:.0f} dB are "
+                "needed. No model folder was written."
+            )
+    size = sum(path.stat().st_size for path in target.iterdir())
+    return PartReport(name, size / 1e6, time.perf_counter() - start, psnr)
+
+
+def _name_ports(model: ov.Model, inputs: list[str], outputs: tuple[str, ...]) -> None:
+    """Give every port exactly one name: the one that other tools look for."""
+    for port, name in zip(model.inputs, inputs, strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name)
+    for port, name in zip(model.outputs, outputs, strict=True):
+        port.get_tensor().set_names({name})
+    model.validate_nodes_and_infer_types()
+
+
+def _measure_agreement(file: Path, example: dict[str, torch.Tensor], reference: list[np.ndarray]) -> float:
+    """The lowest PSNR in dB over a model's outputs, run on the CPU at f32."""
+    compiled = ov.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = compiled({key: value.numpy() for key, value in example.items()})
+    return min(psnr(results[i], expected) for i, expected in enumerate(reference))
+
+
+def psnr(value: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB: 20 log10(max|reference| / RMSE); infinite where both are equal."""
+    error = math.sqrt(np.mean(np.square(value.astype(np.float64) - reference)))
+    return 20 * math.log10(float(np.abs(reference).max()) / error) if error > 0 else math.inf
+
+
+def _write_config(name: str, config: dict[str, Any], file: Path) -> None:
+    """The settings beside a converted model, under the class names that other tools know."""
+    if name == "unet":
+        config = config | {"_class_name": "UNet2DConditionModel", "time_cond_proj_dim": None}
+    elif name.startswith("vae"):
+        config = config | {"_class_name": "AutoencoderKL"}
+    config = {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
+    file.write_text(json.dumps(config, indent=2, default=str) + "\n")
+
+
+def _convert_tokenizer(folder: Path, target: Path) -> None:
+    shutil.copytree(folder / "tokenizer", target)
+    ov.save_model(convert_tokenizer(load_tokenizer(folder)), target / "openvino_tokenizer.xml")
+
+
+def _write_settings(folder: Path, target: Path) -> None:
+    """The scheduler, the pipeline's defaults, and the index that other tools start from."""
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    for_peers = peer_scheduler_config(scheduler)
+    _write_json(target / "scheduler" / "scheduler_config.json", for_peers)
+    if for_peers is not scheduler:
+        _write_json(target / "ov_scheduler" / "scheduler_config.json", scheduler)
+    defaults = DEFAULTS_1_0 if "squeeze_mode" not in scheduler else DEFAULTS_2_0
+    if (folder / DEFAULTS_FILE).is_file():
+        defaults = read_json(folder / DEFAULTS_FILE)
+    _write_json(target / DEFAULTS_FILE, defaults)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", for_peers["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write_json(target / "model_index.json", index)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n")

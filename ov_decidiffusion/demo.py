@@ -1,0 +1,145 @@
+"""The interactive demo: a Gradio page over the pipeline's public call."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from PIL import Image, ImageDraw
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+MAX_SEED = 2**31 - 1
+LICENSE_NOTE = (
+    "Pictures of the real DeciDiffusion are not filtered; its weights come with the "
+    "[use restrictions](https://huggingface.co/Deci/DeciDiffusion-v1-0#uses) of the CreativeML Open RAIL++-M licence."
+)
+# The browser itself then refuses to ask any other host for anything.
+CONTENT_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
+    "base-uri 'self'; object-src 'none'"
+)
+
+
+class _StayLocal(BaseHTTPMiddleware):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = CONTENT_POLICY
+        return response
+
+
+class DemoBlocks(gr.Blocks):
+    """Gradio's Blocks whose ``launch`` listens on localhost and loads nothing from other hosts by default."""
+
+    def launch(self, **kwargs: Any) -> Any:
+        """Gradio's ``launch``; every argument can be given as usual."""
+        fonts = ["system-ui", "sans-serif"]
+        mono = ["ui-monospace", "monospace"]
+        defaults = {
+            "server_name": "127.0.0.1",
+            "share": False,
+            "ssr_mode": False,
+            "theme": gr.themes.Soft(font=fonts, font_mono=mono),
+            "app_kwargs": {"middleware": [Middleware(_StayLocal)]},
+            "footer_links": [],
+        }
+        return super().launch(**(defaults | kwargs))
+
+
+def example_source(side: int) -> Image.Image:
+    """A drawn picture to start image-to-image from: a yellow disc on blue, side x side pixels."""
+    picture = Image.new("RGB", (4 * side, 4 * side), (50, 80, 220))
+    ImageDraw.Draw(picture).ellipse(
+        [int(0.9 * side), int(0.9 * side), int(3.1 * side), int(3.1 * side)], (245, 215, 60)
+    )
+    return picture.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
+    """Build the page: one tab for text-to-image, one for image-to-image.
+
+    Args:
+        pipe: the pipeline to generate with.
+
+    Returns:
+        the page; ``launch()`` serves it on localhost, ``close()`` ends it.
+    """
+
+    def text_to_image(prompt, negative_prompt, seed, steps, guidance_scale, progress=gr.Progress()):  # noqa: B008
+        arguments = _arguments(prompt, negative_prompt, seed, steps, guidance_scale)
+        return _generate(pipe, arguments, progress)
+
+    def image_to_image(image, prompt, negative_prompt, strength, seed, steps, guidance_scale, progress=gr.Progress()):  # noqa: B008
+        if image is None:
+            raise gr.Error("Choose a source picture first: upload one, or click an example.")
+        arguments = _arguments(prompt, negative_prompt, seed, steps, guidance_scale)
+        return _generate(pipe, arguments | {"image": image, "strength": strength}, progress)
+
+    # One picture at a time: two at once would only slow each other down.
+    with DemoBlocks(title="DeciDiffusion on OpenVINO", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+        gr.Markdown(f"# DeciDiffusion on OpenVINO\nWords, or words and a picture, to pictures. {LICENSE_NOTE}")
+        with gr.Tab("Text to image"):
+            _tab(pipe, text_to_image, None)
+        with gr.Tab("Image to image"):
+            _tab(pipe, image_to_image, example_source(pipe.default_size[0]))
+    demo.queue(default_concurrency_limit=1)
+    return demo
+
+
+def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Image | None) -> None:
+    """One tab's inputs, button, result and examples; with ``source`` it asks for a picture too."""
+    examples = pipe.defaults.get("example_prompts", [])
+    with gr.Row():
+        with gr.Column():
+            inputs = []
+            if source is not None:
+                inputs.append(gr.Image(label="Source picture", type="pil", sources=["upload", "clipboard"], height=256))
+            inputs.append(gr.Textbox(label="Prompt", lines=2, placeholder="What should the picture show?"))
+            inputs.append(gr.Textbox(label="Negative prompt", placeholder="What should it keep away from?"))
+            if source is not None:
+                inputs.append(
+                    gr.Slider(0.1, 1, 0.8, step=0.05, label="Strength", info="How much of the source to redo")
+                )
+            button = gr.Button("Generate", variant="primary")
+            with gr.Accordion("Settings", open=True):
+                seed = gr.Number(-1, label="Seed", info="-1 draws one", precision=0, minimum=-1, maximum=MAX_SEED)
+                steps = gr.Slider(1, 100, pipe.defaults["num_inference_steps"], step=1, label="Steps")
+                guidance = gr.Slider(1, 15, pipe.defaults["guidance_scale"], step=0.5, label="Guidance scale")
+            inputs += [seed, steps, guidance]
+        with gr.Column():
+            result = gr.Image(label="Picture", type="pil", format="png", interactive=False, height=512)
+            used = gr.Markdown()
+    button.click(generate, inputs, [result, used], show_progress_on=result)
+    if examples:
+        rows = [[source, text, negative] if source is not None else [text, negative] for text, negative in examples]
+        gr.Examples(rows, inputs[: len(rows[0])], cache_examples=False)
+
+
+def _arguments(prompt: str, negative_prompt: str, seed: float, steps: float, guidance_scale: float) -> dict[str, Any]:
+    if not (prompt or "").strip():
+        raise gr.Error("Write a prompt first: what should the picture show?")
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt or None,
+        "seed": random.randint(0, MAX_SEED) if seed is None or seed < 0 else int(seed),
+        "num_inference_steps": int(steps),
+        "guidance_scale": float(guidance_scale),
+    }
+
+
+def _generate(
+    pipe: OVStableDiffusionPipeline, arguments: dict[str, Any], progress: gr.Progress
+) -> tuple[Image.Image, str]:
+    try:
+        progress(0, desc="encoding the prompt")
+        for step in pipe.denoise(**arguments):
+            progress((step.index + 1, step.total + 1), desc="denoising", unit="steps")
+        progress((step.total, step.total + 1), desc="decoding", unit="steps")
+        picture = pipe.decode_latents(step.latents)[0]
+    except ValueError as error:
+        raise gr.Error(str(error)) from error
+    return picture, f"seed {arguments['seed']}"

@@ -1,0 +1,72 @@
+"""What the tests share: the embedded checkpoint, converted once, and diffusers' own pipelines on the same weights."""
+
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+
+from ov_decidiffusion.checkpoint import (
+    EMBEDDED_CHECKPOINT,
+    load_text_encoder,
+    load_tokenizer,
+    load_unet,
+    load_vae,
+    read_json,
+)
+from ov_decidiffusion.convert import ConversionReport, convert_checkpoint
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.schedulers import make_scheduler
+
+
+@pytest.fixture(scope="session")
+def conversion(tmp_path_factory) -> ConversionReport:
+    """The embedded checkpoint, converted with fp16 weights, which are the checkpoint's own."""
+    return convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def model_dir(conversion) -> Path:
+    return conversion.model_dir
+
+
+@pytest.fixture(scope="session")
+def loaded_pipe(model_dir) -> OVStableDiffusionPipeline:
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe(loaded_pipe) -> OVStableDiffusionPipeline:
+    """The pipeline at f32, with the checkpoint's own scheduler whatever the test before assigned."""
+    loaded_pipe.scheduler = make_scheduler(read_json(EMBEDDED_CHECKPOINT / "scheduler" / "scheduler_config.json"))
+    return loaded_pipe
+
+
+@pytest.fixture(scope="session")
+def diffusers_components() -> dict:
+    """The same weights as torch modules."""
+    return {
+        "text_encoder": load_text_encoder(EMBEDDED_CHECKPOINT),
+        "tokenizer": load_tokenizer(EMBEDDED_CHECKPOINT),
+        "unet": load_unet(EMBEDDED_CHECKPOINT),
+        "vae": load_vae(EMBEDDED_CHECKPOINT),
+        "scheduler": make_scheduler(read_json(EMBEDDED_CHECKPOINT / "scheduler" / "scheduler_config.json")),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+@pytest.fixture(scope="session")
+def diffusers_text2img(diffusers_components) -> StableDiffusionPipeline:
+    pipe = StableDiffusionPipeline(**diffusers_components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def diffusers_img2img(diffusers_components) -> StableDiffusionImg2ImgPipeline:
+    pipe = StableDiffusionImg2ImgPipeline(**diffusers_components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,182 @@
+"""Checkpoints from folders and from a hub; the hub is one that the test serves on localhost."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError, find_checkpoint, load_text_encoder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+UNWANTED = ("pipeline.py", "unet/diffusion_pytorch_model.safetensors", "safety_checker/model.safetensors",
+            "text_encoder/pytorch_model.bin", "README.md")  # fmt: skip
+FIND = "import sys; from ov_decidiffusion.checkpoint import *\n" + (
+    "try: print('FOUND', find_checkpoint(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))\n"
+    "except CheckpointError as error: print('REFUSED', error)"
+)
+
+
+class Hub:
+    """Answers as the hub does for one repository, and remembers what was fetched."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.fetched, self.cut_after, self.claimed_size = folder, [], None, {}
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def do_HEAD(self):
+                hub.answer(self, body=False)
+
+            def do_GET(self):
+                hub.answer(self, body=True)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+    def files(self):
+        return {file.relative_to(self.folder).as_posix(): file for file in self.folder.rglob("*") if file.is_file()}
+
+    def answer(self, request, body):
+        path, _, _ = request.path.partition("?")
+        if not path.removeprefix("/api/models").startswith("/Deci/Tiny"):
+            return self.reply(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+        if path.startswith("/api/") and "/tree/" in path:
+            entries = [self.entry(name, file) for name, file in self.files().items()]
+            return self.reply(request, 200, json.dumps(entries).encode(), {}, body)
+        if path.startswith("/api/"):
+            if "nothere" in path:
+                return self.reply(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+            info = {"id": "Deci/Tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files()]}
+            return self.reply(request, 200, json.dumps(info).encode(), {}, body)
+        name = path.split(f"/resolve/{COMMIT}/")[1]
+        data = self.files()[name].read_bytes()
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        begin = int((request.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
+        if body:
+            self.fetched.append((name, begin))
+        if not body and name in self.claimed_size:
+            return self.reply(request, 200, data, headers, body, self.claimed_size[name])
+        if begin:
+            headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+        self.reply(request, 206 if begin else 200, data[begin:], headers, body)
+
+    def entry(self, name, file):
+        size = self.claimed_size.get(name, file.stat().st_size)
+        sha = hashlib.sha256(file.read_bytes()).hexdigest()
+        entry = {"type": "file", "path": name, "size": size, "oid": sha[:40]}
+        if name.endswith((".safetensors", ".bin")):
+            entry["lfs"] = {"oid": sha, "size": size, "pointerSize": 134}
+        return entry
+
+    def reply(self, request, status, data, headers, body, size=None):
+        request.send_response(status)
+        for key, value in headers.items():
+            request.send_header(key, value)
+        request.send_header("Content-Length", str(len(data) if size is None else size))
+        request.end_headers()
+        if body:
+            if self.cut_after is not None and len(data) > self.cut_after:
+                request.wfile.write(data[: self.cut_after])
+                self.cut_after = None
+                request.close_connection = True
+                return request.connection.shutdown(2)
+            request.wfile.write(data)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    folder = tmp_path / "hub"
+    shutil.copytree(EMBEDDED_CHECKPOINT, folder)
+    for name in UNWANTED:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("raise SystemExit('this must never run')")
+    hub = Hub(folder)
+    yield hub
+    hub.server.shutdown()
+
+
+def find(home: Path, *arguments: str, **environment: str) -> str:
+    """Run ``find_checkpoint`` in a process of its own: the hub's settings are read when it is imported."""
+    settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", FIND, *arguments], env=os.environ | settings, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_downloads_only_what_is_needed_then_works_from_the_cache(hub, tmp_path):
+    home = tmp_path / "home"
+    hub.cut_after = 100_000  # the first large file breaks off
+    found = find(home, "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
+    if found.startswith("REFUSED"):
+        found = find(home, "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
+    assert found.startswith("FOUND"), found
+    folder = Path(found.removeprefix("FOUND "))
+    assert any(begin > 0 for _, begin in hub.fetched), "the broken download did not go on where it stopped"
+    assert not {name for name, _ in hub.fetched} & set(UNWANTED)
+    assert not list(folder.rglob("*.py"))
+    for file in folder.rglob("*"):
+        if file.is_file():
+            assert file.read_bytes() == (EMBEDDED_CHECKPOINT / file.relative_to(folder)).read_bytes()
+
+    fetched = len(hub.fetched)
+    assert find(home, "Deci/Tiny", HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1") == found
+    assert find(home, "Deci/Tiny", HF_ENDPOINT="http://127.0.0.1:9") == found
+    assert len(hub.fetched) == fetched
+
+
+def test_what_the_hub_cannot_give_is_said_in_one_sentence(hub, tmp_path):
+    home = tmp_path / "home"
+    gone = find(home, "Deci/Gone", HF_ENDPOINT=hub.endpoint)
+    assert "'Deci/Gone' does not exist" in gone and str(EMBEDDED_CHECKPOINT) in gone
+    revision = find(home, "Deci/Tiny", "nothere", HF_ENDPOINT=hub.endpoint)
+    assert "'Deci/Tiny' at revision 'nothere' does not exist" in revision
+    offline = find(home, "Deci/Tiny", HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in offline and "folder" in offline
+    unreachable = find(home, "Deci/Tiny", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "no connection" in unreachable and str(EMBEDDED_CHECKPOINT) in unreachable
+    hub.claimed_size["flexible_unet/diffusion_pytorch_model.safetensors"] = 10**18
+    full = find(home, "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
+    assert "needs 1000000000." in full and "HF_HOME" in full
+    assert not hub.fetched
+
+
+def test_a_broken_folder_is_refused_by_the_name_of_what_is_broken(tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(EMBEDDED_CHECKPOINT, folder)
+    assert find_checkpoint(folder) == folder
+    weights = folder / "flexible_unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="flexible_unet.*incomplete or damaged.*download it again"):
+        find_checkpoint(folder)
+    shutil.move(folder / "flexible_unet", folder / "unet")
+    (folder / "tokenizer" / "vocab.json").unlink()
+    with pytest.raises(
+        CheckpointError, match="lacks tokenizer/vocab.json, flexible_unet/config.json.*Stable Diffusion"
+    ):
+        find_checkpoint(folder)
+    for wrong in ("nonsense", "./nowhere", str(tmp_path / "nowhere"), "a/b/c"):
+        with pytest.raises(CheckpointError, match="must be a folder or a hub id"):
+            find_checkpoint(wrong)
+
+
+def test_text_weights_under_their_old_names_are_loaded(caplog):
+    """A text encoder whose weights were not found would be random and different every time."""
+    first, second = load_text_encoder(EMBEDDED_CHECKPOINT), load_text_encoder(EMBEDDED_CHECKPOINT)
+    state = second.state_dict()
+    assert all((value == state[name]).all() for name, value in first.state_dict().items())
+    assert "newly initialized" not in caplog.text

@@ -1,0 +1,80 @@
+"""The demo in a real browser: it makes pictures, reports errors, and asks no other host for anything."""
+
+import re
+import shutil
+
+import gradio as gr
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from ov_decidiffusion.demo import example_source, make_demo
+from training.oracle import read_picture
+
+
+@pytest.fixture(scope="module")
+def demo(loaded_pipe):
+    demo = make_demo(loaded_pipe)
+    demo.launch(prevent_thread_lock=True, quiet=True)
+    yield demo
+    demo.close(verbose=False)
+
+
+def test_listens_on_localhost_only(demo):
+    assert demo.server_name == "127.0.0.1" and demo.share_url is None
+
+
+def test_both_tabs_answer_over_http(demo, tmp_path):
+    client = Client(demo.local_url, verbose=False, download_files=str(tmp_path))
+    names = sorted(client.view_api(return_format="dict")["named_endpoints"])
+    assert names == ["/image_to_image", "/text_to_image"]
+    picture, used = client.predict("a large red circle on a white background", "", 3, 12, 4, api_name="/text_to_image")
+    assert used == "seed 3"
+    assert read_picture(Image.open(picture)).color == "red"
+
+    source = tmp_path / "source.png"
+    example_source(128).save(source)
+    arguments = (handle_file(source), "a large green circle on a blue background", "", 0.8, 3, 12, 4)
+    picture, _ = client.predict(*arguments, api_name="/image_to_image")
+    assert Image.open(picture).size == (128, 128)
+    with pytest.raises(Exception, match="Write a prompt first"):
+        client.predict(" ", "", 3, 12, 4, api_name="/text_to_image")
+
+
+def test_serves_no_file_that_it_did_not_make(demo, tmp_path):
+    import httpx
+
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    for path in (secret, "/etc/hostname", "requirements.txt", "README.md"):
+        for route in ("gradio_api/file=", "file="):
+            answer = httpx.get(f"{demo.local_url}{route}{path}")
+            assert answer.status_code >= 400 and "secret" not in answer.text, path
+
+
+@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="needs Chromium")
+def test_in_a_browser_it_makes_a_picture_and_asks_no_other_host(demo):
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=browser_path, args=options)
+        page = browser.new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        refused = []
+        page.on("console", lambda message: refused.append(message.text) if "Content Security" in message.text else None)
+        page.goto(demo.local_url)
+        page.get_by_label("Prompt", exact=True).first.fill("a large red circle on a white background")
+        page.get_by_role("button", name="Generate").first.click()
+        page.get_by_text(re.compile(r"^seed \d+$")).first.wait_for(timeout=60_000)
+        page.get_by_label("Prompt", exact=True).first.fill("")
+        page.get_by_role("button", name="Generate").first.click()
+        page.get_by_text("Write a prompt first").first.wait_for(timeout=20_000)
+        browser.close()
+    foreign = [url for url in asked if not url.startswith((demo.local_url, "data:", "blob:"))]
+    assert len(asked) > 5 and not foreign and not refused
+
+
+def test_is_a_gradio_page(demo):
+    assert isinstance(demo, gr.Blocks)

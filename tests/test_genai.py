@@ -1,0 +1,45 @@
+"""OpenVINO GenAI loads the very model folder, and makes the same picture from the same seed."""
+
+import random
+
+import diffusers
+import numpy as np
+import openvino as ov
+import openvino_genai
+from PIL import Image
+
+from training.scenes import draw_scene, scene_from_caption
+
+PROMPT, NEGATIVE = "a large red star on a blue background", "a yellow circle"
+
+
+def test_text_to_image_is_the_same_picture(pipe, model_dir):
+    theirs = openvino_genai.Text2ImagePipeline(model_dir, "CPU", INFERENCE_PRECISION_HINT="f32")
+    picture = theirs.generate(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=12,
+        guidance_scale=3.0,
+        width=128,
+        height=128,
+        generator=openvino_genai.TorchGenerator(7),
+    ).data[0]
+    assert isinstance(pipe.scheduler, diffusers.DDIMScheduler)
+    ours = pipe(
+        PROMPT, negative_prompt=NEGATIVE, num_inference_steps=12, guidance_scale=3.0, guidance_rescale=0.0, seed=7
+    ).images[0]
+    assert np.asarray(ours).std() > 10
+    assert np.abs(np.asarray(ours, float) - picture).mean() < 2
+
+
+def test_image_to_image_loads_and_keeps_what_a_low_strength_keeps(model_dir):
+    source = draw_scene(scene_from_caption("large", "green", "square", "white", random.Random(3)), 128)
+    theirs = openvino_genai.Image2ImagePipeline(model_dir, "CPU", INFERENCE_PRECISION_HINT="f32")
+    picture = theirs.generate(
+        "a large green square on a white background",
+        ov.Tensor(np.asarray(source)[None]),
+        strength=0.3,
+        num_inference_steps=10,
+        generator=openvino_genai.TorchGenerator(7),
+    ).data[0]
+    assert np.abs(np.asarray(Image.fromarray(picture), float) - np.asarray(source)).mean() < 25

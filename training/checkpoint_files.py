@@ -1,0 +1,52 @@
+"""Write and read the embedded checkpoint in the layout of DeciDiffusion's own repository."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTextModel
+
+from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
+
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "flexible_unet": ["ov_decidiffusion.unet_nas", "FlexibleUNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def write_checkpoint(
+    folder: Path,
+    vae: AutoencoderKL,
+    unet: FlexibleUNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer_folder: Path,
+    scheduler: SchedulerMixin,
+) -> None:
+    """Write every part in float16; what else lies in the folder (the model card, the defaults) stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vae.half().save_pretrained(folder / "vae")
+    unet.half().save_pretrained(folder / "flexible_unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    text_encoder.config.save_pretrained(folder / "text_encoder")
+    # The names that transformers wrote when DeciDiffusion was released.
+    weights = {f"text_model.{name}": value.half().contiguous() for name, value in text_encoder.state_dict().items()}
+    save_file(weights, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer_folder.resolve() != (folder / "tokenizer").resolve():
+        shutil.copytree(tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
+
+
+def load_parts(folder: Path) -> dict[str, nn.Module]:
+    """The trained modules of a checkpoint, in float32."""
+    return {
+        "unet": FlexibleUNet2DConditionModel.from_pretrained(folder / "flexible_unet", torch_dtype=torch.float32),
+        "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+    }

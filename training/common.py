@@ -1,0 +1,68 @@
+"""What both training stages share: precision, schedule, and state that survives an interruption."""
+
+import math
+import os
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def pick_device() -> torch.device:
+    """A CUDA GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Mixed precision: ``bf16`` computes layers in bfloat16 on float32 weights, ``f32`` changes nothing."""
+    if precision not in ("f32", "bf16"):
+        raise ValueError(f"`precision` must be 'f32' or 'bf16', got {precision!r}.")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def fastest_precision(device: torch.device) -> str:
+    """Time one convolution both ways: bfloat16 is a gain on some processors and a loss on others."""
+    x = torch.randn(32, 64, 32, 32, device=device, requires_grad=True)
+    conv = nn.Conv2d(64, 64, 3, padding=1).to(device)
+    seconds = {}
+    for precision in ("f32", "bf16"):
+        best = math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            with autocast(device, precision):
+                y = conv(x)
+            y.float().square().mean().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+        seconds[precision] = best
+    return min(seconds, key=seconds.get)
+
+
+def falling_rate(step: int, steps: int, warmup: int = 100) -> float:
+    """Learning-rate factor in 0…1: a short linear rise, then half a cosine down to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The randomness of one step, so that a resumed run draws what an unbroken one would have drawn."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def save_state(path: Path, **state) -> None:
+    """Write the training state beside its place and move it there, so that a kill never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_state(path: Path) -> dict | None:
+    """The state of an interrupted run, or None."""
+    if not path.exists():
+        return None
+    return torch.load(path, map_location="cpu", weights_only=True)

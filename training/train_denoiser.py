@@ -1,0 +1,189 @@
+"""Train the embedded checkpoint's U-Net-NAS and text encoder together: ``python -m training.train_denoiser``.
+
+Pictures are drawn and encoded once; then the denoiser learns to predict v (Salimans & Ho 2022, arXiv
+2202.00512, section 2.4) on the latents, with one caption in ten dropped so that classifier-free guidance and
+negative prompts work. What is written is the exponential moving average of the weights.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.training_utils import EMAModel
+from torch import nn
+from tqdm import tqdm
+from transformers import CLIPTokenizer
+
+from training.checkpoint_files import load_parts, write_checkpoint
+from training.common import (
+    autocast,
+    falling_rate,
+    fastest_precision,
+    load_state,
+    pick_device,
+    save_state,
+    step_generator,
+)
+from training.models import MAX_TOKENS, SIDE, make_scheduler, make_text_encoder, make_unet
+from training.scenes import draw_scene, random_scene, reword
+from training.tokenizer import make_tokenizer
+
+RUNS = Path(__file__).parent / "runs"
+CAPTION_DROPOUT = 0.1
+EMA_DECAY = 0.999
+
+
+def draw_and_encode(
+    vae: AutoencoderKL, count: int, seed: int, precision: str, cache: Path
+) -> tuple[torch.Tensor, list[str]]:
+    """Scaled latents [count, 4, SIDE / 8, SIDE / 8] and their captions; kept in a file for a resumed run."""
+    if (kept := load_state(cache)) is not None and kept["key"] == [count, seed]:
+        return kept["latents"], kept["captions"]
+    rng, device = random.Random(seed), pick_device()
+    vae = vae.to(device)
+    latents, captions = [], []
+    with tqdm(total=count, desc="drawing and encoding", unit="picture") as progress:
+        while len(captions) < count:
+            scenes = [random_scene(rng) for _ in range(min(50, count - len(captions)))]
+            captions += [reword(scene, rng) for scene in scenes]
+            pictures = np.stack([np.asarray(draw_scene(scene, SIDE)) for scene in scenes])
+            x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+            with torch.no_grad(), autocast(device, precision):
+                mean = vae.encode(x).latent_dist.mean
+            latents.append(mean.float().cpu() * vae.config.scaling_factor)
+            progress.update(len(scenes))
+    latents = torch.cat(latents)
+    save_state(cache, key=[count, seed], latents=latents, captions=captions)
+    return latents, captions
+
+
+class Denoiser(nn.Module):
+    """The two parts that learn together: noisy latents, timesteps and token ids in, v out."""
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module):
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        text = self.text_encoder(input_ids).last_hidden_state
+        return self.unet(noisy, timesteps, text).sample.float()
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """int64 [captions, 77], padded as the pipeline pads."""
+    return tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def make_denoiser(tokenizer: CLIPTokenizer, start_from: Path | None, seed: int) -> Denoiser:
+    """A fresh denoiser, or the weights of a finished checkpoint to go on from."""
+    torch.manual_seed(seed)
+    if start_from is not None:
+        parts = load_parts(start_from)
+        denoiser = Denoiser(parts["unet"], parts["text_encoder"])
+    else:
+        denoiser = Denoiser(make_unet(), make_text_encoder(len(tokenizer)))
+    # On CPUs the fused attention is slower than plain matrix products at these small widths.
+    denoiser.unet.set_attn_processor(AttnProcessor())
+    denoiser.text_encoder.config._attn_implementation = "eager"
+    return denoiser.train()
+
+
+def train(
+    denoiser: Denoiser,
+    latents: torch.Tensor,
+    input_ids: torch.Tensor,
+    empty: torch.Tensor,
+    options: argparse.Namespace,
+    precision: str,
+) -> EMAModel:
+    """Run or resume the training; returns the averaged weights."""
+    device, state_file = pick_device(), RUNS / "denoiser.pt"
+    scheduler = make_scheduler()
+    denoiser.to(device)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=options.rate, weight_decay=1e-2)
+    average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
+    start = 0
+    if (state := load_state(state_file)) is not None:
+        denoiser.load_state_dict(state["denoiser"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        start = state["step"]
+    average.to(device)
+    smooth = None
+    progress = tqdm(
+        range(start, options.steps), initial=start, total=options.steps, desc=f"denoiser ({precision})", unit="step"
+    )
+    for step in progress:
+        generator = step_generator(options.seed, step)
+        which = torch.randint(len(latents), (options.batch,), generator=generator)
+        noise = torch.randn((options.batch, *latents.shape[1:]), generator=generator)
+        # Spread over the schedule in every batch: less variance than independent draws.
+        spread = (torch.arange(options.batch) + torch.rand(options.batch, generator=generator)) / options.batch
+        timesteps = (spread * scheduler.config.num_train_timesteps).long()
+        ids = input_ids[which]
+        ids[torch.rand(options.batch, generator=generator) < CAPTION_DROPOUT] = empty
+        clean = latents[which]
+        noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
+        target = scheduler.get_velocity(clean, noise, timesteps).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * falling_rate(step, options.steps)
+        with autocast(device, precision):
+            v = denoiser(noisy, timesteps.to(device), ids.to(device))
+        loss = nn.functional.mse_loss(v, target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimizer.step()
+        average.step(denoiser.parameters())
+        smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
+        if (step + 1) % 250 == 0 or step + 1 == options.steps:
+            save_state(
+                state_file,
+                denoiser=denoiser.state_dict(),
+                optimizer=optimizer.state_dict(),
+                average=average.state_dict(),
+                step=step + 1,
+            )
+            progress.write(f"step {step + 1}: loss {smooth:.4f}")
+    return average
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", type=int, default=30000)
+    parser.add_argument("--precision", choices=("f32", "bf16"), help="default: whichever is faster here")
+    parser.add_argument("--vae", type=Path, default=RUNS / "vae", help="the folder that train_vae wrote")
+    parser.add_argument("--start-from", type=Path, help="a finished checkpoint whose weights to train on")
+    parser.add_argument("--output", type=Path, default=Path("checkpoints/tiny-decidiffusion"))
+    options = parser.parse_args()
+    precision = options.precision or fastest_precision(pick_device())
+
+    vae = AutoencoderKL.from_pretrained(options.vae).eval()
+    latents, captions = draw_and_encode(vae, options.pictures, options.seed, precision, RUNS / "latents.pt")
+    if options.start_from is not None:
+        tokenizer = CLIPTokenizer.from_pretrained(options.start_from / "tokenizer")
+    else:
+        tokenizer = make_tokenizer(captions, RUNS / "tokenizer")
+    denoiser = make_denoiser(tokenizer, options.start_from, options.seed)
+    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0]
+    average = train(denoiser, latents, ids, empty, options, precision)
+    average.copy_to(denoiser.parameters())
+    denoiser = denoiser.cpu().eval()
+    write_checkpoint(
+        options.output, vae.cpu(), denoiser.unet, denoiser.text_encoder, Path(tokenizer.name_or_path), make_scheduler()
+    )
+
+
+if __name__ == "__main__":
+    main()
