@@ -65,8 +65,9 @@ def find_checkpoint(checkpoint: str | Path, revision: str | None = None) -> Path
 
     Args:
         checkpoint: a local folder in the layout of ``Deci/DeciDiffusion-v1-0``, or a hub id such as that one.
-            From the hub only the files that are needed are downloaded, into the hub's own cache; an interrupted
-            download goes on where it stopped. ``HF_HUB_OFFLINE`` and ``HF_ENDPOINT`` are honoured.
+            From the hub only the files that are needed are downloaded, into the hub's own cache. A connection
+            that breaks is resumed, and after an interruption finished files are not fetched again.
+            ``HF_HUB_OFFLINE`` and ``HF_ENDPOINT`` are honoured.
         revision: branch, tag or commit of the hub repository; its main branch by default.
 
     Raises:

@@ -4,6 +4,7 @@ The model folder has the layout that Optimum Intel and OpenVINO GenAI load as it
 torch weights, no hub and no checkpoint.
 """
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -13,7 +14,7 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from openvino_tokenizers import convert_tokenizer
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from ov_decidiffusion.checkpoint import (
     CheckpointError,
@@ -288,18 +290,18 @@ def _convert_part(name: str, part: _Part, folder: Path, target: Path, weight_for
     start = time.perf_counter()
     target.mkdir(parents=True)
     file = target / "openvino_model.xml"
-    module = part.load(folder).eval()
+    with _quiet_tracing():
+        module = part.load(folder).eval()
     config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
     example = part.example(config)
     reference = None
-    with torch.no_grad(), warnings.catch_warnings():
-        # Shapes that tracing would fix are checked by diffusers only to refuse wrong ones.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+    with torch.no_grad():
         if verify:
             out = module(**example)
             reference = [value.numpy() for value in (out if isinstance(out, tuple) else (out,))]
         inputs = [(key, ov.PartialShape(shape)) for key, shape in part.shapes.items()]
-        model = ov.convert_model(module, example_input=example, input=inputs)
+        with _quiet_tracing():
+            model = ov.convert_model(module, example_input=example, input=inputs)
     _name_ports(model, list(part.shapes), part.outputs)
     ov.save_model(model, file, compress_to_fp16=weight_format == "fp16")
     _write_config(name, config, target / "config.json")
@@ -315,6 +317,24 @@ def _convert_part(name: str, part: _Part, folder: Path, target: Path, weight_for
             )
     size = sum(path.stat().st_size for path in target.iterdir())
     return PartReport(name, size / 1e6, time.perf_counter() - start, psnr)
+
+
+@contextlib.contextmanager
+def _quiet_tracing() -> Iterator[None]:
+    """Hide what tracing provokes and no reader can act on: it touches every attribute, also deprecated ones, and
+    warns of shape checks that diffusers makes only to refuse wrong shapes."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _name_ports(model: ov.Model, inputs: list[str], outputs: tuple[str, ...]) -> None:

@@ -79,14 +79,12 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         arguments = _arguments(prompt, negative_prompt, seed, steps, guidance_scale)
         return _generate(pipe, arguments | {"image": image, "strength": strength}, progress)
 
-    # One picture at a time: two at once would only slow each other down.
     with DemoBlocks(title="DeciDiffusion on OpenVINO", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.Markdown(f"# DeciDiffusion on OpenVINO\nWords, or words and a picture, to pictures. {LICENSE_NOTE}")
         with gr.Tab("Text to image"):
             _tab(pipe, text_to_image, None)
         with gr.Tab("Image to image"):
             _tab(pipe, image_to_image, example_source(pipe.default_size[0]))
-    demo.queue(default_concurrency_limit=1)
     return demo
 
 
@@ -113,7 +111,10 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Imag
         with gr.Column():
             result = gr.Image(label="Picture", type="pil", format="png", interactive=False, height=512)
             used = gr.Markdown()
-    button.click(generate, inputs, [result, used], show_progress_on=result)
+    # One picture at a time, over both tabs: two at once would only slow each other down.
+    button.click(
+        generate, inputs, [result, used], show_progress_on=result, concurrency_limit=1, concurrency_id="pipeline"
+    )
     if examples:
         rows = [[source, text, negative] if source is not None else [text, negative] for text, negative in examples]
         gr.Examples(rows, inputs[: len(rows[0])], cache_examples=False)

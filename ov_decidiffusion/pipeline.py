@@ -1,5 +1,7 @@
 """OVStableDiffusionPipeline: text, and a picture where one is wanted, to pictures, on OpenVINO."""
 
+import copy
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 INFERENCE_PRECISIONS = ("f32", "bf16", "f16")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+MAX_TOKENS = 77
 MODELS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 
 
@@ -261,11 +264,13 @@ class OVStableDiffusionPipeline:
             expected = self._latent_shape(pictures, width, height)
             if tuple(latents.shape) != expected:
                 raise ValueError(f"`latents` must have the shape {expected}, got {tuple(latents.shape)}.")
-        timesteps = self._timesteps(num_inference_steps, strength if images is not None else None)
+        # A scheduler counts its steps; a copy for each run lets loops interleave.
+        scheduler = copy.deepcopy(self.scheduler)
+        timesteps = _set_timesteps(scheduler, num_inference_steps, strength if images is not None else None)
         guided = guidance_scale > 1
         return self._denoise(
             prompts, negatives if guided else None, images, (width, height), num_images_per_prompt,
-            timesteps, guidance_scale, guidance_rescale, generator, latents,
+            scheduler, timesteps, guidance_scale, guidance_rescale, generator, latents,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -276,6 +281,7 @@ class OVStableDiffusionPipeline:
         images: list[Image.Image] | None,
         size: tuple[int, int],
         num_images_per_prompt: int,
+        scheduler: SchedulerMixin,
         timesteps: torch.Tensor,
         guidance_scale: float,
         guidance_rescale: float,
@@ -288,19 +294,21 @@ class OVStableDiffusionPipeline:
             unconditional = self.encode_prompt(negatives).repeat_interleave(num_images_per_prompt, dim=0)
             text = torch.cat([unconditional, text])
         if images is not None:
-            latents = self._noisy_image_latents(images, size, pictures, timesteps[:1], generator)
+            clean = self._image_latents(images, size, pictures, generator)
+            noise = randn_tensor(clean.shape, generator=generator)
+            latents = scheduler.add_noise(clean, noise, timesteps[:1].repeat(pictures))
         else:
             if latents is None:
                 latents = randn_tensor(self._latent_shape(pictures, *size), generator=generator)
-            latents = latents.float() * self.scheduler.init_noise_sigma
-        extra = _extra_step_arguments(self.scheduler, generator)
+            latents = latents.float() * scheduler.init_noise_sigma
+        extra = _extra_step_arguments(scheduler, generator)
         for index, timestep in enumerate(tqdm(timesteps, **{"desc": "denoising", **self._progress_bar_config})):
             batch = torch.cat([latents, latents]) if negatives is not None else latents
-            batch = self.scheduler.scale_model_input(batch, timestep)
+            batch = scheduler.scale_model_input(batch, timestep)
             prediction = self.predict(batch, timestep, text)
             if negatives is not None:
                 prediction = _guide(prediction, guidance_scale, guidance_rescale)
-            latents = self.scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+            latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
             step = DenoisingStep(index, len(timesteps), timestep, latents)
             yield step
             latents = step.latents
@@ -317,7 +325,7 @@ class OVStableDiffusionPipeline:
     def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
         """Hidden states [prompts, 77, d] of the text encoder; what does not fit into 77 tokens is left out."""
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        length = self.tokenizer.model_max_length
+        length = min(self.tokenizer.model_max_length, MAX_TOKENS)
         ids = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
         for text, full in zip(prompts, self.tokenizer(prompts).input_ids, strict=True):
             if len(full) > length:
@@ -367,38 +375,37 @@ class OVStableDiffusionPipeline:
                 )
         return width, height
 
-    def _timesteps(self, num_inference_steps: int, strength: float | None) -> torch.Tensor:
-        """Set the scheduler; in image-to-image, the first steps are left out."""
-        self.scheduler.set_timesteps(num_inference_steps)
-        if strength is None:
-            return self.scheduler.timesteps
-        steps = self.scheduler.num_inference_steps
-        running = min(int(steps * strength), steps)
-        if running < 1:
-            raise ValueError(
-                f"`strength` {strength} of {steps} steps leaves no step to run: use at least {1 / steps:.3f}, or more "
-                "steps."
-            )
-        begin = (steps - running) * self.scheduler.order
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(begin)
-        return self.scheduler.timesteps[begin:]
-
-    def _noisy_image_latents(
+    def _image_latents(
         self,
         images: list[Image.Image],
         size: tuple[int, int],
         pictures: int,
-        first_timestep: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> torch.Tensor:
+        """Latents of the source pictures, one for each picture to make."""
         pixels = self.image_processor.preprocess(images, width=size[0], height=size[1])
         if isinstance(generator, list):  # every picture draws its own
             pixels = pixels.repeat_interleave(pictures // len(pixels), dim=0)
         clean = self.encode_image(pixels, generator)
-        clean = clean.repeat_interleave(pictures // len(clean), dim=0)
-        noise = randn_tensor(clean.shape, generator=generator)
-        return self.scheduler.add_noise(clean, noise, first_timestep.repeat(pictures))
+        return clean.repeat_interleave(pictures // len(clean), dim=0)
+
+
+def _set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, strength: float | None) -> torch.Tensor:
+    """The timesteps to run; in image-to-image, the first ones are left out."""
+    scheduler.set_timesteps(num_inference_steps)
+    if strength is None:
+        return scheduler.timesteps
+    steps = scheduler.num_inference_steps
+    running = min(int(steps * strength), steps)
+    if running < 1:
+        raise ValueError(
+            f"`strength` {strength} of {steps} steps leaves no step to run: use at least {1 / steps:.3f}, or take more "
+            "steps."
+        )
+    begin = (steps - running) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return scheduler.timesteps[begin:]
 
 
 def _guide(prediction: torch.Tensor, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:
@@ -413,8 +420,7 @@ def _guide(prediction: torch.Tensor, guidance_scale: float, guidance_rescale: fl
 
 
 def _extra_step_arguments(scheduler: SchedulerMixin, generator: Any) -> dict[str, Any]:
-    accepts = scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
-    return {"generator": generator} if "generator" in accepts else {}
+    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
 
 def _unet_factor(config: dict[str, Any]) -> int:

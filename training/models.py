@@ -89,5 +89,5 @@ def make_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        timestep_spacing="trailing",
+        timestep_spacing="leading",  # OpenVINO GenAI's DDIM does not know "trailing"
     )

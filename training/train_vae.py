@@ -95,7 +95,10 @@ def train(options: argparse.Namespace, precision: str, state_file: Path) -> Auto
     torch.manual_seed(seed)
     vae = make_vae() if options.start_from is None else AutoencoderKL.from_pretrained(options.start_from)
     vae = vae.float()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, weight_decay=1e-2)
+    for module in (vae.encoder, vae.quant_conv):
+        module.requires_grad_(not options.decoder_only)
+    scaling_factor = vae.config.scaling_factor
+    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], lr=rate, weight_decay=1e-2)
     start = 0
     if (state := load_state(state_file)) is not None:
         vae.load_state_dict(state["vae"])
@@ -126,7 +129,7 @@ def train(options: argparse.Namespace, precision: str, state_file: Path) -> Auto
     vae = vae.cpu().eval()
     fix_posterior(vae)
     psnr, std = measure(vae, draw_pictures(64, seed + 1))
-    vae.register_to_config(scaling_factor=round(1 / std, 5))
+    vae.register_to_config(scaling_factor=scaling_factor if options.decoder_only else round(1 / std, 5))
     print(f"reconstruction {psnr:.1f} dB, latents' standard deviation {std:.3f}")
     return vae
 
@@ -140,6 +143,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: whichever is faster here")
     parser.add_argument("--crop-share", type=float, default=0.4, help="of the steps, that see crops")
     parser.add_argument("--start-from", type=Path, help="an autoencoder whose weights to train on")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder, so that a denoiser stays valid")
     parser.add_argument("--output", type=Path, default=RUNS / "vae")
     options = parser.parse_args()
     precision = options.precision or fastest_precision(pick_device())
