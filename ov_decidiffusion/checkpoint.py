@@ -6,11 +6,12 @@ Weights and settings are all that is taken from a checkpoint: no code of it is d
 import errno
 import json
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
@@ -19,10 +20,12 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    XetDownloadError,
 )
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -33,7 +36,6 @@ EMBEDDED_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "
 KNOWN_CHECKPOINTS = {
     "Embedded (small, works offline)": str(EMBEDDED_CHECKPOINT),
     "DeciDiffusion 1.0": "Deci/DeciDiffusion-v1-0",
-    "DeciDiffusion 2.0": "Deci/DeciDiffusion-v2-0",
 }
 
 # Part -> (config file, weights by preference). Safetensors hold numbers only; a pickle is a last resort, and
@@ -108,7 +110,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
         why = "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "no connection"
         raise CheckpointError(f"{place} cannot be downloaded from {constants.ENDPOINT}: {why}. {LOCAL_HINT}") from error
-    except (HfHubHTTPError, EntryNotFoundError) as error:
+    except (HfHubHTTPError, HTTPError, EntryNotFoundError, XetDownloadError) as error:
         raise CheckpointError(
             f"{place} cannot be downloaded from {constants.ENDPOINT}: {error} {LOCAL_HINT}"
         ) from error
@@ -133,6 +135,9 @@ def _needed_patterns(repo_id: str, revision: str | None) -> list[str]:
             to_download = {file.path: 0 for file in get_cached_repo_tree(repo_id, revision=revision)}
         except CachedRepoTreeNotFoundError:
             return everything
+    missing = _missing(to_download)
+    if missing:
+        raise CheckpointError(_missing_message(f"'{repo_id}'", missing, to_download))
     chosen = [name for name in (*PLAIN_FILES, *OPTIONAL_FILES) if name in to_download]
     for part, (config, weights) in WEIGHTED_PARTS.items():
         chosen.append(f"{part}/{config}")
@@ -159,14 +164,10 @@ def check_checkpoint(folder: str | Path) -> None:
         CheckpointError: names what is missing or broken.
     """
     folder = Path(folder)
-    missing = [name for name in PLAIN_FILES if not (folder / name).is_file()]
-    for part, (config, weights) in WEIGHTED_PARTS.items():
-        if not (folder / part / config).is_file():
-            missing.append(f"{part}/{config}")
-        if _weights_file(folder, part) is None:
-            missing.append(f"{part}/{weights[0]}")
+    present = {file.relative_to(folder).as_posix() for file in folder.glob("*/*") if file.is_file()}
+    missing = _missing(present)
     if missing:
-        raise CheckpointError(_missing_message(folder, missing))
+        raise CheckpointError(_missing_message(str(folder), missing, present))
     for part in WEIGHTED_PARTS:
         weights = _weights_file(folder, part)
         if weights.suffix == ".safetensors":
@@ -179,17 +180,36 @@ def check_checkpoint(folder: str | Path) -> None:
                 ) from error
 
 
-def _missing_message(folder: Path, missing: list[str]) -> str:
-    message = f"The checkpoint {folder} lacks {', '.join(missing)}."
-    if (folder / "unet" / "openvino_model.xml").is_file():
+def _missing(present: Container[str]) -> list[str]:
+    missing = [name for name in PLAIN_FILES if name not in present]
+    for part, (config, weights) in WEIGHTED_PARTS.items():
+        if f"{part}/{config}" not in present:
+            missing.append(f"{part}/{config}")
+        if not any(f"{part}/{name}" in present for name in weights):
+            missing.append(f"{part}/{weights[0]}")
+    return missing
+
+
+def _missing_message(checkpoint: str, missing: list[str], present: Container[str]) -> str:
+    message = f"The checkpoint {checkpoint} lacks {', '.join(missing)}."
+    if "unet/openvino_model.xml" in present:
         return f"{message} It is an OpenVINO model folder: load it with OVStableDiffusionPipeline.from_pretrained."
-    if any(name.startswith("flexible_unet/") for name in missing) and (folder / "unet" / "config.json").is_file():
+    if "unet/config.json" in present and "flexible_unet/config.json" in missing:
         return f"{message} Its unet/ is a Stable Diffusion U-Net; a DeciDiffusion checkpoint has flexible_unet/."
     return f"{message} A DeciDiffusion checkpoint has the layout of the hub's Deci/DeciDiffusion-v1-0."
 
 
 def _weights_file(folder: Path, part: str) -> Path | None:
     return next((folder / part / name for name in WEIGHTED_PARTS[part][1] if (folder / part / name).is_file()), None)
+
+
+def checkpoint_files(folder: str | Path) -> list[Path]:
+    """The files of a checkpoint that a conversion reads, in a fixed order."""
+    folder = Path(folder)
+    files = [folder / name for name in (*PLAIN_FILES, *OPTIONAL_FILES)]
+    for part, (config, _) in WEIGHTED_PARTS.items():
+        files += [folder / part / config, _weights_file(folder, part) or folder / part / config]
+    return [file for file in files if file.is_file()]
 
 
 def weights_size(folder: str | Path) -> int:
@@ -216,15 +236,34 @@ def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) ->
 
 
 def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> FlexibleUNet2DConditionModel:
-    """U-Net-NAS, built from the configuration in the checkpoint."""
-    folder = Path(folder) / "flexible_unet"
-    return FlexibleUNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval()
+    """U-Net-NAS, built from the configuration in the checkpoint.
+
+    Raises:
+        CheckpointError: the weights lack a parameter.
+    """
+    return _load_complete(FlexibleUNet2DConditionModel, Path(folder) / "flexible_unet", dtype)
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The autoencoder; pictures [b, 3, H, W] in -1…1 to latents [b, 4, H / 8, W / 8] and back."""
-    folder = Path(folder) / "vae"
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).eval()
+    """The autoencoder; pictures [b, 3, H, W] in -1…1 to latents [b, 4, H / 8, W / 8] and back.
+
+    Raises:
+        CheckpointError: the weights lack a parameter.
+    """
+    return _load_complete(AutoencoderKL, Path(folder) / "vae", dtype)
+
+
+def _load_complete(model_class: type[ModelMixin], folder: Path, dtype: torch.dtype) -> ModelMixin:
+    """diffusers only warns of missing weights, and leaves them without values."""
+    model, info = model_class.from_pretrained(
+        folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise CheckpointError(
+            f"The weights in {folder} lack {len(info['missing_keys'])} parameters that its config.json calls for, "
+            f"such as {sorted(info['missing_keys'])[0]}: download it again."
+        )
+    return model.eval()
 
 
 def load_tokenizer(folder: str | Path) -> CLIPTokenizer:

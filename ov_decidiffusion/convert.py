@@ -15,7 +15,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ov_decidiffusion.checkpoint import (
-    CheckpointError,
+    checkpoint_files,
     find_checkpoint,
     load_text_encoder,
     load_tokenizer,
@@ -37,7 +37,7 @@ from ov_decidiffusion.checkpoint import (
     read_json,
     weights_size,
 )
-from ov_decidiffusion.schedulers import peer_scheduler_config
+from ov_decidiffusion.schedulers import make_scheduler, peer_scheduler_config
 
 WEIGHT_FORMATS = ("fp16", "fp32")
 MIN_PSNR = 40.0  # dB
@@ -216,7 +216,7 @@ def convert_checkpoint(
         sizes in MB, seconds, and the agreement with PyTorch in dB: 20 log10(max|reference| / RMSE).
 
     Raises:
-        ValueError: a wrong argument, or ``model_dir`` holds something else.
+        ValueError: a wrong argument, an unknown scheduler, or ``model_dir`` holds something else.
         CheckpointError: as ``find_checkpoint``.
         ConversionError: a converted model disagrees with PyTorch.
     """
@@ -224,8 +224,9 @@ def convert_checkpoint(
         raise ValueError(f"`weight_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}.")
     model_dir = default_model_dir(checkpoint, weight_format) if model_dir is None else Path(model_dir).expanduser()
     if model_dir.exists():
-        return _existing_report(model_dir, checkpoint, weight_format)
+        return _existing_report(model_dir, checkpoint, revision, weight_format, verify)
     folder = find_checkpoint(checkpoint, revision)
+    make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))  # refused now, not after the work
     if verify is None:
         verify = weights_size(folder) <= SMALL_CHECKPOINT
     model_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -233,16 +234,17 @@ def convert_checkpoint(
     try:
         parts = _convert_parts(folder, partial, weight_format, verify)
         _write_settings(folder, partial)
-        report = {"checkpoint": Path(checkpoint).name, "fingerprint": _fingerprint(folder)}
-        report |= {"weight_format": weight_format, "parts": [asdict(part) for part in parts]}
-        (partial / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
+        source = _source(checkpoint, revision) | {"fingerprint": _fingerprint(folder), "weight_format": weight_format}
+        _write_json(partial / REPORT_FILE, source | {"parts": [asdict(part) for part in parts]})
         os.replace(partial, model_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return ConversionReport(model_dir, weight_format, tuple(parts), converted=True)
 
 
-def _existing_report(model_dir: Path, checkpoint: str | Path, weight_format: str) -> ConversionReport:
+def _existing_report(
+    model_dir: Path, checkpoint: str | Path, revision: str | None, weight_format: str, verify: bool | None
+) -> ConversionReport:
     """The report of a complete folder; anything else in the way is left alone and refused."""
     report_file = model_dir / REPORT_FILE
     missing = [name for name in PARTS if not (model_dir / name / "openvino_model.bin").is_file()]
@@ -252,24 +254,51 @@ def _existing_report(model_dir: Path, checkpoint: str | Path, weight_format: str
             f"{', '.join(missing) or REPORT_FILE}): delete it or choose another folder."
         )
     report = read_json(report_file)
+    wanted = _source(checkpoint, revision) | {"weight_format": weight_format}
     folder = Path(checkpoint).expanduser()
-    stale = folder.is_dir() and _fingerprint(folder) != report["fingerprint"]
-    if stale or (report["checkpoint"], report["weight_format"]) != (Path(checkpoint).name, weight_format):
+    if folder.is_dir():
+        wanted["fingerprint"] = _fingerprint(folder)
+    differing = [name for name, value in wanted.items() if report[name] != value]
+    if differing:
         raise ValueError(
-            f"`model_dir` {model_dir} holds {report['checkpoint']} with {report['weight_format']} weights, converted "
-            f"from other weights than {checkpoint} in {weight_format}: delete it or choose another folder."
+            f"`model_dir` {model_dir} holds {report['checkpoint']} (revision {report['revision']}, "
+            f"{report['weight_format']} weights), and its {' and '.join(differing)} differs from what is asked for "
+            f"({checkpoint}, revision {revision}, {weight_format}): delete it or choose another folder."
         )
     parts = tuple(PartReport(**part) for part in report["parts"])
+    if verify and any(part.psnr is None for part in parts):
+        parts = _verify_parts(parts, find_checkpoint(checkpoint, revision), model_dir)
+        _write_json(report_file, report | {"parts": [asdict(part) for part in parts]})
     return ConversionReport(model_dir, weight_format, parts, converted=False)
 
 
+def _verify_parts(parts: tuple[PartReport, ...], folder: Path, model_dir: Path) -> tuple[PartReport, ...]:
+    """Check a folder that was converted without a check."""
+    verified = []
+    for part in tqdm(parts, desc="verifying", unit="part"):
+        module, _, example = _load_part(PARTS[part.name], folder)
+        reference = _run_torch(module, example)
+        del module
+        gc.collect()
+        agreement = _check_agreement(part.name, model_dir / part.name / "openvino_model.xml", example, reference)
+        verified.append(replace(part, psnr=agreement))
+    return tuple(verified)
+
+
+def _source(checkpoint: str | Path, revision: str | None) -> dict[str, str | None]:
+    """What a model folder was made of: a hub id with its revision, or the name of a folder, which may move."""
+    folder = Path(checkpoint).expanduser()
+    return {"checkpoint": folder.resolve().name if folder.is_dir() else str(checkpoint), "revision": revision}
+
+
 def _fingerprint(folder: Path) -> str:
-    """Tells trainings of one architecture apart: the start of the U-Net's weights, and their size."""
-    weights = next((folder / "flexible_unet").glob("diffusion_pytorch_model.*"), None)
-    if weights is None:
-        raise CheckpointError(f"The checkpoint {folder} lacks flexible_unet/diffusion_pytorch_model.safetensors.")
-    with weights.open("rb") as file:
-        return hashlib.sha256(file.read(1 << 20)).hexdigest()[:16] + f"-{weights.stat().st_size}"
+    """Tells trainings of one architecture apart: names, sizes and beginnings of all files of a checkpoint."""
+    digest = hashlib.sha256()
+    for file in checkpoint_files(folder):
+        digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(1 << 20))
+    return digest.hexdigest()[:32]
 
 
 def _convert_parts(folder: Path, target: Path, weight_format: str, verify: bool) -> list[PartReport]:
@@ -290,33 +319,42 @@ def _convert_part(name: str, part: _Part, folder: Path, target: Path, weight_for
     start = time.perf_counter()
     target.mkdir(parents=True)
     file = target / "openvino_model.xml"
+    module, config, example = _load_part(part, folder)
+    reference = _run_torch(module, example) if verify else None
+    inputs = [(key, ov.PartialShape(shape)) for key, shape in part.shapes.items()]
+    with torch.no_grad(), _quiet_tracing():
+        model = ov.convert_model(module, example_input=example, input=inputs)
+    _name_ports(model, list(part.shapes), part.outputs)
+    ov.save_model(model, file, compress_to_fp16=weight_format == "fp16")
+    _write_json(target / "config.json", _config_for_peers(name, config))
+    del module, model
+    gc.collect()
+    psnr = None if reference is None else _check_agreement(name, file, example, reference)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    return PartReport(name, size / 1e6, time.perf_counter() - start, psnr)
+
+
+def _load_part(part: _Part, folder: Path) -> tuple[nn.Module, dict[str, Any], dict[str, torch.Tensor]]:
     with _quiet_tracing():
         module = part.load(folder).eval()
     config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
-    example = part.example(config)
-    reference = None
-    with torch.no_grad():
-        if verify:
-            out = module(**example)
-            reference = [value.numpy() for value in (out if isinstance(out, tuple) else (out,))]
-        inputs = [(key, ov.PartialShape(shape)) for key, shape in part.shapes.items()]
-        with _quiet_tracing():
-            model = ov.convert_model(module, example_input=example, input=inputs)
-    _name_ports(model, list(part.shapes), part.outputs)
-    ov.save_model(model, file, compress_to_fp16=weight_format == "fp16")
-    _write_config(name, config, target / "config.json")
-    del module, model
-    gc.collect()
-    psnr = None
-    if reference is not None:
-        psnr = _measure_agreement(file, example, reference)
-        if psnr < MIN_PSNR:
-            raise ConversionError(
-                f"The converted {name} agrees with PyTorch to {psnr:.1f} dB only; at least {MIN_PSNR:.0f} dB are "
-                "needed. No model folder was written."
-            )
-    size = sum(path.stat().st_size for path in target.iterdir())
-    return PartReport(name, size / 1e6, time.perf_counter() - start, psnr)
+    return module, config, part.example(config)
+
+
+@torch.no_grad()
+def _run_torch(module: nn.Module, example: dict[str, torch.Tensor]) -> list[np.ndarray]:
+    out = module(**example)
+    return [value.numpy() for value in (out if isinstance(out, tuple) else (out,))]
+
+
+def _check_agreement(name: str, file: Path, example: dict[str, torch.Tensor], reference: list[np.ndarray]) -> float:
+    agreement = _measure_agreement(file, example, reference)
+    if agreement < MIN_PSNR:
+        raise ConversionError(
+            f"The converted {name} agrees with PyTorch to {agreement:.1f} dB only; at least {MIN_PSNR:.0f} dB are "
+            "needed. The conversion is not to be used."
+        )
+    return agreement
 
 
 @contextlib.contextmanager
@@ -360,14 +398,13 @@ def psnr(value: np.ndarray, reference: np.ndarray) -> float:
     return 20 * math.log10(float(np.abs(reference).max()) / error) if error > 0 else math.inf
 
 
-def _write_config(name: str, config: dict[str, Any], file: Path) -> None:
+def _config_for_peers(name: str, config: dict[str, Any]) -> dict[str, Any]:
     """The settings beside a converted model, under the class names that other tools know."""
     if name == "unet":
         config = config | {"_class_name": "UNet2DConditionModel", "time_cond_proj_dim": None}
     elif name.startswith("vae"):
         config = config | {"_class_name": "AutoencoderKL"}
-    config = {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
-    file.write_text(json.dumps(config, indent=2, default=str) + "\n")
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
 
 
 def _convert_tokenizer(folder: Path, target: Path) -> None:
@@ -384,7 +421,7 @@ def _write_settings(folder: Path, target: Path) -> None:
         _write_json(target / "ov_scheduler" / "scheduler_config.json", scheduler)
     defaults = DEFAULTS_1_0 if "squeeze_mode" not in scheduler else DEFAULTS_2_0
     if (folder / DEFAULTS_FILE).is_file():
-        defaults = read_json(folder / DEFAULTS_FILE)
+        defaults = defaults | read_json(folder / DEFAULTS_FILE)
     _write_json(target / DEFAULTS_FILE, defaults)
     index = {
         "_class_name": "StableDiffusionPipeline",
@@ -399,4 +436,4 @@ def _write_settings(folder: Path, target: Path) -> None:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

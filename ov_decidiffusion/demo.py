@@ -42,6 +42,7 @@ class DemoBlocks(gr.Blocks):
         defaults = {
             "server_name": "127.0.0.1",
             "share": False,
+            "show_error": True,
             "ssr_mode": False,
             "theme": gr.themes.Soft(font=fonts, font_mono=mono),
             "app_kwargs": {"middleware": [Middleware(_StayLocal)]},
@@ -95,7 +96,11 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Imag
         with gr.Column():
             inputs = []
             if source is not None:
-                inputs.append(gr.Image(label="Source picture", type="pil", sources=["upload", "clipboard"], height=256))
+                inputs.append(
+                    gr.Image(
+                        label="Source picture", type="pil", image_mode=None, sources=["upload", "clipboard"], height=256
+                    )
+                )
             inputs.append(gr.Textbox(label="Prompt", lines=2, placeholder="What should the picture show?"))
             inputs.append(gr.Textbox(label="Negative prompt", placeholder="What should it keep away from?"))
             if source is not None:

@@ -64,17 +64,18 @@ def make_image_processor(vae_scale_factor: int) -> VaeImageProcessor:
     return VaeImageProcessor(vae_scale_factor=vae_scale_factor, resample="lanczos")
 
 
-def latents_to_rgb(latents: torch.Tensor) -> Image.Image:
-    """A quick look at latents [4, h, w] without the decoder: their first three principal components as RGB.
+def latents_to_rgb(latents: torch.Tensor) -> list[Image.Image]:
+    """A quick look at latents [b, 4, h, w] without the decoder: their three strongest directions as RGB.
+
+    The directions are those of the last entry, so that the steps of one denoising can be compared.
 
     Returns:
-        a picture of w x h pixels.
+        b pictures of w x h pixels.
     """
-    channels, height, width = latents.shape
-    flat = latents.detach().float().reshape(channels, -1)
-    centered = flat - flat.mean(dim=1, keepdim=True)
-    basis = torch.linalg.svd(centered, full_matrices=False).U[:, :3]
+    flat = latents.detach().float().flatten(2)  # [b, 4, h * w]
+    centered = flat - flat.mean(dim=2, keepdim=True)
+    basis = torch.linalg.svd(centered[-1], full_matrices=False).U[:, :3]
     shown = basis.T @ centered
-    shown = (shown / (3 * shown.std(dim=1, keepdim=True).clamp_min(1e-6)) + 1) / 2
-    pixels = (shown.clamp(0, 1) * 255).round().byte().reshape(3, height, width)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    shown = (shown / (3 * shown.std(dim=2, keepdim=True).clamp_min(1e-6)) + 1) / 2
+    pixels = (shown.clamp(0, 1) * 255).round().byte().unflatten(2, latents.shape[2:])
+    return [Image.fromarray(one.numpy()) for one in pixels.permute(0, 2, 3, 1).contiguous()]

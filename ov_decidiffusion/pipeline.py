@@ -3,6 +3,8 @@
 import copy
 import inspect
 import logging
+import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +87,7 @@ class OVStableDiffusionPipeline:
         self.default_size = (side, side)
         self.image_processor = make_image_processor(self.vae_scale_factor)
         self._progress_bar_config: dict[str, Any] = {}
+        self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
 
     @classmethod
     def from_pretrained(
@@ -132,7 +135,7 @@ class OVStableDiffusionPipeline:
             make_scheduler(read_json(scheduler_file)),
             read_json(folder / "unet" / "config.json"),
             read_json(folder / "vae_decoder" / "config.json"),
-            read_json(defaults_file) if defaults_file.is_file() else dict(DEFAULTS_1_0),
+            DEFAULTS_1_0 | (read_json(defaults_file) if defaults_file.is_file() else {}),
         )
 
     @property
@@ -181,7 +184,7 @@ class OVStableDiffusionPipeline:
             guidance_rescale: share, 0…1, by which guidance's contrast is pulled back (Lin et al. 2023, arXiv
                 2305.08891, section 3.4); None for the checkpoint's own.
             height, width: in pixels, multiples of ``size_factor``. None: the checkpoint's default, or with
-                ``image`` its own size, scaled down to the default's area.
+                ``image`` its own size, scaled down to the default's area; several must then be of one size.
             num_images_per_prompt: pictures to make of each prompt.
             generator: source of the noise; a list of them, one a picture, makes each picture independent of the
                 batch.
@@ -352,8 +355,9 @@ class OVStableDiffusionPipeline:
         return self.image_processor.postprocess(torch.cat(decoded), output_type=output_type)
 
     def _run(self, name: str, inputs: dict[str, np.ndarray]) -> torch.Tensor:
-        results = self._models[name](inputs, share_inputs=True, share_outputs=False)
-        return torch.from_numpy(results[0])
+        with self._running:
+            results = self._models[name](inputs, share_inputs=True, share_outputs=False)
+            return torch.from_numpy(results[0])
 
     def _or_default(self, name: str, value: float | None) -> float:
         return self.defaults[name] if value is None else value
@@ -363,17 +367,20 @@ class OVStableDiffusionPipeline:
 
     def _size(self, width: int | None, height: int | None, images: list[Image.Image] | None) -> tuple[int, int]:
         own_width, own_height = self.default_size
-        if images is not None:
+        if images is not None and (width is None or height is None):
+            if len({image.size for image in images}) > 1:
+                raise ValueError("`image` holds pictures of different sizes: give `height` and `width`.")
             own_width, own_height = fit_size(*images[0].size, own_width * own_height, self.size_factor)
-        width, height = width or own_width, height or own_height
+        width, height = own_width if width is None else width, own_height if height is None else height
         for name, value in (("width", width), ("height", height)):
-            if not isinstance(value, int) or value < 1 or value % self.size_factor:
-                below = max(1, int(value) // self.size_factor) * self.size_factor
+            _check_whole(name, value, 1)
+            if value % self.size_factor:
+                below = max(1, value // self.size_factor) * self.size_factor
                 raise ValueError(
                     f"`{name}` must be a multiple of {self.size_factor}, got {value}; the nearest are {below} and "
                     f"{below + self.size_factor}."
                 )
-        return width, height
+        return int(width), int(height)
 
     def _image_latents(
         self,
@@ -399,8 +406,8 @@ def _set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, strength
     running = min(int(steps * strength), steps)
     if running < 1:
         raise ValueError(
-            f"`strength` {strength} of {steps} steps leaves no step to run: use at least {1 / steps:.3f}, or take more "
-            "steps."
+            f"`strength` {strength} of {steps} steps leaves no step to run: use at least "
+            f"{math.ceil(1000 / steps) / 1000}, or take more steps."
         )
     begin = (steps - running) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):

@@ -13,6 +13,7 @@ PEER_SCHEDULERS = (
     "EulerAncestralDiscreteScheduler",
     "PNDMScheduler",
 )
+PEER_BETA_SCHEDULES = ("linear", "scaled_linear")
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
@@ -42,10 +43,12 @@ def peer_scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
     """A scheduler config that other OpenVINO tools can read.
 
     Returns:
-        the config itself if they know its scheduler, else that of DDIM on the same noise schedule, its betas
-        written out as ``trained_betas``.
+        the config itself if they know its scheduler, betas and spacing of timesteps, else that of DDIM on the same
+        noise schedule, its betas written out as ``trained_betas``.
     """
-    if config.get("_class_name") in PEER_SCHEDULERS:
+    known_betas = config.get("trained_betas") is not None or config.get("beta_schedule") in PEER_BETA_SCHEDULES
+    known_spacing = config.get("timestep_spacing") != "trailing"
+    if config.get("_class_name") in PEER_SCHEDULERS and known_betas and known_spacing:
         return config
     betas = make_scheduler(config).betas.tolist()
     ddim = diffusers.DDIMScheduler(

@@ -67,16 +67,19 @@ def test_models_agree_with_pytorch_at_other_sizes_and_batches(model_dir):
         assert psnr(result, reference.numpy()) > 60, name
 
 
-def test_fp32_weights_are_twice_as_large_and_closer(conversion, tmp_path):
+def test_fp32_weights_are_twice_as_large_and_can_be_verified_later(conversion, tmp_path):
     report = convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path / "fp32", weight_format="fp32", verify=False)
     for wide, narrow in zip(report.parts, conversion.parts, strict=True):
         assert wide.psnr is None and wide.megabytes > 1.4 * narrow.megabytes
+    verified = convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path / "fp32", weight_format="fp32", verify=True)
+    assert not verified.converted and all(part.psnr > 80 for part in verified.parts)
+    assert convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path / "fp32", weight_format="fp32").parts == verified.parts
 
 
 def test_a_second_call_returns_at_once_and_other_folders_are_left_alone(conversion, model_dir, tmp_path):
     again = convert_checkpoint(EMBEDDED_CHECKPOINT, model_dir)
     assert not again.converted and again.parts == conversion.parts
-    with pytest.raises(ValueError, match="holds tiny-decidiffusion with fp16 weights.*other folder"):
+    with pytest.raises(ValueError, match="fp16 weights.*weight_format differs.*other folder"):
         convert_checkpoint(EMBEDDED_CHECKPOINT, model_dir, weight_format="fp32")
     with pytest.raises(ValueError, match="`weight_format` must be one of fp16, fp32, got 'int7'"):
         convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path / "new", weight_format="int7")
@@ -116,6 +119,18 @@ def test_a_model_that_disagrees_with_pytorch_fails_the_conversion(monkeypatch, t
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_that_changed_or_another_one_is_not_taken_for_the_converted_one(model_dir, tmp_path):
+    checkpoint = tmp_path / "tiny-decidiffusion"
+    shutil.copytree(EMBEDDED_CHECKPOINT, checkpoint)
+    assert not convert_checkpoint(checkpoint, model_dir).converted
+    defaults = checkpoint / "pipeline_defaults.json"
+    defaults.write_text(defaults.read_text() + "\n")
+    with pytest.raises(ValueError, match="fingerprint differs"):
+        convert_checkpoint(checkpoint, model_dir)
+    with pytest.raises(ValueError, match="checkpoint and revision differs"):
+        convert_checkpoint("Deci/tiny-decidiffusion", model_dir, revision="v2")
+
+
 def test_a_scheduler_that_other_tools_lack_is_kept_beside_one_that_they_know(tmp_path):
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(EMBEDDED_CHECKPOINT, checkpoint)
@@ -130,3 +145,7 @@ def test_a_scheduler_that_other_tools_lack_is_kept_beside_one_that_they_know(tmp
     assert for_peers["_class_name"] == "DDIMScheduler" and for_peers["prediction_type"] == "v_prediction"
     assert len(for_peers["trained_betas"]) == 1000
     assert json.loads((tmp_path / "model" / "ov_scheduler" / "scheduler_config.json").read_text()) == own
+
+    file.write_text(json.dumps(own | {"_class_name": "MagicScheduler"}))
+    with pytest.raises(ValueError, match="DDIMScheduler.*got 'MagicScheduler'"):
+        convert_checkpoint(checkpoint, tmp_path / "other", verify=False)

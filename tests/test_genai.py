@@ -6,7 +6,6 @@ import diffusers
 import numpy as np
 import openvino as ov
 import openvino_genai
-from PIL import Image
 
 from training.scenes import draw_scene, scene_from_caption
 
@@ -44,4 +43,4 @@ def test_image_to_image_loads_and_keeps_what_a_low_strength_keeps(model_dir):
         num_inference_steps=10,
         generator=openvino_genai.TorchGenerator(7),
     ).data[0]
-    assert np.abs(np.asarray(Image.fromarray(picture), float) - np.asarray(source)).mean() < 25
+    assert np.abs(np.asarray(picture, float) - np.asarray(source)).mean() < 8

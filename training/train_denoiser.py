@@ -41,7 +41,9 @@ def draw_and_encode(
     vae: AutoencoderKL, count: int, seed: int, precision: str, cache: Path
 ) -> tuple[torch.Tensor, list[str]]:
     """Scaled latents [count, 4, SIDE / 8, SIDE / 8] and their captions; kept in a file for a resumed run."""
-    if (kept := load_state(cache)) is not None and kept["key"] == [count, seed]:
+    weights = torch.cat([value.flatten() for value in vae.state_dict().values()])
+    key = [count, seed, weights.double().sum().item()]
+    if (kept := load_state(cache)) is not None and kept["key"] == key:
         return kept["latents"], kept["captions"]
     rng, device = random.Random(seed), pick_device()
     vae = vae.to(device)
@@ -57,7 +59,7 @@ def draw_and_encode(
             latents.append(mean.float().cpu() * vae.config.scaling_factor)
             progress.update(len(scenes))
     latents = torch.cat(latents)
-    save_state(cache, key=[count, seed], latents=latents, captions=captions)
+    save_state(cache, key=key, latents=latents, captions=captions)
     return latents, captions
 
 
@@ -110,7 +112,8 @@ def train(
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=options.rate, weight_decay=1e-2)
     average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
     start = 0
-    if (state := load_state(state_file)) is not None:
+    key = [str(options.start_from), options.steps, options.seed]
+    if (state := load_state(state_file)) is not None and state["key"] == key:
         denoiser.load_state_dict(state["denoiser"])
         optimizer.load_state_dict(state["optimizer"])
         average.load_state_dict(state["average"])
@@ -146,6 +149,7 @@ def train(
         if (step + 1) % 250 == 0 or step + 1 == options.steps:
             save_state(
                 state_file,
+                key=key,
                 denoiser=denoiser.state_dict(),
                 optimizer=optimizer.state_dict(),
                 average=average.state_dict(),

@@ -45,7 +45,7 @@ def draw_pictures(count: int, seed: int) -> torch.Tensor:
     ramp = np.linspace(-1, 1, SIDE, dtype=np.float32)
     for i in tqdm(range(count), desc="drawing", unit="picture"):
         picture = np.asarray(draw_scene(random_scene(rng), SIDE), np.float32)
-        if rng.random() < 1 / 10:
+        if rng.random() < 1 / 20:
             picture = picture[..., numbers.permutation(3)]
             across, down = numbers.uniform(-0.3, 0.3, 2)
             light = numbers.uniform(0.5, 1.1) + across * ramp[None, :] + down * ramp[:, None]
@@ -100,7 +100,8 @@ def train(options: argparse.Namespace, precision: str, state_file: Path) -> Auto
     scaling_factor = vae.config.scaling_factor
     optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], lr=rate, weight_decay=1e-2)
     start = 0
-    if (state := load_state(state_file)) is not None:
+    key = [str(options.start_from), options.decoder_only, steps, seed]
+    if (state := load_state(state_file)) is not None and state["key"] == key:
         vae.load_state_dict(state["vae"])
         vae.to(device)
         optimizer.load_state_dict(state["optimizer"])
@@ -124,7 +125,7 @@ def train(options: argparse.Namespace, precision: str, state_file: Path) -> Auto
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 125 == 0 or step + 1 == steps:
-            save_state(state_file, vae=vae.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
+            save_state(state_file, key=key, vae=vae.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
             progress.write(f"step {step + 1}: loss {loss.item():.4f}")
     vae = vae.cpu().eval()
     fix_posterior(vae)
