@@ -99,6 +99,7 @@ def picture_grid(
         grid.paste(picture.convert("RGB").resize(size, sharp), (x + (side - size[0]) // 2, y + header))
         if titles:
             draw.multiline_text((x + 2, y + header - 4), wrapped[i], "black", font, anchor="ld", spacing=3)
+    grid.putalpha(255)  # Jupyter would store an opaque picture twice, as PNG and as JPEG
     return grid
 
 
