@@ -80,6 +80,9 @@ def picture_grid(
         pictures: of any size; each is scaled to fit its cell.
         titles: one a picture, or none at all. Long ones are broken into lines.
         columns: pictures in a row; all in one row if None.
+
+    Returns:
+        a picture with a palette of 256 colours.
     """
     if titles and len(titles) != len(pictures):
         raise ValueError(f"`titles` has {len(titles)} entries, but there are {len(pictures)} pictures.")
@@ -99,8 +102,8 @@ def picture_grid(
         grid.paste(picture.convert("RGB").resize(size, sharp), (x + (side - size[0]) // 2, y + header))
         if titles:
             draw.multiline_text((x + 2, y + header - 4), wrapped[i], "black", font, anchor="ld", spacing=3)
-    grid.putalpha(255)  # Jupyter would store an opaque picture twice, as PNG and as JPEG
-    return grid
+    # A palette keeps the notebook small; of an RGB picture, Jupyter would store a PNG and a JPEG.
+    return grid.quantize(256)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -164,7 +164,7 @@ def test_fit_size(size, expected):
         ({"prompt": []}, "`prompt` must be a string"),
         ({"negative_prompt": ["a", "b"]}, "`negative_prompt` has 2 entries"),
         ({"height": 100}, "`height` must be a multiple of 64, got 100; the nearest are 64 and 128"),
-        ({"width": -64}, "`width` must be a multiple of 64"),
+        ({"width": -64}, "`width` must be a whole number of at least 1, got -64"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number of at least 1, got 0"),
         ({"num_inference_steps": 2.5}, "`num_inference_steps`"),
         ({"num_images_per_prompt": 0}, "`num_images_per_prompt`"),

@@ -1,0 +1,27 @@
+"""The embedded checkpoint understands its captions, as far as the oracle can tell on a few pictures."""
+
+import random
+
+from training.evaluate import accuracy, choose_cases, generate
+from training.oracle import read_picture
+from training.scenes import PALETTE
+
+
+def test_pictures_of_captions_never_trained_on_match_them(pipe):
+    cases = choose_cases(24)["never trained on"]
+    shares = accuracy(cases, generate(pipe, cases))
+    assert shares["background"] >= 90 and shares["color"] >= 90 and shares["size"] >= 85, shares
+
+
+def test_a_negative_prompt_drives_its_colour_away(pipe):
+    color = random.Random(1).choice(list(PALETTE))
+    seeds = list(range(16))
+    plain = pipe(["a large circle"] * 16, seed=seeds).images
+    steered = pipe(["a large circle"] * 16, negative_prompt=f"a {color} background", seed=seeds).images
+
+    def count(pictures):
+        return sum(read_picture(picture).background == color for picture in pictures)
+
+    helped = pipe([f"a large circle on a {color} background"] * 16, seed=seeds).images
+    assert count(helped) >= 14
+    assert count(steered) == 0 or count(steered) < count(plain)
