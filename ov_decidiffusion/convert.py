@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import torch
+from diffusers.models.embeddings import Timesteps
 from openvino_tokenizers import convert_tokenizer
 from torch import nn
 from tqdm.auto import tqdm
@@ -111,10 +112,34 @@ class _TextEncoder(nn.Module):
         return out.last_hidden_state, out.pooler_output
 
 
+class _TimeProjection(nn.Module):
+    """diffusers' sinusoidal time embedding, made to survive weights of 16 bits.
+
+    The frequencies are multiplied by timesteps of up to a thousand and put through sine and cosine, so rounding
+    them to 16 bits shows. Split into two numbers of 16 bits each, they keep their precision.
+    """
+
+    def __init__(self, time_proj: Timesteps):
+        super().__init__()
+        half = time_proj.num_channels // 2
+        exponents = torch.arange(half, dtype=torch.float32) / (half - time_proj.downscale_freq_shift)
+        frequencies = torch.exp(-math.log(10000) * exponents)[None]
+        self.register_buffer("coarse", frequencies.half().float())
+        self.register_buffer("rest", frequencies - self.coarse)
+        self.flip_sin_to_cos = time_proj.flip_sin_to_cos
+
+    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        timesteps = timesteps[:, None].float()
+        angles = timesteps * self.coarse + timesteps * self.rest
+        halves = [torch.sin(angles), torch.cos(angles)]
+        return torch.cat(halves[::-1] if self.flip_sin_to_cos else halves, dim=-1)
+
+
 class _UNet(nn.Module):
     def __init__(self, folder: Path):
         super().__init__()
         self.model = load_unet(folder)
+        self.model.time_proj = _TimeProjection(self.model.time_proj)
         self.config = self.model.config
 
     def forward(
