@@ -114,7 +114,14 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Imag
                 guidance = gr.Slider(1, 15, pipe.defaults["guidance_scale"], step=0.5, label="Guidance scale")
             inputs += [seed, steps, guidance]
         with gr.Column():
-            result = gr.Image(label="Picture", type="pil", format="png", interactive=False, height=512)
+            result = gr.Image(
+                label="Picture",
+                type="pil",
+                format="png",
+                interactive=False,
+                height=512,
+                buttons=["download", "fullscreen"],
+            )
             used = gr.Markdown()
     # One picture at a time, over both tabs: two at once would only slow each other down.
     button.click(
