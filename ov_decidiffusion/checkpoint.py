@@ -45,13 +45,27 @@ WEIGHTED_PARTS = {
     "flexible_unet": ("config.json", ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
     "vae": ("config.json", ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
 }
+DEFAULTS_FILE = "pipeline_defaults.json"
 PLAIN_FILES = ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
 OPTIONAL_FILES = (
     "model_index.json",
-    "pipeline_defaults.json",
+    DEFAULTS_FILE,
     "tokenizer/tokenizer_config.json",
     "tokenizer/special_tokens_map.json",
 )
+# What a checkpoint's makers sample it with, and prompts that suit it; its own file goes before.
+PHOTO_EXAMPLES = {
+    "example_prompts": [
+        ["a lighthouse on a cliff at sunset, oil painting", "people, text"],
+        ["a red fox in fresh snow, photograph", "blurry"],
+        ["a bowl of ramen on a wooden table, soft light", ""],
+        ["a treehouse village in a bamboo forest, watercolour", "photograph"],
+    ],
+    "negative_example": ["a street in a small town", "cars"],
+    "image_example": ["a sunflower against a blue sky", "a sunflower against a stormy sky, oil painting"],
+}
+DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.7, **PHOTO_EXAMPLES}
+DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8, **PHOTO_EXAMPLES}
 LOCAL_HINT = (
     f"Without a network, use the embedded checkpoint ({EMBEDDED_CHECKPOINT}), or give the path of a folder that "
     "holds a downloaded checkpoint."

@@ -29,6 +29,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ov_decidiffusion.checkpoint import (
+    DEFAULTS_1_0,
+    DEFAULTS_2_0,
+    DEFAULTS_FILE,
     checkpoint_files,
     find_checkpoint,
     load_text_encoder,
@@ -44,19 +47,6 @@ WEIGHT_FORMATS = ("fp16", "fp32")
 MIN_PSNR = 40.0  # dB
 SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise
 REPORT_FILE = "conversion_report.json"
-DEFAULTS_FILE = "pipeline_defaults.json"
-PHOTO_EXAMPLES = {
-    "example_prompts": [
-        ["a lighthouse on a cliff at sunset, oil painting", "people, text"],
-        ["a red fox in fresh snow, photograph", "blurry"],
-        ["a bowl of ramen on a wooden table, soft light", ""],
-        ["a treehouse village in a bamboo forest, watercolour", "photograph"],
-    ],
-    "negative_example": ["a street in a small town", "cars"],
-    "image_example": ["a sunflower against a blue sky", "a sunflower against a stormy sky, oil painting"],
-}
-DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.7, **PHOTO_EXAMPLES}
-DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8, **PHOTO_EXAMPLES}
 
 
 class ConversionError(RuntimeError):

@@ -21,8 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
-from ov_decidiffusion.checkpoint import read_json
-from ov_decidiffusion.convert import DEFAULTS_1_0, DEFAULTS_FILE
+from ov_decidiffusion.checkpoint import DEFAULTS_1_0, DEFAULTS_FILE, read_json
 from ov_decidiffusion.images import fit_size, make_image_processor, to_rgb
 from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
 
