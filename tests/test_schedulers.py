@@ -1,0 +1,89 @@
+"""The squeezed scheduler of DeciDiffusion 2.0, against its makers' numbers and diffusers' own solver."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, read_json
+from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.schedulers import SqueezedDPMSolverMultistepScheduler, make_scheduler, squeeze_timesteps
+
+LINEAR_16 = [967, 907, 846, 786, 725, 665, 604, 544, 484, 423, 363, 302, 242, 181, 121, 60]
+
+
+def test_timesteps_are_those_of_decidiffusion_2():
+    assert squeeze_timesteps(LINEAR_16, "10,6") == [967, 907, 846, 786, 725, 665, 532, 399, 266, 133]
+    scheduler = SqueezedDPMSolverMultistepScheduler()
+    scheduler.set_timesteps(16)
+    assert scheduler.timesteps.tolist() == [998, 936, 873, 811, 748, 686, 548, 411, 274, 137]
+    scheduler = SqueezedDPMSolverMultistepScheduler(squeeze_mode="11,7")
+    scheduler.set_timesteps(16)
+    assert scheduler.timesteps.tolist() == [998, 936, 873, 811, 748, 686, 624, 496, 372, 248, 124]
+
+
+def test_sigmas_are_those_at_the_timesteps_and_end_at_timestep_0():
+    scheduler = SqueezedDPMSolverMultistepScheduler()
+    scheduler.set_timesteps(16)
+    abar = scheduler.alphas_cumprod.double().numpy()[[*scheduler.timesteps.tolist(), 0]]
+    np.testing.assert_allclose(scheduler.sigmas.numpy(), np.sqrt((1 - abar) / abar), rtol=1e-4)
+
+
+def test_wrong_modes_are_refused():
+    with pytest.raises(ValueError, match=r"`squeeze_mode` must be one of .*'10,6'.*, got '9,5'"):
+        SqueezedDPMSolverMultistepScheduler(squeeze_mode="9,5")
+    with pytest.raises(ValueError, match="`use_karras_sigmas` must be false"):
+        SqueezedDPMSolverMultistepScheduler.from_config({"use_karras_sigmas": True})
+    with pytest.raises(ValueError, match="`num_inference_steps` must be at least 6 .* got 5"):
+        SqueezedDPMSolverMultistepScheduler().set_timesteps(5)
+
+
+def test_pipeline_matches_diffusers_solver_at_the_squeezed_timesteps(pipe, diffusers_components):
+    pipe.scheduler = SqueezedDPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    steps = list(pipe.denoise("a small red ring on a white background", num_inference_steps=16, seed=2))
+    timesteps = [int(step.timestep) for step in steps]
+    assert len(timesteps) == 10 and steps[0].total == 10
+    solver = DPMSolverMultistepScheduler.from_config(
+        diffusers_components["scheduler"].config, solver_type="heun", final_sigmas_type="sigma_min"
+    )
+    reference = StableDiffusionPipeline(**diffusers_components | {"scheduler": solver})
+    reference.set_progress_bar_config(disable=True)
+    settings = {"guidance_scale": 4.0, "output_type": "np"}
+    expected = reference(
+        "a small red ring on a white background",
+        timesteps=timesteps,
+        generator=torch.Generator().manual_seed(2),
+        **settings,
+    )
+    ours = pipe("a small red ring on a white background", num_inference_steps=16, seed=2, **settings)
+    assert np.abs(ours.images - expected.images).max() < 2 / 255
+    picture = Image.fromarray((ours.images[0] * 255).astype(np.uint8))
+    redone = list(pipe.denoise("a ring", image=picture, strength=0.5, num_inference_steps=16, seed=0))
+    assert [int(step.timestep) for step in redone] == timesteps[5:]
+
+
+def test_a_checkpoint_that_names_it_gets_it_and_peers_get_ddim_on_its_betas(tmp_path):
+    checkpoint = tmp_path / "tiny-2"
+    shutil.copytree(EMBEDDED_CHECKPOINT, checkpoint)
+    (checkpoint / "pipeline_defaults.json").unlink()
+    config = {
+        "_class_name": "SqueezedDPMSolverMultistepScheduler",
+        "squeeze_mode": "11,7",
+        "beta_schedule": "squaredcos_cap_v2",
+        "steps_offset": 1,
+    }
+    (checkpoint / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    folder = convert_checkpoint(checkpoint, tmp_path / "models", verify=False).model_dir
+    pipe = OVStableDiffusionPipeline.from_pretrained(folder)
+    assert isinstance(pipe.scheduler, SqueezedDPMSolverMultistepScheduler)
+    assert pipe.scheduler.config.squeeze_mode == "11,7"
+    assert pipe.defaults["num_inference_steps"] == 16 and pipe.defaults["guidance_rescale"] == 0.8
+    assert len(list(pipe.denoise("a ring", seed=0))) == 11
+    peers = read_json(folder / "scheduler" / "scheduler_config.json")
+    assert peers["_class_name"] == "DDIMScheduler" and peers["prediction_type"] == "v_prediction"
+    np.testing.assert_allclose(make_scheduler(peers).betas, pipe.scheduler.betas)
