@@ -36,6 +36,7 @@ EMBEDDED_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "
 KNOWN_CHECKPOINTS = {
     "Embedded (small, works offline)": str(EMBEDDED_CHECKPOINT),
     "DeciDiffusion 1.0": "Deci/DeciDiffusion-v1-0",
+    "DeciDiffusion 2.0": "Deci/DeciDiffusion-v2-0",
 }
 
 # Part -> (config file, weights by preference). Safetensors hold numbers only; a pickle is a last resort, and
@@ -222,8 +223,8 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     files = [folder / name for name in (*PLAIN_FILES, *OPTIONAL_FILES)]
     for part, (config, _) in WEIGHTED_PARTS.items():
-        files += [folder / part / config, _weights_file(folder, part) or folder / part / config]
-    return [file for file in files if file.is_file()]
+        files += [folder / part / config, _weights_file(folder, part)]
+    return [file for file in files if file is not None and file.is_file()]
 
 
 def weights_size(folder: str | Path) -> int:

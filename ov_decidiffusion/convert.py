@@ -5,6 +5,7 @@ torch weights, no hub and no checkpoint.
 """
 
 import contextlib
+import ctypes
 import gc
 import hashlib
 import json
@@ -23,8 +24,10 @@ import numpy as np
 import openvino as ov
 import torch
 from diffusers.models.embeddings import Timesteps
+from openvino.frontend.pytorch import ModuleExtension
 from openvino_tokenizers import convert_tokenizer
 from torch import nn
+from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -46,6 +49,7 @@ from ov_decidiffusion.schedulers import make_scheduler, peer_scheduler_config
 WEIGHT_FORMATS = ("fp16", "fp32")
 MIN_PSNR = 40.0  # dB
 SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise
+LARGE_PARAMETER = 100_000  # numbers
 REPORT_FILE = "conversion_report.json"
 
 
@@ -85,16 +89,17 @@ class ConversionReport:
 class _Part:
     """How one component is loaded, traced and named."""
 
-    load: Callable[[Path], nn.Module]
+    load: Callable[[Path, torch.dtype], nn.Module]
     example: Callable[[dict[str, Any]], dict[str, torch.Tensor]]
     shapes: dict[str, list[int]]
     outputs: tuple[str, ...]
+    traced_size: int | None = None  # ``sample_size`` to trace at: a small one shows the same graph
 
 
 class _TextEncoder(nn.Module):
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, dtype: torch.dtype):
         super().__init__()
-        self.model = load_text_encoder(folder)
+        self.model = load_text_encoder(folder, dtype)
         self.config = self.model.config
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,9 +131,9 @@ class _TimeProjection(nn.Module):
 
 
 class _UNet(nn.Module):
-    def __init__(self, folder: Path):
+    def __init__(self, unet: nn.Module):
         super().__init__()
-        self.model = load_unet(folder)
+        self.model = unet
         self.model.time_proj = _TimeProjection(self.model.time_proj)
         self.config = self.model.config
 
@@ -139,9 +144,9 @@ class _UNet(nn.Module):
 
 
 class _VAEEncoder(nn.Module):
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, dtype: torch.dtype):
         super().__init__()
-        vae = load_vae(folder)
+        vae = load_vae(folder, dtype)
         self.encoder, self.quant_conv, self.config = vae.encoder, vae.quant_conv, vae.config
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
@@ -150,15 +155,57 @@ class _VAEEncoder(nn.Module):
 
 
 class _VAEDecoder(nn.Module):
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, dtype: torch.dtype):
         super().__init__()
-        vae = load_vae(folder)
+        vae = load_vae(folder, dtype)
         self.decoder, self.post_quant_conv, self.config = vae.decoder, vae.post_quant_conv, vae.config
 
     def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
         if self.post_quant_conv is not None:
             latent_sample = self.post_quant_conv(latent_sample)
         return self.decoder(latent_sample)
+
+
+class _Upcast(nn.Module):
+    """A weight of 16 bits, as float32 while it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("float32", torch.ones(()))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.type_as(self.float32)
+
+
+# Tracing holds on to every tensor it meets, so weights that were really cast would all be there in float32 at once.
+# Instead the cast is noted down, and its result is one zero, repeated without memory.
+_UPCAST_EXTENSION = ModuleExtension(
+    _Upcast,
+    "aten::type_as",
+    convert=lambda module, target_op, weight: target_op(weight, module.float32),
+    evaluate=lambda module, weight, float32: torch.zeros(()).expand(weight.shape),
+)
+
+
+def _compute_in_float32(module: nn.Module) -> None:
+    """Let a module with 16-bit weights compute in float32 without ever holding all its weights in float32.
+
+    The cast becomes a part of the traced graph: a constant of 16 bits and its decompression, which is how OpenVINO
+    stores compressed weights. Small parameters are simply made float32.
+    """
+    for layer in list(module.modules()):
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            if parameter.numel() >= LARGE_PARAMETER and parameter.dtype == torch.float16:
+                parametrize.register_parametrization(layer, name, _Upcast(), unsafe=True)
+            else:
+                parameter.data = parameter.data.float()
+
+
+def _release_memory() -> None:
+    """Hand freed memory back to the system, which glibc puts off; otherwise the parts' leftovers add up."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _generator() -> torch.Generator:
@@ -195,13 +242,14 @@ def _example_latents(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 PARTS = {
     "text_encoder": _Part(_TextEncoder, _example_text, {"input_ids": [-1, 77]}, ("last_hidden_state", "pooler_output")),
     "unet": _Part(
-        _UNet,
+        lambda folder, dtype: _UNet(load_unet(folder, dtype)),
         _example_unet,
         {"sample": [-1, 4, -1, -1], "timestep": [-1], "encoder_hidden_states": [-1, 77, -1]},
         ("out_sample",),
+        traced_size=16,
     ),
-    "vae_encoder": _Part(_VAEEncoder, _example_picture, {"sample": [-1, 3, -1, -1]}, ("latent_parameters",)),
-    "vae_decoder": _Part(_VAEDecoder, _example_latents, {"latent_sample": [-1, 4, -1, -1]}, ("sample",)),
+    "vae_encoder": _Part(_VAEEncoder, _example_picture, {"sample": [-1, 3, -1, -1]}, ("latent_parameters",), 128),
+    "vae_decoder": _Part(_VAEDecoder, _example_latents, {"latent_sample": [-1, 4, -1, -1]}, ("sample",), 128),
 }
 
 
@@ -290,13 +338,10 @@ def _existing_report(
 def _verify_parts(parts: tuple[PartReport, ...], folder: Path, model_dir: Path) -> tuple[PartReport, ...]:
     """Check a folder that was converted without a check."""
     verified = []
-    for part in tqdm(parts, desc="verifying", unit="part"):
-        module, _, example = _load_part(PARTS[part.name], folder)
-        reference = _run_torch(module, example)
-        del module
-        gc.collect()
-        agreement = _check_agreement(part.name, model_dir / part.name / "openvino_model.xml", example, reference)
-        verified.append(replace(part, psnr=agreement))
+    for report in tqdm(parts, desc="verifying", unit="part"):
+        part, file = PARTS[report.name], model_dir / report.name / "openvino_model.xml"
+        reference, example = _run_torch(part, folder)
+        verified.append(replace(report, psnr=_check_agreement(report.name, file, example, reference)))
     return tuple(verified)
 
 
@@ -334,32 +379,60 @@ def _convert_part(name: str, part: _Part, folder: Path, target: Path, weight_for
     start = time.perf_counter()
     target.mkdir(parents=True)
     file = target / "openvino_model.xml"
-    module, config, example = _load_part(part, folder)
-    reference = _run_torch(module, example) if verify else None
-    inputs = [(key, ov.PartialShape(shape)) for key, shape in part.shapes.items()]
-    with torch.no_grad(), _quiet_tracing():
-        model = ov.convert_model(module, example_input=example, input=inputs)
-    _name_ports(model, list(part.shapes), part.outputs)
+    reference, example = None, None
+    if verify:
+        reference, example = _run_torch(part, folder)
+        _release_memory()
+    module, config = _load_part(part, folder, torch.float16 if weight_format == "fp16" else torch.float32)
+    model = _trace(module, config, part)
     ov.save_model(model, file, compress_to_fp16=weight_format == "fp16")
     _write_json(target / "config.json", _config_for_peers(name, config))
     del module, model
-    gc.collect()
+    _release_memory()
     psnr = None if reference is None else _check_agreement(name, file, example, reference)
     size = sum(path.stat().st_size for path in target.iterdir())
     return PartReport(name, size / 1e6, time.perf_counter() - start, psnr)
 
 
-def _load_part(part: _Part, folder: Path) -> tuple[nn.Module, dict[str, Any], dict[str, torch.Tensor]]:
+def convert_unet(unet: nn.Module, file: str | Path) -> None:
+    """Convert a U-Net on its own, without the folder around it: U-Net-NAS or any other of diffusers' kind.
+
+    Args:
+        unet: takes latents, a timestep and hidden states; its weights may be float16. It is used up.
+        file: the ``.xml`` to write; weights of 16 bits go beside it.
+    """
+    module = _UNet(unet.eval())
+    _compute_in_float32(module)
+    ov.save_model(_trace(module, dict(module.config), PARTS["unet"]), file)
+
+
+def _trace(module: nn.Module, config: dict[str, Any], part: _Part) -> ov.Model:
+    traced = part.example(config | {"sample_size": part.traced_size})
+    inputs = [(key, ov.PartialShape(shape)) for key, shape in part.shapes.items()]
+    with torch.no_grad(), _quiet_tracing():
+        model = ov.convert_model(module, example_input=traced, input=inputs, extension=[_UPCAST_EXTENSION])
+    _release_memory()
+    _name_ports(model, list(part.shapes), part.outputs)
+    return model
+
+
+def _load_part(part: _Part, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+    """A component that computes in float32, its weights held in ``dtype``, and its settings."""
     with _quiet_tracing():
-        module = part.load(folder).eval()
+        module = part.load(folder, dtype).eval()
+    if dtype != torch.float32:
+        _compute_in_float32(module)
     config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
-    return module, config, part.example(config)
+    return module, config
 
 
 @torch.no_grad()
-def _run_torch(module: nn.Module, example: dict[str, torch.Tensor]) -> list[np.ndarray]:
+def _run_torch(part: _Part, folder: Path) -> tuple[list[np.ndarray], dict[str, torch.Tensor]]:
+    """What PyTorch at float32 makes of a component's example, and that example."""
+    module, config = _load_part(part, folder, torch.float32)
+    example = part.example(config)
     out = module(**example)
-    return [value.numpy() for value in (out if isinstance(out, tuple) else (out,))]
+    return [value.numpy() for value in (out if isinstance(out, tuple) else (out,))], example
 
 
 def _check_agreement(name: str, file: Path, example: dict[str, torch.Tensor], reference: list[np.ndarray]) -> float:
@@ -434,7 +507,7 @@ def _write_settings(folder: Path, target: Path) -> None:
     _write_json(target / "scheduler" / "scheduler_config.json", for_peers)
     if for_peers is not scheduler:
         _write_json(target / "ov_scheduler" / "scheduler_config.json", scheduler)
-    defaults = DEFAULTS_1_0 if "squeeze_mode" not in scheduler else DEFAULTS_2_0
+    defaults = DEFAULTS_2_0 if scheduler["_class_name"] == "SqueezedDPMSolverMultistepScheduler" else DEFAULTS_1_0
     if (folder / DEFAULTS_FILE).is_file():
         defaults = defaults | read_json(folder / DEFAULTS_FILE)
     _write_json(target / DEFAULTS_FILE, defaults)
@@ -451,4 +524,6 @@ def _write_settings(folder: Path, target: Path) -> None:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(partial, file)
