@@ -6,7 +6,8 @@ import sys
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
 from ov_decidiffusion.convert import ConversionError, convert_checkpoint
 from ov_decidiffusion.demo import make_demo
-from ov_decidiffusion.pipeline import INFERENCE_PRECISIONS, OVStableDiffusionPipeline
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.precision import INFERENCE_PRECISIONS
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--model-dir", help="where the OpenVINO models go; default: models/<checkpoint>-fp16")
     parser.add_argument("--device", default="CPU", help="any OpenVINO device string")
-    parser.add_argument("--inference-precision", default="f32", choices=INFERENCE_PRECISIONS)
+    parser.add_argument("--inference-precision", default="auto", choices=INFERENCE_PRECISIONS)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args()
@@ -29,6 +30,7 @@ def main() -> None:
         pipe = OVStableDiffusionPipeline.from_pretrained(report.model_dir, options.device, options.inference_precision)
     except (CheckpointError, ConversionError, ValueError) as error:
         sys.exit(f"error: {error}")
+    print(f"precision: {pipe.inference_precision}")
     make_demo(pipe).launch(server_name=options.host, server_port=options.port)
 
 

@@ -4,14 +4,12 @@ import copy
 import inspect
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import torch
 from diffusers import SchedulerMixin
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -21,16 +19,16 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
+from ov_decidiffusion.caching import DEEP_FEATURES, full_steps
 from ov_decidiffusion.checkpoint import DEFAULTS_1_0, DEFAULTS_FILE, read_json
 from ov_decidiffusion.images import fit_size, make_image_processor, to_rgb
+from ov_decidiffusion.models import Models
 from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
 
 logger = logging.getLogger(__name__)
 
-INFERENCE_PRECISIONS = ("f32", "bf16", "f16")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_TOKENS = 77
-MODELS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 
 
 @dataclass
@@ -54,7 +52,8 @@ class OVStableDiffusionPipeline:
     """Text-to-image and text-guided image-to-image with an OpenVINO model folder.
 
     Argument names and meanings are those of diffusers' ``StableDiffusionPipeline`` and
-    ``StableDiffusionImg2ImgPipeline``; with the same weights, scheduler and seed the pictures are theirs too.
+    ``StableDiffusionImg2ImgPipeline``; with the same weights, scheduler and seed, and
+    ``inference_precision="f32"``, the pictures are theirs too.
     Make one with ``from_pretrained``.
 
     Attributes:
@@ -63,17 +62,17 @@ class OVStableDiffusionPipeline:
         vae_scale_factor: pixels to one latent position, along a side.
         size_factor: pictures' sides are multiples of this.
         default_size: (width, height) in pixels of a picture when nothing else is asked for.
+        inference_precision: what the models compute in, and why, as a sentence.
     """
 
     def __init__(
         self,
-        models: dict[str, ov.CompiledModel],
+        models: Models,
         tokenizer: CLIPTokenizer,
         scheduler: SchedulerMixin,
-        unet_config: dict[str, Any],
-        vae_config: dict[str, Any],
         defaults: dict[str, Any],
     ):
+        unet_config, vae_config = models.unet_config, models.vae_config
         self._models = models
         self.tokenizer = tokenizer
         self.scheduler = scheduler
@@ -85,15 +84,15 @@ class OVStableDiffusionPipeline:
         side = unet_config["sample_size"] * self.vae_scale_factor
         self.default_size = (side, side)
         self.image_processor = make_image_processor(self.vae_scale_factor)
+        self.inference_precision = models.inference_precision
         self._progress_bar_config: dict[str, Any] = {}
-        self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
 
     @classmethod
     def from_pretrained(
         cls,
         model_dir: str | Path,
         device: str = "CPU",
-        inference_precision: str = "f32",
+        inference_precision: str = "auto",
         cache_dir: str | Path | None = None,
     ) -> "OVStableDiffusionPipeline":
         """Load a folder that ``convert_checkpoint`` made.
@@ -102,29 +101,17 @@ class OVStableDiffusionPipeline:
             model_dir: the OpenVINO model folder.
             device: any OpenVINO device string, such as "CPU", "AUTO" or "GPU.0". CPU is what this project is
                 tested on; other devices are written to OpenVINO's documentation and untested.
-            inference_precision: what the models compute in, "f32", "bf16" or "f16". OpenVINO's own default picks
-                bf16 on processors that have its instructions, even where that is slower.
+            inference_precision: what the models compute in, "f32", "bf16" or "f16". "auto" takes the fastest,
+                found by a probe that is run once on a machine; ``inference_precision`` of the pipeline says which.
+                With "f32" pictures are diffusers' own; OpenVINO's default picks bf16 on processors that have
+                its instructions, even where that is slower. The autoencoder never computes in f16.
             cache_dir: where OpenVINO keeps compiled models so that the next start is quicker; None keeps none.
 
         Raises:
             ValueError: a wrong argument, or a folder that lacks a part; the message names it.
         """
         folder = Path(model_dir).expanduser()
-        _check_model_dir(folder)
-        if inference_precision not in INFERENCE_PRECISIONS:
-            allowed = ", ".join(INFERENCE_PRECISIONS)
-            raise ValueError(f"`inference_precision` must be one of {allowed}, got {inference_precision!r}.")
-        core = ov.Core()
-        _check_device(core, device)
-        config = {"INFERENCE_PRECISION_HINT": inference_precision, "PERFORMANCE_HINT": "LATENCY"}
-        if cache_dir is not None:
-            config["CACHE_DIR"] = str(cache_dir)
-        models = {}
-        for name in MODELS:
-            model = core.read_model(folder / name / "openvino_model.xml")
-            if name == "unet":
-                _allow_fractional_timesteps(model)
-            models[name] = core.compile_model(model, device, config)
+        models = Models(folder, device, inference_precision, cache_dir)
         own_scheduler = folder / "ov_scheduler" / "scheduler_config.json"
         scheduler_file = own_scheduler if own_scheduler.is_file() else folder / "scheduler" / "scheduler_config.json"
         defaults_file = folder / DEFAULTS_FILE
@@ -132,8 +119,6 @@ class OVStableDiffusionPipeline:
             models,
             CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
             make_scheduler(read_json(scheduler_file)),
-            read_json(folder / "unet" / "config.json"),
-            read_json(folder / "vae_decoder" / "config.json"),
             DEFAULTS_1_0 | (read_json(defaults_file) if defaults_file.is_file() else {}),
         )
 
@@ -166,6 +151,8 @@ class OVStableDiffusionPipeline:
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | list[int] | None = None,
         latents: torch.Tensor | None = None,
+        cache_interval: int = 1,
+        guidance_interval: tuple[float, float] | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callable[["OVStableDiffusionPipeline", int, torch.Tensor, dict], dict] | None = None,
     ) -> StableDiffusionOutput:
@@ -191,6 +178,10 @@ class OVStableDiffusionPipeline:
                 with ``generator``.
             latents: noise to start from instead of drawn noise, [pictures, 4, height / 8, width / 8]; text-to-image
                 only.
+            cache_interval: run the whole U-Net on every n-th step only; the others run its top level on the deeper
+                levels' last features (Ma et al. 2023, arXiv 2312.00858). 1 runs everything on every step.
+            guidance_interval: (low, high), the noise levels sigma = sqrt((1 - abar) / abar) between which guidance
+                acts; outside, steps cost half (Kynkäänniemi et al. 2024, arXiv 2404.07724). None: always.
             output_type: "pil", "np", "pt" or "latent" (before the decoder).
             callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": latents})`` after each
                 step; if it returns a dictionary, its "latents" are gone on from.
@@ -214,6 +205,8 @@ class OVStableDiffusionPipeline:
             generator=generator,
             seed=seed,
             latents=latents,
+            cache_interval=cache_interval,
+            guidance_interval=guidance_interval,
         )
         for step in steps:
             if callback_on_step_end is not None:
@@ -238,6 +231,8 @@ class OVStableDiffusionPipeline:
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | list[int] | None = None,
         latents: torch.Tensor | None = None,
+        cache_interval: int = 1,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> Iterator[DenoisingStep]:
         """The denoising loop, a step at a time; arguments as in the plain call.
 
@@ -253,6 +248,8 @@ class OVStableDiffusionPipeline:
         _check_whole("num_images_per_prompt", num_images_per_prompt, 1)
         _check_range("guidance_rescale", guidance_rescale, 0, 1)
         _check_range("guidance_scale", guidance_scale, 0, None)
+        _check_whole("cache_interval", cache_interval, 1)
+        _check_guidance_interval(guidance_interval)
         pictures = len(prompts) * num_images_per_prompt
         generator = _make_generator(generator, seed, pictures)
         images = None
@@ -269,60 +266,80 @@ class OVStableDiffusionPipeline:
         # A scheduler counts its steps; a copy for each run lets loops interleave.
         scheduler = copy.deepcopy(self.scheduler)
         timesteps = _set_timesteps(scheduler, num_inference_steps, strength if images is not None else None)
-        guided = guidance_scale > 1
-        return self._denoise(
-            prompts, negatives if guided else None, images, (width, height), num_images_per_prompt,
-            scheduler, timesteps, guidance_scale, guidance_rescale, generator, latents,
-        )  # fmt: skip
+        if cache_interval > 1:
+            self._models.prepare_caching()
+        plan = _Plan(
+            prompts=prompts,
+            negatives=negatives if guidance_scale > 1 else None,
+            images=images,
+            size=(width, height),
+            num_images_per_prompt=num_images_per_prompt,
+            scheduler=scheduler,
+            timesteps=timesteps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guided=_guided_steps(scheduler, timesteps, guidance_scale, guidance_interval),
+            whole=full_steps(len(timesteps), cache_interval),
+            generator=generator,
+            latents=latents,
+        )
+        return self._denoise(plan)
 
     @torch.no_grad()
-    def _denoise(
-        self,
-        prompts: list[str],
-        negatives: list[str] | None,
-        images: list[Image.Image] | None,
-        size: tuple[int, int],
-        num_images_per_prompt: int,
-        scheduler: SchedulerMixin,
-        timesteps: torch.Tensor,
-        guidance_scale: float,
-        guidance_rescale: float,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-    ) -> Iterator[DenoisingStep]:
-        text = self.encode_prompt(prompts).repeat_interleave(num_images_per_prompt, dim=0)
-        pictures = len(text)
-        if negatives is not None:
-            unconditional = self.encode_prompt(negatives).repeat_interleave(num_images_per_prompt, dim=0)
-            text = torch.cat([unconditional, text])
-        if images is not None:
-            clean = self._image_latents(images, size, pictures, generator)
-            noise = randn_tensor(clean.shape, generator=generator)
-            latents = scheduler.add_noise(clean, noise, timesteps[:1].repeat(pictures))
-        else:
-            if latents is None:
-                latents = randn_tensor(self._latent_shape(pictures, *size), generator=generator)
-            latents = latents.float() * scheduler.init_noise_sigma
-        extra = _extra_step_arguments(scheduler, generator)
+    def _denoise(self, plan: "_Plan") -> Iterator[DenoisingStep]:
+        scheduler, timesteps, deep = plan.scheduler, plan.timesteps, None
+        conditional, text = self._encode_prompts(plan)
+        latents = self._first_latents(plan, len(conditional))
+        extra = _extra_step_arguments(scheduler, plan.generator)
+        keeps = not all(plan.whole)
         for index, timestep in enumerate(tqdm(timesteps, **{"desc": "denoising", **self._progress_bar_config})):
-            batch = torch.cat([latents, latents]) if negatives is not None else latents
-            batch = scheduler.scale_model_input(batch, timestep)
-            prediction = self.predict(batch, timestep, text)
-            if negatives is not None:
-                prediction = _guide(prediction, guidance_scale, guidance_rescale)
+            guided = plan.guided[index]
+            batch = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+            if plan.whole[index] or len(deep) < len(batch):
+                prediction, deep = self._run_unet(batch, timestep, text if guided else conditional, keeps)
+            else:
+                prediction = self._run_top_level(batch, timestep, deep[-len(batch) :])
+            if guided:
+                prediction = _guide(prediction, plan.guidance_scale, plan.guidance_rescale)
             latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
             step = DenoisingStep(index, len(timesteps), timestep, latents)
             yield step
             latents = step.latents
 
+    def _encode_prompts(self, plan: "_Plan") -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of the prompts, one a picture; and behind those of the negative prompts where there are any."""
+        conditional = self.encode_prompt(plan.prompts).repeat_interleave(plan.num_images_per_prompt, dim=0)
+        if plan.negatives is None:
+            return conditional, conditional
+        unconditional = self.encode_prompt(plan.negatives).repeat_interleave(plan.num_images_per_prompt, dim=0)
+        return conditional, torch.cat([unconditional, conditional])
+
+    def _first_latents(self, plan: "_Plan", pictures: int) -> torch.Tensor:
+        """Noise, or the source pictures with as much noise as the first timestep has."""
+        if plan.images is not None:
+            clean = self._image_latents(plan.images, plan.size, pictures, plan.generator)
+            noise = randn_tensor(clean.shape, generator=plan.generator)
+            return plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(pictures))
+        latents = plan.latents
+        if latents is None:
+            latents = randn_tensor(self._latent_shape(pictures, *plan.size), generator=plan.generator)
+        return latents.float() * plan.scheduler.init_noise_sigma
+
     def predict(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """One run of the U-Net: latents [b, 4, h, w], a timestep and hidden states [b, 77, d] in, [b, 4, h, w] out."""
-        inputs = {
-            "sample": sample.numpy(),
-            "timestep": timestep.reshape(1).float().numpy(),
-            "encoder_hidden_states": text.numpy(),
-        }
-        return self._run("unet", inputs)
+        return self._run_unet(sample, timestep, text, keep_deep=False)[0]
+
+    def _run_unet(
+        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, keep_deep: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The prediction, and the deeper levels' features for steps that run the top level only."""
+        inputs = _unet_inputs(sample, timestep) | {"encoder_hidden_states": text.numpy()}
+        outputs = self._models.run("unet", inputs, outputs=2 if keep_deep else 1)
+        return outputs[0], outputs[1] if keep_deep else None
+
+    def _run_top_level(self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor) -> torch.Tensor:
+        """The prediction of the top level, given the deeper levels' features of an earlier step."""
+        return self._models.run("unet_top_level", _unet_inputs(sample, timestep) | {DEEP_FEATURES: deep.numpy()})[0]
 
     def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
         """Hidden states [prompts, 77, d] of the text encoder; what does not fit into 77 tokens is left out."""
@@ -333,13 +350,13 @@ class OVStableDiffusionPipeline:
             if len(full) > length:
                 lost = self.tokenizer.decode(full[length - 1 : -1])
                 logger.warning("A prompt holds at most %d tokens; this is left out of %r: %s", length - 2, text, lost)
-        return self._run("text_encoder", {"input_ids": ids.input_ids.astype(np.int64)})
+        return self._models.run("text_encoder", {"input_ids": ids.input_ids.astype(np.int64)})[0]
 
     def encode_image(
         self, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> torch.Tensor:
         """Scaled latents [b, 4, H / 8, W / 8] of pixels [b, 3, H, W] in -1…1, drawn from the encoder's distribution."""
-        moments = self._run("vae_encoder", {"sample": pixels.numpy()})
+        moments = self._models.run("vae_encoder", {"sample": pixels.numpy()})[0]
         if isinstance(generator, list):
             drawn = [DiagonalGaussianDistribution(moments[i : i + 1]).sample(one) for i, one in enumerate(generator)]
             return torch.cat(drawn) * self.vae_scaling_factor
@@ -350,13 +367,8 @@ class OVStableDiffusionPipeline:
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low."""
         scaled = latents / self.vae_scaling_factor
-        decoded = [self._run("vae_decoder", {"latent_sample": one[None].numpy()}) for one in scaled]
+        decoded = [self._models.run("vae_decoder", {"latent_sample": one[None].numpy()})[0] for one in scaled]
         return self.image_processor.postprocess(torch.cat(decoded), output_type=output_type)
-
-    def _run(self, name: str, inputs: dict[str, np.ndarray]) -> torch.Tensor:
-        with self._running:
-            results = self._models[name](inputs, share_inputs=True, share_outputs=False)
-            return torch.from_numpy(results[0])
 
     def _or_default(self, name: str, value: float | None) -> float:
         return self.defaults[name] if value is None else value
@@ -366,7 +378,7 @@ class OVStableDiffusionPipeline:
 
     def _size(self, width: int | None, height: int | None, images: list[Image.Image] | None) -> tuple[int, int]:
         own_width, own_height = self.default_size
-        if images is not None and (width is None or height is None):
+        if images is not None and not self._models.static_shapes and (width is None or height is None):
             if len({image.size for image in images}) > 1:
                 raise ValueError("`image` holds pictures of different sizes: give `height` and `width`.")
             own_width, own_height = fit_size(*images[0].size, own_width * own_height, self.size_factor)
@@ -379,6 +391,11 @@ class OVStableDiffusionPipeline:
                     f"`{name}` must be a multiple of {self.size_factor}, got {value}; the nearest are {below} and "
                     f"{below + self.size_factor}."
                 )
+        if self._models.static_shapes and (width, height) != self.default_size:
+            raise ValueError(
+                f"On this device pictures are {self.default_size[0]}x{self.default_size[1]} pixels, got "
+                f"{width}x{height}: leave out `width` and `height`, or choose another device."
+            )
         return int(width), int(height)
 
     def _image_latents(
@@ -394,6 +411,46 @@ class OVStableDiffusionPipeline:
             pixels = pixels.repeat_interleave(pictures // len(pixels), dim=0)
         clean = self.encode_image(pixels, generator)
         return clean.repeat_interleave(pictures // len(clean), dim=0)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One denoising run, all its arguments checked and its defaults filled in."""
+
+    prompts: list[str]
+    negatives: list[str] | None  # None without guidance
+    images: list[Image.Image] | None
+    size: tuple[int, int]
+    num_images_per_prompt: int
+    scheduler: SchedulerMixin
+    timesteps: torch.Tensor
+    guidance_scale: float
+    guidance_rescale: float
+    guided: list[bool]  # of each step
+    whole: list[bool]  # of each step: the whole U-Net runs, not only its top level
+    generator: torch.Generator | list[torch.Generator] | None
+    latents: torch.Tensor | None
+
+
+def _unet_inputs(sample: torch.Tensor, timestep: torch.Tensor) -> dict[str, np.ndarray]:
+    return {"sample": sample.numpy(), "timestep": timestep.reshape(1).float().numpy()}
+
+
+def _guided_steps(
+    scheduler: SchedulerMixin,
+    timesteps: torch.Tensor,
+    guidance_scale: float,
+    guidance_interval: tuple[float, float] | None,
+) -> list[bool]:
+    """Which steps are guided: none up to a scale of 1, else those with a noise level in the interval."""
+    if guidance_scale <= 1 or guidance_interval is None:
+        return [guidance_scale > 1] * len(timesteps)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"`guidance_interval` needs noise levels, which {type(scheduler).__name__} does not tell.")
+    abar = scheduler.alphas_cumprod.double().numpy()
+    sigmas = np.interp(timesteps.double().numpy(), np.arange(len(abar)), np.sqrt((1 - abar) / abar))
+    low, high = guidance_interval
+    return [low <= sigma <= high for sigma in sigmas]
 
 
 def _set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, strength: float | None) -> torch.Tensor:
@@ -435,29 +492,6 @@ def _unet_factor(config: dict[str, Any]) -> int:
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
-def _check_model_dir(folder: Path) -> None:
-    needed = [f"{name}/openvino_model{suffix}" for name in MODELS for suffix in (".xml", ".bin")]
-    needed += ["unet/config.json", "vae_decoder/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"]
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing:
-        what = "does not exist" if not folder.exists() else f"lacks {', '.join(missing)}"
-        raise ValueError(f"`model_dir` {folder} {what}: make it with convert_checkpoint.")
-
-
-def _check_device(core: ov.Core, device: str) -> None:
-    available = core.available_devices
-    families = {name.split(".")[0] for name in available} | {"AUTO", "MULTI", "HETERO", "BATCH"}
-    if device.split(":")[0].split(".")[0] not in families:
-        raise ValueError(f"`device` must be AUTO or one of {', '.join(available)} on this machine, got {device!r}.")
-
-
-def _allow_fractional_timesteps(model: ov.Model) -> None:
-    """The folder's U-Net takes whole timesteps, as other tools feed it; some schedulers have fractional ones."""
-    timestep = model.input("timestep").get_node()
-    timestep.set_element_type(ov.Type.f32)
-    model.validate_nodes_and_infer_types()
-
-
 def _check_prompts(prompt: str | list[str]) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
@@ -491,6 +525,15 @@ def _check_range(name: str, value: Any, low: float, high: float | None) -> None:
     number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
     if not number or not value >= low or (high is not None and value > high):
         raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
+
+
+def _check_guidance_interval(interval: Any) -> None:
+    if interval is None:
+        return
+    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
+        raise ValueError(f"`guidance_interval` must be (low, high), two noise levels, or None, got {interval!r}.")
+    _check_range("guidance_interval[0]", interval[0], 0, None)
+    _check_range("guidance_interval[1]", interval[1], interval[0], None)
 
 
 def _make_generator(

@@ -31,7 +31,7 @@ def model_dir(conversion) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded_pipe(model_dir) -> OVStableDiffusionPipeline:
-    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

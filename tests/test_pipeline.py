@@ -194,7 +194,7 @@ def test_a_foreign_scheduler_and_wrong_settings_are_refused(pipe, model_dir, tmp
         pipe.scheduler = diffusers.DDIMParallelScheduler()
     with pytest.raises(ValueError, match="`device` must be AUTO or one of CPU.*got 'TOASTER'"):
         type(pipe).from_pretrained(model_dir, device="TOASTER")
-    with pytest.raises(ValueError, match="`inference_precision` must be one of f32, bf16, f16, got 'f64'"):
+    with pytest.raises(ValueError, match="`inference_precision` must be one of auto, f32, bf16, f16, got 'f64'"):
         type(pipe).from_pretrained(model_dir, inference_precision="f64")
     with pytest.raises(ValueError, match="does not exist"):
         type(pipe).from_pretrained(tmp_path / "nothing")

@@ -1,0 +1,148 @@
+"""OpenVINO model folder -> compiled models that run on a device."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+
+from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
+from ov_decidiffusion.checkpoint import read_json
+from ov_decidiffusion.precision import INFERENCE_PRECISIONS, choose_precision
+
+logger = logging.getLogger(__name__)
+
+MODELS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
+
+
+class Models:
+    """The compiled models of a folder.
+
+    Args:
+        folder, device, inference_precision, cache_dir: as ``OVStableDiffusionPipeline.from_pretrained`` takes them.
+
+    Attributes:
+        inference_precision: what the models compute in, and why, as a sentence.
+        static_shapes: whether the device takes pictures of one size only, one after the other.
+        unet_config, vae_config: the settings beside the models.
+
+    Raises:
+        ValueError: a wrong argument, or a folder that lacks a part; the message names it.
+    """
+
+    def __init__(self, folder: Path, device: str, inference_precision: str, cache_dir: str | Path | None):
+        _check_model_dir(folder)
+        if inference_precision not in INFERENCE_PRECISIONS:
+            allowed = ", ".join(INFERENCE_PRECISIONS)
+            raise ValueError(f"`inference_precision` must be one of {allowed}, got {inference_precision!r}.")
+        self._core = ov.Core()
+        _check_device(self._core, device)
+        self._folder, self._device = folder, device
+        self._precision, self.inference_precision = inference_precision, f"{inference_precision}, as asked for"
+        if inference_precision == "auto":
+            self._precision, self.inference_precision = choose_precision(self._core, device)
+            logger.info("inference_precision: %s", self.inference_precision)
+        self._config = {"PERFORMANCE_HINT": "LATENCY"} | ({} if cache_dir is None else {"CACHE_DIR": str(cache_dir)})
+        self.static_shapes = _needs_static_shapes(device)
+        self.unet_config = read_json(folder / "unet" / "config.json")
+        self.vae_config = read_json(folder / "vae_decoder" / "config.json")
+        self._models: dict[str, ov.CompiledModel] = {}
+        self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
+        for name in MODELS:
+            self._models[name] = self._compile(name)
+
+    def run(self, name: str, inputs: dict[str, np.ndarray], outputs: int = 1) -> list[torch.Tensor]:
+        """The first outputs of a model, in memory of their own."""
+        with self._running:
+            model = self._models[name]
+            if not self.static_shapes:
+                results = model(inputs, share_inputs=True, share_outputs=True)
+                return [torch.from_numpy(results[i].copy()) for i in range(outputs)]
+            batch = max(len(value) for value in inputs.values())
+            rows = []
+            for i in range(batch):
+                row = {key: value[i : i + 1] if len(value) == batch else value for key, value in inputs.items()}
+                results = model(row)
+                rows.append([torch.from_numpy(results[j].copy()) for j in range(outputs)])
+            return [torch.cat(column) for column in zip(*rows, strict=True)]
+
+    def prepare_caching(self) -> None:
+        """Compile what feature caching needs: the whole U-Net with its deeper features, and its top level.
+
+        Raises:
+            ValueError: the U-Net cannot be cut.
+        """
+        with self._running:
+            if TOP_LEVEL not in self._models:
+                top_level = self._compile(TOP_LEVEL, cut_shallow_model)
+                self._models["unet"] = self._compile("unet", expose_deep_features)
+                self._models[TOP_LEVEL] = top_level
+
+    def _compile(self, name: str, change: Callable[[ov.Model], ov.Model] | None = None) -> ov.CompiledModel:
+        part = "unet" if name == TOP_LEVEL else name
+        model = self._core.read_model(self._folder / part / "openvino_model.xml")
+        if part == "unet":
+            _allow_fractional_timesteps(model)
+        if change is not None:
+            model = change(model)
+        if self.static_shapes:
+            _fix_shapes(model, self.unet_config, self.vae_config)
+        hint = _precision_hint(name, self._device, self._precision)
+        return self._core.compile_model(model, self._device, self._config | hint)
+
+
+def _check_model_dir(folder: Path) -> None:
+    needed = [f"{name}/openvino_model{suffix}" for name in MODELS for suffix in (".xml", ".bin")]
+    needed += ["unet/config.json", "vae_decoder/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"]
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        what = "does not exist" if not folder.exists() else f"lacks {', '.join(missing)}"
+        raise ValueError(f"`model_dir` {folder} {what}: make it with convert_checkpoint.")
+
+
+def _check_device(core: ov.Core, device: str) -> None:
+    available = core.available_devices
+    families = {name.split(".")[0] for name in available} | {"AUTO", "MULTI", "HETERO", "BATCH"}
+    if device.split(":")[0].split(".")[0] not in families:
+        raise ValueError(f"`device` must be AUTO or one of {', '.join(available)} on this machine, got {device!r}.")
+
+
+def _needs_static_shapes(device: str) -> bool:
+    """NPUs compile for one shape."""
+    return device.split(".")[0] == "NPU"
+
+
+def _fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[str, Any]) -> None:
+    """Batch 1 at the default size; larger batches then run one entry after the other."""
+    latent_side = unet_config["sample_size"]
+    picture_side = latent_side * 2 ** (len(vae_config["block_out_channels"]) - 1)
+    shapes = {}
+    for port in model.inputs:
+        shape = port.partial_shape
+        fixed = [1, *(shape[i].get_length() if shape[i].is_static else None for i in range(1, len(shape)))]
+        if len(shape) == 4:
+            fixed[2:] = [picture_side if fixed[1] == vae_config["in_channels"] else latent_side] * 2
+        elif len(shape) == 3:
+            fixed[2] = unet_config["cross_attention_dim"]
+        shapes[port.any_name] = ov.PartialShape(fixed)
+    model.reshape(shapes)
+
+
+def _precision_hint(name: str, device: str, precision: str | None) -> dict[str, str]:
+    """Pictures of the autoencoder can come out black in float16: its activations leave the range."""
+    may_be_f16 = precision == "f16" or (precision is None and device.split(".")[0] != "NPU")
+    if may_be_f16 and name.startswith("vae"):
+        precision = "f32"
+    return {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+
+
+def _allow_fractional_timesteps(model: ov.Model) -> None:
+    """The folder's U-Net takes whole timesteps, as other tools feed it; some schedulers have fractional ones."""
+    timestep = model.input("timestep").get_node()
+    timestep.set_element_type(ov.Type.f32)
+    model.validate_nodes_and_infer_types()

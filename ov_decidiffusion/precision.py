@@ -1,0 +1,102 @@
+"""Which number format to compute in, chosen by measuring.
+
+OpenVINO computes in bfloat16 wherever a processor has instructions for it. Without matrix units (AMX) that can be
+slower than float32, and the list of a device's capabilities does not tell the two cases apart; a measurement does.
+"""
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+from platformdirs import user_cache_path
+
+INFERENCE_PRECISIONS = ("auto", "f32", "bf16", "f16")
+CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our names -> OpenVINO's
+WORTH_IT = 0.95  # a lower precision has to save at least 5 % of the time
+MEMORY_FILE = user_cache_path("ov_decidiffusion") / "precision.json"
+
+
+def choose_precision(core: ov.Core, device: str) -> tuple[str | None, str]:
+    """The fastest ``INFERENCE_PRECISION_HINT`` on a device, and why.
+
+    A processor is probed once, in about a second; the answer is remembered for it and this version of
+    OpenVINO. Elsewhere OpenVINO's own choice stands, which is float16 on GPUs and NPUs.
+
+    Returns:
+        "f32", "bf16" or "f16", or None to leave the choice to OpenVINO; and a sentence that says why.
+    """
+    only_cpu = core.available_devices == ["CPU"]
+    if device.split(".")[0] != "CPU" and not (device == "AUTO" and only_cpu):
+        return None, f"{device}: OpenVINO's own choice"
+    key = f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}, {os.cpu_count()} threads, OpenVINO {ov.__version__}"
+    remembered = _remembered()
+    milliseconds = remembered.get(key)
+    if not isinstance(milliseconds, dict) or "f32" not in milliseconds:
+        milliseconds = probe(core)
+        _remember(remembered | {key: milliseconds})
+    fastest = min(milliseconds, key=milliseconds.get)
+    chosen = fastest if milliseconds[fastest] < WORTH_IT * milliseconds["f32"] else "f32"
+    measured = ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items())
+    return chosen, f"{chosen} is fastest here ({measured} in a probe)" if len(milliseconds) > 1 else "f32 is all it has"
+
+
+def probe(core: ov.Core) -> dict[str, float]:
+    """Milliseconds of a piece of a U-Net on the CPU, in each precision that the processor says it has."""
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    names = ["f32", *(name for name, theirs in CAPABILITIES.items() if theirs in capabilities)]
+    if names == ["f32"]:
+        return {"f32": 0.0}
+    model, sample = _piece_of_unet()
+    requests = {}
+    for name in names:
+        compiled = core.compile_model(
+            model, "CPU", {"INFERENCE_PRECISION_HINT": name, "PERFORMANCE_HINT": "LATENCY", "CACHE_DIR": ""}
+        )
+        requests[name] = compiled.create_infer_request()
+        requests[name].infer([sample])
+    best = dict.fromkeys(names, np.inf)
+    deadline = time.perf_counter() + 0.6
+    while time.perf_counter() < deadline:
+        for name, request in requests.items():  # in turn, so that a busy moment hits all alike
+            start = time.perf_counter()
+            request.infer([sample])
+            best[name] = min(best[name], 1000 * (time.perf_counter() - start))
+    return best
+
+
+def _piece_of_unet(channels: int = 640, side: int = 16) -> tuple[ov.Model, np.ndarray]:
+    """A convolution, as in a residual block, and a feed-forward layer, as in a transformer; batch 2."""
+    rng = np.random.default_rng(0)
+
+    def weight(*shape: int) -> ov.Node:
+        return ops.constant((rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32))
+
+    sample = ops.parameter([2, channels, side, side], np.float32, "sample")
+    hidden = ops.convolution(sample, weight(channels, channels, 3, 3), [1, 1], [1, 1], [1, 1], [1, 1])
+    hidden = ops.swish(hidden)
+    rows = ops.transpose(ops.reshape(hidden, [2, channels, side * side], False), [0, 2, 1])
+    wide = ops.gelu(ops.matmul(rows, weight(4 * channels, channels), False, True), "erf")
+    out = ops.matmul(wide, weight(channels, 4 * channels), False, True)
+    return ov.Model([out], [sample], "probe"), rng.standard_normal((2, channels, side, side)).astype(np.float32)
+
+
+def _remembered() -> dict:
+    try:
+        content = json.loads(MEMORY_FILE.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _remember(content: dict) -> None:
+    """A machine whose cache folder cannot be written to is probed every time."""
+    with contextlib.suppress(OSError):
+        MEMORY_FILE.parent.mkdir(parents=True, exist_ok=True)
+        partial = MEMORY_FILE.with_name(f"{MEMORY_FILE.name}.{os.getpid()}")
+        partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        os.replace(partial, Path(MEMORY_FILE))

@@ -1,0 +1,104 @@
+"""Feature caching and the guidance interval: what they leave alone, what they save, and what they cost."""
+
+import math
+import random
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+
+from ov_decidiffusion.convert import psnr
+from training.oracle import read_picture
+from training.scenes import draw_scene, random_scene
+
+PROMPTS = ["a large red star on a blue background", "a large white cross on a green background"]
+
+
+@pytest.fixture
+def runs(pipe, monkeypatch):
+    """(model, batch) of every run of a model."""
+    seen, run = [], pipe._models.run
+
+    def watched(name, inputs, **arguments):
+        seen.append((name, len(next(iter(inputs.values())))))
+        return run(name, inputs, **arguments)
+
+    monkeypatch.setattr(pipe._models, "run", watched)
+    return seen
+
+
+def some_inputs():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((2, 4, 16, 16), generator=generator), torch.randn((2, 77, 96), generator=generator)
+
+
+def test_without_caching_the_prediction_is_that_of_the_folders_model_to_the_bit(pipe, model_dir):
+    sample, text = some_inputs()
+    plain = ov.Core().compile_model(
+        model_dir / "unet" / "openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    expected = plain({"sample": sample, "timestep": np.array([420]), "encoder_hidden_states": text})[0]
+    np.testing.assert_array_equal(pipe.predict(sample, torch.tensor(420), text), expected)
+
+
+def test_top_level_on_this_steps_own_features_is_the_whole_unet(pipe):
+    sample, text = some_inputs()
+    for side in (16, 24):
+        latents = torch.nn.functional.interpolate(sample, side)
+        pipe._models.prepare_caching()
+        whole, deep = pipe._run_unet(latents, torch.tensor(420), text, keep_deep=True)
+        top = pipe._run_top_level(latents, torch.tensor(420), deep)
+        agreement = psnr(top.numpy(), whole.numpy())
+        print(f"top level on its own features, {side}x{side}: {agreement:.0f} dB")
+        assert agreement >= 60
+        assert psnr(pipe._run_top_level(latents, torch.tensor(420), 0 * deep).numpy(), whole.numpy()) < 40
+
+
+@pytest.mark.parametrize("pictures", ["text to image", "image to image"])
+def test_caching_runs_the_whole_unet_on_few_steps_and_keeps_the_picture(pipe, runs, pictures):
+    settings = {"seed": [3, 4], "num_inference_steps": 20}
+    if pictures == "image to image":
+        settings |= {"image": draw_scene(random_scene(random.Random(0)), 128), "strength": 0.9}
+    exact = pipe(PROMPTS, **settings).images
+    steps = [name for name, _ in runs].count("unet")
+    runs.clear()
+    cached = pipe(PROMPTS, cache_interval=3, **settings).images
+    names = [name for name, _ in runs]
+    assert names.count("unet") == math.ceil(steps / 3)
+    assert names.count("unet") + names.count("unet_top_level") == steps
+    for ours, theirs in zip(cached, exact, strict=True):
+        a, b = read_picture(ours), read_picture(theirs)
+        assert (a.color, a.background, a.shape, a.size) == (b.color, b.background, b.shape, b.size)
+        assert not np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_guidance_acts_between_the_noise_levels_and_costs_half_outside(pipe, runs):
+    settings = {"seed": [3, 4], "num_inference_steps": 10, "output_type": "np"}
+    always = pipe(PROMPTS, **settings).images
+    assert {batch for name, batch in runs if name == "unet"} == {4}
+    np.testing.assert_array_equal(pipe(PROMPTS, guidance_interval=(0, 1e9), **settings).images, always)
+    runs.clear()
+    never = pipe(PROMPTS, guidance_interval=(0, 0), **settings).images
+    assert {batch for name, batch in runs if name == "unet"} == {2}
+    np.testing.assert_array_equal(never, pipe(PROMPTS, guidance_scale=1.0, **settings).images)
+    runs.clear()
+    steps = pipe.denoise(PROMPTS, guidance_interval=(0.5, 5), cache_interval=2, seed=[3, 4], num_inference_steps=10)
+    timesteps = [step.timestep for step in steps]
+    abar = pipe.scheduler.alphas_cumprod.numpy()
+    expected = [0.5 <= math.sqrt((1 - abar[t]) / abar[t]) <= 5 for t in timesteps]
+    batches = [batch for name, batch in runs if name.startswith("unet")]
+    assert batches == [4 if guided else 2 for guided in expected] and len(set(batches)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cache_interval": 0}, "`cache_interval` must be a whole number of at least 1, got 0"),
+        ({"guidance_interval": 3}, r"`guidance_interval` must be \(low, high\)"),
+        ({"guidance_interval": (2, 1)}, r"`guidance_interval\[1\]` must be a number of at least 2, got 1"),
+    ],
+)
+def test_wrong_settings_are_refused(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.denoise("a star", **arguments)

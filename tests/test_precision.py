@@ -1,0 +1,85 @@
+"""The choice of the number format: by measuring, once on a machine."""
+
+import time
+
+import openvino as ov
+import pytest
+
+from ov_decidiffusion import models, precision
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+
+@pytest.fixture(autouse=True)
+def memory_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "MEMORY_FILE", tmp_path / "cache" / "precision.json")
+    return tmp_path / "cache" / "precision.json"
+
+
+class SomeCore:
+    """A machine with the devices and the timings that a test wants."""
+
+    def __init__(self, *devices):
+        self.available_devices = list(devices)
+
+    def get_property(self, device, name):
+        return "Some Processor"
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "expected"),
+    [
+        ({"f32": 10.0, "bf16": 16.6}, "f32"),  # bf16 instructions, no matrix units
+        ({"f32": 10.0, "bf16": 9.8}, "f32"),  # not worth the lost digits
+        ({"f32": 10.0, "bf16": 1.5}, "bf16"),
+        ({"f32": 10.0, "bf16": 5.0, "f16": 4.0}, "f16"),
+        ({"f32": 0.0}, "f32"),
+    ],
+)
+def test_the_fastest_is_chosen_and_remembered(monkeypatch, memory_file, milliseconds, expected):
+    monkeypatch.setattr(precision, "probe", lambda core: milliseconds)
+    chosen, why = precision.choose_precision(SomeCore("CPU"), "CPU")
+    assert chosen == expected and expected in why
+    monkeypatch.setattr(precision, "probe", lambda core: pytest.fail("probed again"))
+    assert precision.choose_precision(SomeCore("CPU"), "AUTO") == (chosen, why)
+    memory_file.write_text("not json")
+    monkeypatch.setattr(precision, "probe", lambda core: {"f32": 1.0, "bf16": 0.1})
+    assert precision.choose_precision(SomeCore("CPU"), "CPU")[0] == "bf16"
+
+
+def test_other_devices_keep_openvinos_choice():
+    assert precision.choose_precision(SomeCore("CPU", "GPU"), "GPU")[0] is None
+    assert precision.choose_precision(SomeCore("CPU", "GPU"), "AUTO")[0] is None
+    assert models._precision_hint("vae_decoder", "GPU.0", "f16") == {"INFERENCE_PRECISION_HINT": "f32"}
+    assert models._precision_hint("vae_decoder", "GPU.0", None) == {"INFERENCE_PRECISION_HINT": "f32"}
+    assert models._precision_hint("vae_decoder", "CPU", "f16") == {"INFERENCE_PRECISION_HINT": "f32"}
+    assert models._precision_hint("vae_decoder", "CPU", "bf16") == {"INFERENCE_PRECISION_HINT": "bf16"}
+    assert models._precision_hint("unet", "GPU.0", None) == {}
+
+
+def test_the_probe_measures_what_this_processor_says_it_has():
+    core = ov.Core()
+    precision.probe(core)
+    start = time.perf_counter()
+    milliseconds = precision.probe(core)
+    assert time.perf_counter() - start < 4  # seconds; half of it on a machine that does nothing else
+    assert all(0 <= value < 1000 for value in milliseconds.values())
+    if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert 0.1 < milliseconds["bf16"] / milliseconds["f32"] < 10
+
+
+def test_pipeline_says_what_it_chose(model_dir, monkeypatch):
+    monkeypatch.setattr(precision, "probe", lambda core: {"f32": 2.0, "bf16": 3.0})
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
+    assert pipe.inference_precision == "f32 is fastest here (f32 2.0 ms, bf16 3.0 ms in a probe)"
+    assert pipe._models._models["unet"].get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
+
+
+def test_static_shapes_give_the_same_picture(model_dir, monkeypatch, pipe):
+    monkeypatch.setattr(models, "_needs_static_shapes", lambda device: True)
+    static = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
+    static.set_progress_bar_config(disable=True)
+    settings = {"seed": 3, "num_inference_steps": 4, "output_type": "np"}
+    prompts = ["a small red ring on a white background", "a large blue star on a black background"]
+    assert abs(static(prompts, **settings).images - pipe(prompts, **settings).images).max() < 2 / 255
+    with pytest.raises(ValueError, match="pictures are 128x128 pixels, got 192x128"):
+        static("a star", width=192)
