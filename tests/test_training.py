@@ -2,6 +2,10 @@
 
 import random
 
+import torch
+from torch import nn
+
+from training.common import fingerprint, optimizer_step, resume, save_state, step_generator
 from training.evaluate import ASPECTS, Case, accuracy, choose_cases
 from training.oracle import read_picture
 from training.scenes import (
@@ -12,6 +16,7 @@ from training.scenes import (
     random_scene,
     scene_from_caption,
 )
+from training.train_denoiser import draw_timesteps
 
 
 def test_oracle_reads_drawn_scenes_and_notices_wrong_ones():
@@ -26,6 +31,31 @@ def test_oracle_reads_drawn_scenes_and_notices_wrong_ones():
         for other in cases[:40]:
             expected = {aspect: getattr(case, aspect) == getattr(other, aspect) for aspect in ASPECTS}
             assert other.rights(reading) == expected
+
+
+def test_training_goes_on_where_it_stopped_and_only_where_it_is_the_same(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    key = [fingerprint(model.parameters()), 100]
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer_step(optimizer, model(torch.ones(4, 3)).square().sum(), rate=0.1)
+    save_state(tmp_path / "state.pt", key, 7, model=model, optimizer=optimizer)
+
+    other = nn.Linear(3, 2)
+    fresh = {name: value.clone() for name, value in other.state_dict().items()}
+    assert resume(tmp_path / "state.pt", [key[0], 200], model=other) == 0
+    assert resume(tmp_path / "state.pt", [fingerprint(other.parameters()), 100], model=other) == 0
+    assert resume(tmp_path / "nothing.pt", key, model=other) == 0
+    assert all(torch.equal(value, fresh[name]) for name, value in other.state_dict().items())
+    assert resume(tmp_path / "state.pt", key, model=other, optimizer=torch.optim.AdamW(other.parameters())) == 7
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_timesteps_cover_the_schedule_and_dwell_where_shapes_form():
+    drawn = torch.cat([draw_timesteps(48, 1000, step_generator(0, step)) for step in range(200)])
+    assert drawn.min() >= 0 and drawn.min() < 5 and drawn.max() <= 999 and drawn.max() > 990
+    shares = [((drawn >= low) & (drawn < low + 250)).float().mean().item() for low in (0, 250, 500, 750)]
+    assert shares[1] > 0.35 and min(shares) > 0.08, shares
 
 
 def test_held_out_captions_are_never_drawn_for_training():

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -53,16 +54,51 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def save_state(path: Path, **state) -> None:
-    """Write the training state beside its place and move it there, so that a kill never leaves half a file."""
+def fingerprint(tensors: Iterable[torch.Tensor]) -> list[float]:
+    """Two numbers that tell sets of tensors apart."""
+    flat = torch.cat([tensor.detach().flatten().double().cpu() for tensor in tensors])
+    return [flat.sum().item(), flat.square().sum().item()]
+
+
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+    """One step down the gradient of ``loss``, whose norm is clipped to 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+
+
+def write_file(path: Path, content: dict) -> None:
+    """Write beside the file's place and move it there, so that a kill never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    torch.save(state, partial)
+    torch.save(content, partial)
     os.replace(partial, path)
 
 
-def load_state(path: Path) -> dict | None:
-    """The state of an interrupted run, or None."""
+def read_file(path: Path, key: list) -> dict | None:
+    """What ``write_file`` left, if it is there and was written under the same ``key``."""
     if not path.exists():
         return None
-    return torch.load(path, map_location="cpu", weights_only=True)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content if content["key"] == key else None
+
+
+def save_state(path: Path, key: list, step: int, **parts) -> None:
+    """Write the state of a training after ``step`` steps; ``parts`` have a ``state_dict``."""
+    write_file(path, {"key": key, "step": step} | {name: part.state_dict() for name, part in parts.items()})
+
+
+def resume(path: Path, key: list, **parts) -> int:
+    """Load the state that an interrupted run with the same ``key`` left; returns the step to go on from.
+
+    Optimizers put their state where their parameters are: move the model to its device first.
+    """
+    state = read_file(path, key)
+    if state is None:
+        return 0
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]

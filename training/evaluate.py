@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=Path("outputs/evaluation.png"))
     options = parser.parse_args()
     report = convert_checkpoint(options.checkpoint, options.model_dir)
-    pipe = OVStableDiffusionPipeline.from_pretrained(report.model_dir)
+    pipe = OVStableDiffusionPipeline.from_pretrained(report.model_dir, inference_precision="f32")
     pipe.set_progress_bar_config(disable=True)
     arguments = {name: getattr(options, name) for name in ("num_inference_steps", "guidance_scale", "guidance_rescale")}
     halves = choose_cases(options.pictures // 2)

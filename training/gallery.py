@@ -18,7 +18,9 @@ FILE = Path("docs/pictures.png")
 
 
 def main() -> None:
-    pipe = OVStableDiffusionPipeline.from_pretrained(convert_checkpoint(EMBEDDED_CHECKPOINT).model_dir)
+    pipe = OVStableDiffusionPipeline.from_pretrained(
+        convert_checkpoint(EMBEDDED_CHECKPOINT).model_dir, inference_precision="f32"
+    )
     pictures = pipe(PROMPTS, seed=list(range(len(PROMPTS)))).images
     FILE.parent.mkdir(exist_ok=True)
     picture_grid(pictures, PROMPTS, columns=4, side=200).save(FILE, optimize=True)

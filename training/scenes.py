@@ -165,7 +165,8 @@ def _random_scene(rng: random.Random) -> Scene:
     kind = rng.choices(("plain", "placed", "pair", "striped"), weights=(60, 16, 14, 10))[0]
     first, second, background = rng.sample(list(PALETTE), 3)
     shape, other_shape = rng.choice(SHAPES), rng.choice(SHAPES)
-    size = rng.choice(list(SIZES)) if kind in ("plain", "striped") else "small"
+    # Small shapes are learnt last: they are two latent positions in radius.
+    size = rng.choices(list(SIZES), weights=(2, 1))[0] if kind in ("plain", "striped") else "small"
     spelled = (grammar_caption(size, first, shape, background),)
     if kind == "placed":
         place = rng.choice(list(PLACES))
@@ -179,7 +180,7 @@ def _random_scene(rng: random.Random) -> Scene:
         spelled += (grammar_caption("small", second, other_shape, background),)
         caption = f"a small {first} {shape} and a small {second} {other_shape} on a {background} background"
         return Scene(caption, background, items, None, spelled)
-    item = _place(rng, size, first, shape, (0.0, 0.0), 0.15)
+    item = _place(rng, size, first, shape, (0.0, 0.0), 0.05)
     if kind == "striped":
         caption = f"a {size} {first} {shape} on a {background} and {second} striped background"
         return Scene(caption, background, (item,), second, spelled)
@@ -188,7 +189,7 @@ def _random_scene(rng: random.Random) -> Scene:
 
 def scene_from_caption(size: str, color: str, shape: str, background: str, rng: random.Random) -> Scene:
     """A scene of the grammar, drawn as training draws it."""
-    item = _place(rng, size, color, shape, (0.0, 0.0), 0.15)
+    item = _place(rng, size, color, shape, (0.0, 0.0), 0.05)
     caption = grammar_caption(size, color, shape, background)
     return Scene(caption, background, (item,), None, (caption,))
 
