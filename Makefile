@@ -1,14 +1,16 @@
 # make run     set up, execute the notebook on the embedded checkpoint, start the demo
 # make test    set up, run all tests
+# make benchmark   measure speed, memory and fidelity at full size, beside peers; up to an hour
 # On Linux, TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes of CUDA libraries.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint clean
+.PHONY: run test lint clean benchmark peers
 
 run: $(VENV)/ready
 	CI=true $(BIN)/python -m nbconvert --to html --execute decidiffusion.ipynb
@@ -24,8 +26,13 @@ lint: $(VENV)/ready-to-test
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+benchmark: $(VENV)/ready-to-test peers
+	$(BIN)/python -m benchmarks.compare
+
+peers: $(PEERS)/ready
+
 clean:
-	rm -rf $(VENV) models outputs decidiffusion.html
+	rm -rf $(VENV) $(PEERS) models outputs benchmarks/work decidiffusion.html
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=/path/to/it"'
@@ -37,4 +44,12 @@ $(VENV)/ready: requirements.txt
 
 $(VENV)/ready-to-test: $(VENV)/ready tests/requirements.txt
 	$(PIP) -r tests/requirements.txt
+	touch $@
+
+# Optimum Intel's requirements clash with ours and with each other, so it is installed apart, in versions seen to work.
+$(PEERS)/ready: benchmarks/peers-requirements.txt benchmarks/peers-base.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(if $(TORCH_INDEX),$(PEERS)/bin/python -m pip install -q --index-url $(TORCH_INDEX) "$(shell grep '^torch' requirements.txt)")
+	$(PEERS)/bin/python -m pip install -q -r benchmarks/peers-base.txt
+	$(PEERS)/bin/python -m pip install -q --no-deps -r benchmarks/peers-requirements.txt
 	touch $@

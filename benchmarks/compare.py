@@ -1,0 +1,62 @@
+"""How fast, beside its peers, on this machine: ``make benchmark``.
+
+Every run is a process of its own. Runs take turns, so that a slow quarter of an hour hits all tools alike, and each
+finished one is written down at once: an interrupted benchmark goes on where it stopped. Results land in
+``benchmarks/results/``: ``compare.json`` with every single figure, ``compare.md`` and ``compare.png``.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import openvino as ov
+
+from benchmarks import report
+from benchmarks.make_checkpoint import unet_of
+from benchmarks.runs import HERE, PEERS_PYTHON, RIVALS, Bench, pictures_run, unet_run
+from benchmarks.workload import gigaflops
+from ov_decidiffusion.precision import choose_precision
+
+RESULTS = HERE / "results"
+ROUNDS = 3
+
+
+def all_runs(precision: str) -> list[tuple[dict, int]]:
+    """Every run, in the order to do them in, and which time it is done."""
+    rivals = [pictures_run(*rival) for rival in RIVALS]
+    units = [unet_run(unet, wanted) for wanted in dict.fromkeys(("f32", precision)) for unet in ("nas", "sd15")]
+    sizes = [pictures_run("ours", "auto", side=side, steps=3, cold_only=True) for side in (256, 512, 768)]
+    batches = [pictures_run("ours", "auto", pictures=count, steps=3, cold_only=True) for count in (2, 4)]
+    full = [pictures_run(tool, wanted, steps=30, cold_only=True) for tool, wanted in (RIVALS[0], RIVALS[3])]
+    turns = [[(run, turn) for run in rivals + units] for turn in range(ROUNDS)]
+    once = [(run, 0) for run in sizes + batches + full]
+    return turns[0] + once + [planned for turn in turns[1:] for planned in turn]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 6 GB")
+    parser.add_argument("--minutes", type=float, default=60, help="start no further run after this time")
+    options = parser.parse_args()
+    if not PEERS_PYTHON.exists():
+        sys.exit("error: the peers' environment is missing: run `make peers` first.")
+    flops = {"nas": gigaflops(unet_of("1.0")), "sd15": gigaflops(unet_of("sd15"))}
+    bench = Bench(options.work, RESULTS / "compare.json", flops)
+    begin = time.perf_counter()
+    bench.load()
+    bench.prepare(options.work)
+    precision = choose_precision(ov.Core(), "CPU")[0]
+    planned = all_runs(precision)
+    for number, (run, turn) in enumerate(planned, 1):
+        if bench.done(run, turn) or time.perf_counter() - begin > 60 * options.minutes:
+            continue
+        what = ", ".join(f"{key} {value}" for key, value in run.items() if key != "guidance_scale")
+        print(f"[{number}/{len(planned)}, {(time.perf_counter() - begin) / 60:.0f} min] {what}")
+        bench.do(run, turn)
+    tables = report.write(bench, precision, RESULTS)
+    print(tables)
+
+
+if __name__ == "__main__":
+    main()

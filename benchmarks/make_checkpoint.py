@@ -1,0 +1,186 @@
+"""Full-size checkpoints with random weights: ``python -m benchmarks.make_checkpoint 1.0 FOLDER``.
+
+Speed and memory do not depend on what weights say, only on how many there are and how they are laid out; pictures of
+such a checkpoint are noise. ``1.0`` is DeciDiffusion 1.0's real configuration. ``2.0`` is a stand-in: the
+configuration of DeciDiffusion 2.0 is known to us by its size alone, so this is one of the family with as many
+parameters and 2.0's scheduler. ``sd15`` is Stable Diffusion 1.5, to compare with.
+"""
+
+import argparse
+import copy
+import json
+import math
+import shutil
+import uuid
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.schedulers import SqueezedDPMSolverMultistepScheduler
+from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
+
+KINDS = ("1.0", "2.0", "sd15")
+V1_UNET = Path(__file__).parent.parent / "ov_decidiffusion" / "data" / "decidiffusion_v1_unet.json"
+VOCABULARY = 49408  # tokens of CLIP
+STAND_IN_2_0 = {  # fewer blocks of 1.0's kind: 525,576,324 parameters
+    "down_blocks_num_attentions": [0, 2, 2],
+    "mid_num_resnets": 0,
+    "mid_num_attentions": 0,
+    "up_blocks_num_attentions": [4, 3, 0],
+}
+
+
+def random_value(name: str, shape: torch.Size) -> torch.Tensor:
+    """A parameter drawn from a generator seeded with its name, scaled so that activations stay in range."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    if drawn.ndim >= 2:
+        return drawn / math.sqrt(drawn[0].numel())
+    return 1 + 0.1 * drawn if name.endswith("weight") else 0.1 * drawn
+
+
+def unet_of(kind: str) -> nn.Module:
+    """The U-Net of a kind, without memory for its weights."""
+    with torch.device("meta"):
+        if kind == "sd15":
+            return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        return FlexibleUNet2DConditionModel.from_config(unet_config(kind))
+
+
+def unet_config(kind: str) -> dict[str, Any]:
+    """The ``config.json`` of a U-Net-NAS."""
+    config = copy.deepcopy(json.loads(V1_UNET.read_text()))
+    if kind == "2.0":
+        config["configurations"] |= STAND_IN_2_0
+    return config
+
+
+def text_encoder() -> nn.Module:
+    """CLIP ViT-L/14's text encoder."""
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=768,
+        intermediate_size=3072,
+        projection_dim=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        bos_token_id=VOCABULARY - 2,
+        eos_token_id=VOCABULARY - 1,
+        pad_token_id=VOCABULARY - 1,
+    )
+    with torch.device("meta"):
+        return CLIPTextModel(config)
+
+
+def vae() -> nn.Module:
+    """Stable Diffusion's autoencoder."""
+    with torch.device("meta"):
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            sample_size=512,
+            scaling_factor=0.18215,
+        )
+
+
+def scheduler_of(kind: str) -> SchedulerMixin:
+    if kind == "2.0":
+        return SqueezedDPMSolverMultistepScheduler()
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def write_weights(model: nn.Module, file: Path, prefix: str = "") -> int:
+    """Random float16 weights for every parameter of a model; returns how many numbers they are."""
+    shapes = {prefix + name: parameter.shape for name, parameter in model.named_parameters()}
+    weights = {
+        name: random_value(name, shape).half()
+        for name, shape in tqdm(shapes.items(), desc=file.parent.name, unit="tensor")
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, file, metadata={"format": "pt"})
+    return sum(shape.numel() for shape in shapes.values())
+
+
+def write_tokenizer(folder: Path) -> None:
+    """The embedded checkpoint's tokenizer, its vocabulary filled up to CLIP's size with tokens that no text has."""
+    shutil.copytree(EMBEDDED_CHECKPOINT / "tokenizer", folder)
+    tokens = list(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+    unused = [f"<unused{i}>" for i in range(VOCABULARY - len(tokens))]
+    vocabulary = {token: i for i, token in enumerate([*tokens[:-2], *unused, *tokens[-2:]])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+
+
+def make_checkpoint(kind: str, folder: str | Path) -> dict[str, int]:
+    """Write a full-size checkpoint with seeded random float16 weights, in the layout of its repository on the hub.
+
+    Args:
+        kind: "1.0", "2.0" (a stand-in) or "sd15".
+        folder: must not exist yet; about 2 GB.
+
+    Returns:
+        how many numbers the weights of each part have.
+
+    Raises:
+        ValueError: an unknown kind, or the folder exists.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
+    folder = Path(folder).expanduser()
+    if folder.exists():
+        raise ValueError(f"`folder` {folder} exists: delete it or choose another one.")
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    unet_name = "unet" if kind == "sd15" else "flexible_unet"
+    numbers = {}
+    try:
+        encoder, autoencoder, unet = text_encoder(), vae(), unet_of(kind)
+        encoder.config.save_pretrained(partial / "text_encoder")
+        prefix = "" if next(iter(encoder.state_dict())).startswith("text_model.") else "text_model."
+        numbers["text_encoder"] = write_weights(encoder, partial / "text_encoder" / "model.safetensors", prefix)
+        for name, model in ((unet_name, unet), ("vae", autoencoder)):
+            model.save_config(partial / name)
+            numbers[name] = write_weights(model, partial / name / "diffusion_pytorch_model.safetensors")
+        scheduler = scheduler_of(kind)
+        scheduler.save_pretrained(partial / "scheduler")
+        write_tokenizer(partial / "tokenizer")
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "scheduler": ["diffusers", type(scheduler).__name__],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            unet_name: ["diffusers", type(unet).__name__],
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+        (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return numbers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    for part, count in make_checkpoint(options.kind, options.folder).items():
+        print(f"{part:<15}{count:>13,} parameters")
+
+
+if __name__ == "__main__":
+    main()

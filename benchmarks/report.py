@@ -1,0 +1,177 @@
+"""The benchmark's figures as Markdown tables and a chart."""
+
+import statistics
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from benchmarks.fidelity import compare_pictures
+from benchmarks.runs import RIVALS, Bench, machine, pictures_run, unet_run
+
+NAMES = {
+    "ours": "this project",
+    "diffusers": "diffusers, PyTorch",
+    "optimum": "Optimum Intel",
+    "genai": "OpenVINO GenAI",
+}
+UNETS = {"nas": "U-Net-NAS (DeciDiffusion 1.0)", "sd15": "U-Net of Stable Diffusion 1.5"}
+FIGURES = {
+    "step_s": "a step",
+    "end_to_end_s": "a picture, 5 steps",
+    "first_picture_s": "first picture from a cold start",
+}
+
+
+def write(bench: Bench, precision: str, folder: Path) -> str:
+    """Write ``compare.md`` and ``compare.png`` and return the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = "\n".join(f"- {name}: {value}" for name, value in machine().items())
+    parts = [
+        "DeciDiffusion 1.0 in its real configuration and size, with random weights: they cost what real ones cost, and "
+        f"their pictures are noise. Measured by `make benchmark` on this machine:\n\n{facts}\n"
+        f"- precision that `auto` chose: {precision}\n- Optimum Intel's environment: {_peer_versions(bench)}",
+        "### Beside its peers\n\n512x512, guidance 7.5, the same converted folder, seed and scheduler (DDIM). "
+        "Medians of runs in processes of their own (smallest to largest); in brackets, the time as a multiple of "
+        "ours.\n\n" + rivals_table(bench),
+        "### Thirty steps\n\n" + thirty_table(bench),
+        "### The U-Net alone\n\nOne run, batch 2, latents of a 512x512 picture; the machine's rate is the better of "
+        "PyTorch's and OpenVINO's product of two 4096x4096 matrices in the same process.\n\n"
+        + unet_table(bench, precision),
+        "### How cost grows\n\n" + growth_table(bench),
+        "### Fidelity\n\nThe converted models against PyTorch at f32, as the conversion with `verify=True` found "
+        "them; and the 512x512 picture after 5 steps against that of diffusers in PyTorch at f32.\n\n"
+        + fidelity_tables(bench),
+        "### Conversion\n\n" + conversion_table(bench),
+    ]
+    text = "\n\n".join(parts) + "\n"
+    (folder / "compare.md").write_text(text, encoding="utf-8")
+    draw(bench).savefig(folder / "compare.png", dpi=110)
+    return text
+
+
+def _peer_versions(bench: Bench) -> str:
+    found = next((run["versions"] for run in bench.runs if run["run"]["tool"] == "optimum"), {})
+    return ", ".join(f"{name} {value}" for name, value in found.items()) or "not run"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _name(tool: str, precision: str) -> str:
+    settings = {"auto": "auto", "default": "its defaults"}.get(precision, precision)
+    if tool in ("optimum", "genai") and precision != "default":
+        settings += ", all cores"
+    return NAMES[tool] if tool == "diffusers" else f"{NAMES[tool]}, {settings}"
+
+
+def _cell(bench: Bench, figure: str, run: dict, base: dict) -> str:
+    values = bench.values(figure, run)
+    if not values:
+        return "not run"
+    middle, ours = statistics.median(values), bench.median(figure, base)
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{middle:.2f} s{spread}" + (f" [{middle / ours:.2f}x]" if ours else "")
+
+
+def rivals_table(bench: Bench) -> str:
+    base = pictures_run(*RIVALS[0])
+    rows = []
+    for rival in RIVALS:
+        run = pictures_run(*rival)
+        memory = bench.median("peak_memory_gb", run)
+        cells = [_cell(bench, figure, run, base) for figure in FIGURES]
+        rows.append([_name(*rival), *cells, "not run" if memory is None else f"{memory:.1f} GB"])
+    return _table(["", *FIGURES.values(), "peak memory"], rows)
+
+
+def thirty_table(bench: Bench) -> str:
+    runs = {rival: pictures_run(*rival, steps=30, cold_only=True) for rival in (RIVALS[0], RIVALS[3])}
+    base = runs[RIVALS[0]]
+    rows = [[_name(*rival), _cell(bench, "first_picture_s", run, base)] for rival, run in runs.items()]
+    return _table(["", "one picture of 30 steps, from a cold start"], rows)
+
+
+def unet_table(bench: Bench, precision: str) -> str:
+    rows = []
+    for wanted in dict.fromkeys(("f32", precision)):
+        for unet, name in UNETS.items():
+            run = unet_run(unet, wanted)
+            seconds, rate = bench.median("step_s", run), bench.median("machine_gflops", run)
+            if seconds is None:
+                continue
+            achieved = bench.gigaflops[unet] / seconds
+            share = f"{bench.median('share', run):.2f}"
+            rows.append(
+                [
+                    name,
+                    wanted,
+                    f"{seconds:.2f} s",
+                    f"{bench.gigaflops[unet]:.0f}",
+                    f"{achieved:.0f}",
+                    f"{rate:.0f}",
+                    share,
+                ]
+            )
+    header = ["", "precision", "seconds", "GFLOP", "GFLOP/s", "machine's GFLOP/s", "share of it"]
+    return _table(header, rows)
+
+
+def growth_table(bench: Bench) -> str:
+    runs = {
+        "256x256": pictures_run("ours", "auto", side=256, steps=3, cold_only=True),
+        "512x512": pictures_run("ours", "auto", side=512, steps=3, cold_only=True),
+        "768x768": pictures_run("ours", "auto", side=768, steps=3, cold_only=True),
+        "512x512, 2 pictures": pictures_run("ours", "auto", pictures=2, steps=3, cold_only=True),
+        "512x512, 4 pictures": pictures_run("ours", "auto", pictures=4, steps=3, cold_only=True),
+    }
+    base = runs["512x512"]
+    rows = []
+    for name, run in runs.items():
+        memory = bench.median("peak_memory_gb", run)
+        rows.append([name, _cell(bench, "step_s", run, base), "not run" if memory is None else f"{memory:.1f} GB"])
+    return _table(["", "a step", "peak memory"], rows)
+
+
+def fidelity_tables(bench: Bench) -> str:
+    models = [[part["name"], f"{part['psnr']:.1f} dB"] for part in bench.conversions["verified"]["parts"]]
+    pictures = [
+        [_name(*rival), f"{psnr:.1f} dB", f"{largest}/255"]
+        for rival, (psnr, largest) in compare_pictures(bench).items()
+    ]
+    return (
+        _table(["model", "PSNR against PyTorch f32"], models)
+        + "\n\n"
+        + _table(["picture", "PSNR against diffusers", "largest difference of a pixel"], pictures)
+    )
+
+
+def conversion_table(bench: Bench) -> str:
+    rows = [
+        [name, f"{measured['seconds']:.0f} s", f"{measured['peak_memory_gb']:.2f} GB"]
+        for name, measured in (
+            ("verify=False", bench.conversions["plain"]),
+            ("verify=True", bench.conversions["verified"]),
+        )
+    ]
+    return _table(["2 GB of fp16 weights", "time", "peak memory"], rows)
+
+
+def draw(bench: Bench) -> plt.Figure:
+    """Bars: where a picture's time goes, tool by tool."""
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    rivals = [rival for rival in RIVALS if bench.values("end_to_end_s", pictures_run(*rival))][::-1]
+    for position, rival in enumerate(rivals):
+        run = pictures_run(*rival)
+        whole, decode = bench.median("end_to_end_s", run), bench.median("decode_s", run)
+        color = "#3182bd" if rival[0] == "ours" else "#9e9e9e"
+        axis.barh(position, whole - decode, color=color)
+        axis.barh(position, decode, left=whole - decode, color=color, alpha=0.45)
+        axis.text(whole, position, f" {whole:.1f} s", va="center", fontsize=9)
+    axis.set_yticks(range(len(rivals)), [_name(*rival) for rival in rivals], fontsize=9)
+    axis.set_xlabel("seconds for a 512x512 picture of 5 steps; paler: after the last step, the decoder")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.12)
+    figure.tight_layout()
+    return figure

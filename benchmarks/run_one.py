@@ -1,0 +1,186 @@
+"""One measured run, in a process of its own: ``python -m benchmarks.run_one '{"tool": "ours", …}'``.
+
+Prints one line of JSON. For Optimum Intel and OpenVINO GenAI nothing of this project's library is imported, so that
+their memory and their start are their own; diffusers needs its U-Net, for which it has no class.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks.memory import peak_memory_gb
+
+START = time.perf_counter()
+PROMPT = "a large red star on a blue background"
+SEED = 42
+PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "torch", "diffusers", "transformers")
+
+Generate = Callable[[Callable[[], None]], "object"]  # takes what to call after each step, returns the first picture
+
+
+def ours(options: dict) -> Generate:
+    from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+    pipe = OVStableDiffusionPipeline.from_pretrained(
+        options["model_dir"], inference_precision=options["precision"], cache_dir=options.get("cache_dir")
+    )
+    pipe.set_progress_bar_config(disable=True)
+    options["effective_precision"] = pipe.inference_precision
+
+    def generate(on_step: Callable[[], None]) -> object:
+        import torch
+
+        return pipe(
+            [PROMPT] * options["pictures"],
+            num_inference_steps=options["steps"],
+            guidance_scale=options["guidance_scale"],
+            guidance_rescale=0.0,  # GenAI has none
+            height=options["side"],
+            width=options["side"],
+            generator=torch.Generator().manual_seed(SEED),
+            callback_on_step_end=lambda *_: on_step(),
+        ).images[0]
+
+    return generate
+
+
+def diffusers(options: dict) -> Generate:
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from ov_decidiffusion.checkpoint import load_unet  # diffusers has no class for U-Net-NAS
+
+    folder = Path(options["checkpoint"])
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=load_unet(folder),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _diffusers_like(pipe, options)
+
+
+def optimum(options: dict) -> Generate:
+    from optimum.intel import OVStableDiffusionPipeline
+
+    pipe = OVStableDiffusionPipeline.from_pretrained(options["model_dir"], ov_config=_ov_config(options))
+    return _diffusers_like(pipe, options)
+
+
+def _diffusers_like(pipe: object, options: dict) -> Generate:
+    import torch
+
+    pipe.set_progress_bar_config(disable=True)
+
+    def after_step(_pipe: object, _step: int, _timestep: object, arguments: dict) -> dict:
+        generate.on_step()
+        return arguments
+
+    def generate(on_step: Callable[[], None]) -> object:
+        generate.on_step = on_step
+        return pipe(
+            [PROMPT] * options["pictures"],
+            num_inference_steps=options["steps"],
+            guidance_scale=options["guidance_scale"],
+            height=options["side"],
+            width=options["side"],
+            generator=torch.Generator().manual_seed(SEED),
+            callback_on_step_end=after_step,
+        ).images[0]
+
+    return generate
+
+
+def genai(options: dict) -> Generate:
+    import openvino_genai
+    from PIL import Image
+
+    pipe = openvino_genai.Text2ImagePipeline(options["model_dir"], "CPU", **_ov_config(options))
+
+    def generate(on_step: Callable[[], None]) -> object:
+        def callback(*_: object) -> bool:
+            on_step()
+            return False
+
+        made = pipe.generate(
+            PROMPT,
+            num_inference_steps=options["steps"],
+            guidance_scale=options["guidance_scale"],
+            height=options["side"],
+            width=options["side"],
+            num_images_per_prompt=options["pictures"],
+            generator=openvino_genai.TorchGenerator(SEED),
+            callback=callback,
+        )
+        return Image.fromarray(made.data[0])
+
+    return generate
+
+
+def _ov_config(options: dict) -> dict[str, str | int]:
+    """A peer's defaults, or its best: a precision asked for, and all cores."""
+    if options["precision"] == "default":
+        return {}
+    import os
+
+    cores = os.cpu_count() or 1
+    return {"INFERENCE_PRECISION_HINT": options["precision"], "INFERENCE_NUM_THREADS": cores}
+
+
+TOOLS = {"ours": ours, "diffusers": diffusers, "optimum": optimum, "genai": genai}
+
+
+def measure(options: dict) -> dict:
+    """Load, make a first picture, and unless ``cold_only`` is set a second one with its steps timed."""
+    generate = TOOLS[options["tool"]](options)
+    begin = loaded = time.perf_counter()
+    ticks: list[float] = []
+    picture = generate(lambda: ticks.append(time.perf_counter()))
+    first = time.perf_counter()
+    result = {"load_s": loaded - START, "first_picture_s": first - START}
+    if not options.get("cold_only"):
+        ticks.clear()
+        begin = time.perf_counter()
+        picture = generate(lambda: ticks.append(time.perf_counter()))
+        result["end_to_end_s"] = time.perf_counter() - begin
+    result["decode_s"] = result.get("end_to_end_s", first - begin) - (ticks[-1] - begin)
+    steps = [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
+    result |= {"step_s": statistics.median(steps), "steps_s": steps}
+    if options.get("picture"):
+        picture.save(options["picture"])
+    result["peak_memory_gb"] = peak_memory_gb()
+    return result | {"effective_precision": options.get("effective_precision", options["precision"])}
+
+
+def versions() -> dict[str, str]:
+    """What this process runs on."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    if options["tool"] == "unet":
+        from benchmarks.workload import time_unet
+
+        result = time_unet(options)
+    else:
+        result = measure(options)
+    print(json.dumps(result | {"versions": versions()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What is run, where the results lie, and how one run is done."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import openvino as ov
+
+HERE = Path(__file__).parent
+GUIDANCE = 7.5
+PEERS_PYTHON = Path(".venv-peers") / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+RIVALS = [  # tool, precision
+    ("ours", "auto"),
+    ("ours", "f32"),
+    ("diffusers", "f32"),
+    ("optimum", "default"),
+    ("optimum", "f32"),
+    ("genai", "default"),
+    ("genai", "f32"),
+]
+
+
+def pictures_run(tool: str, precision: str, side: int = 512, pictures: int = 1, steps: int = 5, **more) -> dict:
+    """Options of one run that makes pictures."""
+    return {
+        "tool": tool,
+        "precision": precision,
+        "side": side,
+        "pictures": pictures,
+        "steps": steps,
+        "guidance_scale": GUIDANCE,
+        **more,
+    }
+
+
+def unet_run(unet: str, precision: str) -> dict:
+    """Options of one run of a U-Net alone, batch 2, with the machine's own rate measured in the same process."""
+    return {"tool": "unet", "unet": unet, "precision": precision, "side": 512, "pictures": 1}
+
+
+class Bench:
+    """The prepared files, the finished runs, and how to do one."""
+
+    def __init__(self, work: Path, file: Path, gigaflops: dict[str, float]):
+        self.gigaflops = gigaflops
+        self.checkpoint, self.model_dir, self.unets = work / "decidiffusion-1.0", work / "decidiffusion-1.0-fp16", {}
+        self.pictures, self.file = work / "pictures", file
+        self.runs: list[dict] = []
+        self.conversions: dict[str, dict] = {}
+
+    def prepare(self, work: Path) -> None:
+        """Make what the runs read, unless it is there; conversions run in processes whose memory is measured."""
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        if not self.checkpoint.exists():  # in a process of its own, for its memory's sake
+            _python(sys.executable, "-m", "benchmarks.make_checkpoint", "1.0", str(self.checkpoint))
+        sd15 = work / "sd15-unet.xml"
+        if not sd15.exists():
+            _python(sys.executable, "-m", "benchmarks.workload", "sd15", str(sd15))
+        self.unets = {"nas": self.model_dir / "unet" / "openvino_model.xml", "sd15": sd15}
+        for verified, target in (("plain", self.model_dir), ("verified", self.model_dir.with_name("verified"))):
+            if verified not in self.conversions or not self.model_dir.exists():
+                self._convert(verified, target)
+        shutil.rmtree(self.model_dir.with_name("verified"), ignore_errors=True)
+
+    def _convert(self, verified: str, target: Path) -> None:
+        """A measured conversion in a process of its own, from scratch."""
+        shutil.rmtree(target, ignore_errors=True)
+        arguments = [str(self.checkpoint), str(target), *(["--verify"] if verified == "verified" else [])]
+        printed = _python(sys.executable, "-m", "benchmarks.conversion", *arguments)
+        self.conversions[verified] = json.loads(printed.strip().splitlines()[-1])
+        self.save()
+
+    def load(self) -> None:
+        """Take over what an interrupted benchmark finished, if machine, versions and code are the same."""
+        if self.file.is_file():
+            content = json.loads(self.file.read_text())
+            if content["machine"] == machine():
+                self.runs, self.conversions = content["runs"], content["conversions"]
+
+    def save(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix(".partial")
+        content = {"machine": machine(), "conversions": self.conversions, "runs": self.runs}
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(self.file)
+
+    def done(self, run: dict, turn: int) -> bool:
+        return any(other["run"] == run and other["turn"] == turn for other in self.runs)
+
+    def do(self, run: dict, turn: int) -> None:
+        """One run; what it printed as JSON joins the finished runs."""
+        options = run | {"model_dir": str(self.model_dir), "checkpoint": str(self.checkpoint)}
+        if run["tool"] == "unet":
+            options |= {"xml": str(self.unets[run["unet"]]), "gigaflop": self.gigaflops[run["unet"]]}
+        else:
+            options["picture"] = str(self.picture(run))
+        python = str(PEERS_PYTHON) if run["tool"] == "optimum" else sys.executable
+        printed = _python(python, "-m", "benchmarks.run_one", json.dumps(options))
+        self.runs.append({"run": run, "turn": turn, **json.loads(printed.strip().splitlines()[-1])})
+        self.save()
+
+    def picture(self, run: dict) -> Path:
+        names = [run[key] for key in ("tool", "precision", "side", "pictures", "steps")]
+        return self.pictures / ("-".join(map(str, names)) + ".png")
+
+    def median(self, figure: str, run: dict) -> float | None:
+        """Median of a figure over the turns of a run; None where it was not done."""
+        values = self.values(figure, run)
+        return statistics.median(values) if values else None
+
+    def values(self, figure: str, run: dict) -> list[float]:
+        return [other[figure] for other in self.runs if other["run"] == run and figure in other]
+
+
+def _python(python: str, *arguments: str) -> str:
+    """Standard output of a Python process that can import this project; its standard error is shown if it fails."""
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "TOKENIZERS_PARALLELISM": "false"}
+    finished = subprocess.run([python, *arguments], capture_output=True, text=True, env=environment)
+    if finished.returncode:
+        raise RuntimeError(f"{' '.join([python, *arguments])} failed:\n{finished.stderr[-4000:]}")
+    return finished.stdout
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    core = ov.Core()
+    packages = ("openvino", "torch", "diffusers", "transformers", "openvino-genai")
+    return {
+        "processor": core.get_property("CPU", "FULL_DEVICE_NAME"),
+        "capabilities": " ".join(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+        "code": _digest_of_code(),
+    }
+
+
+def _digest_of_code() -> str:
+    """Tells versions of the library and of the runs apart."""
+    digest = hashlib.sha256()
+    for file in sorted([*(HERE.parent / "ov_decidiffusion").glob("*.py"), HERE / "run_one.py", HERE / "workload.py"]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
