@@ -7,9 +7,10 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+import numpy as np
 import openvino as ov
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +21,7 @@ from ov_decidiffusion.convert import ConversionReport, convert_checkpoint, defau
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.images import latents_to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.schedulers import SQUEEZE_MODES, SqueezedDPMSolverMultistepScheduler
 from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "latents_to_rgb",
     "make_demo",
     "picture_grid",
+    "steps_against_quality",
 ]
 
 V1_UNET_CONFIG = Path(__file__).parent / "ov_decidiffusion" / "data" / "decidiffusion_v1_unet.json"
@@ -115,6 +118,50 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
         else:
             lines[-1] = longer
     return "\n".join(lines)
+
+
+def steps_against_quality(
+    pipe: OVStableDiffusionPipeline, prompts: Sequence[str], steps: Sequence[int] = (4, 6, 8, 10, 14, 20), seed: int = 0
+) -> Figure:
+    """Chart how close pictures of few steps come to those of very many, solver by solver.
+
+    All solvers follow the same path from the same noise, so with enough steps they end in the same picture: the
+    reference is DPM-Solver++'s after 60. The pipeline keeps its scheduler.
+
+    Args:
+        prompts: the picture of each counts alike.
+        steps: numbers of steps to try; squeezed schedules have theirs.
+        seed: of the first picture; the others count on.
+    """
+    kept, config = pipe.scheduler, pipe.scheduler.config
+    settings = {"seed": [seed + i for i in range(len(prompts))], "output_type": "np"}
+    spaced = {"timestep_spacing": "linspace"}  # all begin at the noisiest timestep
+    solvers = {
+        "DDIM": (DDIMScheduler, {"timestep_spacing": "trailing"}),
+        "DPM-Solver++": (DPMSolverMultistepScheduler, spaced),
+    }
+    for mode in SQUEEZE_MODES:
+        solvers[f"squeezed {mode}"] = (SqueezedDPMSolverMultistepScheduler, {**spaced, "squeeze_mode": mode})
+    figure, axis = plt.subplots(figsize=(7, 3.2))
+    try:
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, **spaced)
+        reference = pipe(list(prompts), num_inference_steps=60, **settings).images
+        for name, (solver, options) in solvers.items():
+            pipe.scheduler = solver.from_config(config, **options)
+            squeezed = "squeeze_mode" in options
+            counts = [SQUEEZE_MODES[options["squeeze_mode"]][0]] if squeezed else list(steps)
+            asked = [16] if squeezed else counts  # what DeciDiffusion 2.0's makers lay out before squeezing
+            errors = [pipe(list(prompts), num_inference_steps=n, **settings).images - reference for n in asked]
+            decibels = [-10 * np.log10(np.mean(np.square(error))) for error in errors]
+            axis.plot(counts, decibels, "D" if squeezed else "o-", label=name)
+    finally:
+        pipe.scheduler = kept
+    axis.set_xlabel("steps that run")
+    axis.set_ylabel("closeness, dB")
+    axis.legend(fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
 
 
 def compare_unets() -> dict[str, nn.Module]:
