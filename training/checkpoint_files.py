@@ -34,6 +34,11 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     vae.half().save_pretrained(folder / "vae")
     unet.half().save_pretrained(folder / "flexible_unet")
+    for part in ("vae", "flexible_unet"):
+        file = folder / part / "config.json"
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where it lay on the machine that trained it
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     scheduler.save_pretrained(folder / "scheduler")
     text_encoder.config.save_pretrained(folder / "text_encoder")
     # The names that transformers wrote when DeciDiffusion was released.
