@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from benchmarks.fidelity import compare_pictures
-from benchmarks.runs import RIVALS, Bench, machine, pictures_run, unet_run
+from benchmarks.runs import RIVALS, Bench, loading_run, machine, pictures_run, unet_run
 
 NAMES = {
     "ours": "this project",
@@ -41,7 +41,7 @@ def write(bench: Bench, precision: str, folder: Path) -> str:
         "### Fidelity\n\nThe converted models against PyTorch at f32, as the conversion with `verify=True` found "
         "them; and the 512x512 picture after 5 steps against that of diffusers in PyTorch at f32.\n\n"
         + fidelity_tables(bench),
-        "### Conversion\n\n" + conversion_table(bench),
+        "### Conversion and loading\n\n" + conversion_table(bench) + "\n\n" + loading_line(bench),
     ]
     text = "\n\n".join(parts) + "\n"
     (folder / "compare.md").write_text(text, encoding="utf-8")
@@ -156,6 +156,13 @@ def conversion_table(bench: Bench) -> str:
         )
     ]
     return _table(["2 GB of fp16 weights", "time", "peak memory"], rows)
+
+
+def loading_line(bench: Bench) -> str:
+    """How long ``from_pretrained`` takes with OpenVINO's model cache."""
+    seconds = bench.values("load_s", loading_run())
+    first, again = (f"{value:.1f} s" for value in seconds) if len(seconds) == 2 else ("not run", "not run")
+    return f"`from_pretrained` with `cache_dir`: {first} the first time, {again} from then on, imports left out."
 
 
 def draw(bench: Bench) -> plt.Figure:

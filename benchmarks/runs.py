@@ -45,13 +45,18 @@ def unet_run(unet: str, precision: str) -> dict:
     return {"tool": "unet", "unet": unet, "precision": precision, "side": 512, "pictures": 1}
 
 
+def loading_run() -> dict:
+    """Options of one run that only loads; OpenVINO's model cache is empty at the first turn, filled at the second."""
+    return {"tool": "loading"}
+
+
 class Bench:
     """The prepared files, the finished runs, and how to do one."""
 
     def __init__(self, work: Path, file: Path, gigaflops: dict[str, float]):
         self.gigaflops = gigaflops
         self.checkpoint, self.model_dir, self.unets = work / "decidiffusion-1.0", work / "decidiffusion-1.0-fp16", {}
-        self.pictures, self.file = work / "pictures", file
+        self.pictures, self.cache, self.file = work / "pictures", work / "cache", file
         self.runs: list[dict] = []
         self.conversions: dict[str, dict] = {}
 
@@ -99,6 +104,10 @@ class Bench:
         options = run | {"model_dir": str(self.model_dir), "checkpoint": str(self.checkpoint)}
         if run["tool"] == "unet":
             options |= {"xml": str(self.unets[run["unet"]]), "gigaflop": self.gigaflops[run["unet"]]}
+        elif run["tool"] == "loading":
+            options["cache_dir"] = str(self.cache)
+            if turn == 0:
+                shutil.rmtree(self.cache, ignore_errors=True)
         else:
             options["picture"] = str(self.picture(run))
         python = str(PEERS_PYTHON) if run["tool"] == "optimum" else sys.executable

@@ -127,8 +127,8 @@ def train(
     device, state_file = pick_device(), RUNS / "denoiser.pt"
     scheduler = make_scheduler()
     denoiser.to(device)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=options.rate, weight_decay=1e-2)
-    average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=options.rate, weight_decay=1e-2, fused=True)
+    average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True)
     settings = [options.steps, options.batch, options.rate, options.seed]
     key = [fingerprint(denoiser.parameters()), fingerprint([latents]), *settings]
     start = resume(state_file, key, denoiser=denoiser, optimizer=optimizer, average=average)
