@@ -14,7 +14,7 @@ import openvino as ov
 
 from benchmarks import report
 from benchmarks.make_checkpoint import unet_of
-from benchmarks.runs import HERE, PEERS_PYTHON, RIVALS, Bench, loading_run, pictures_run, unet_run
+from benchmarks.runs import GROWTH, HERE, PEERS_PYTHON, RIVALS, THIRTY_STEPS, Bench, loading_run, pictures_run, unet_run
 from benchmarks.workload import gigaflops
 from ov_decidiffusion.precision import choose_precision
 
@@ -26,11 +26,9 @@ def all_runs(precision: str) -> list[tuple[dict, int]]:
     """Every run, in the order to do them in, and which time it is done."""
     rivals = [pictures_run(*rival) for rival in RIVALS]
     units = [unet_run(unet, wanted) for wanted in dict.fromkeys(("f32", precision)) for unet in ("nas", "sd15")]
-    sizes = [pictures_run("ours", "auto", side=side, steps=3, cold_only=True) for side in (256, 512, 768)]
-    batches = [pictures_run("ours", "auto", pictures=count, steps=3, cold_only=True) for count in (2, 4)]
-    full = [pictures_run(tool, wanted, steps=30, cold_only=True) for tool, wanted in (RIVALS[0], RIVALS[3])]
     turns = [[(run, turn) for run in rivals + units] for turn in range(ROUNDS)]
-    once = [(run, 0) for run in sizes + batches + full] + [(loading_run(), turn) for turn in (0, 1)]
+    once = [(run, 0) for run in (*GROWTH.values(), *THIRTY_STEPS.values())]
+    once += [(loading_run(), turn) for turn in (0, 1)]
     return turns[0] + once + [planned for turn in turns[1:] for planned in turn]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from benchmarks.fidelity import compare_pictures
-from benchmarks.runs import RIVALS, Bench, loading_run, machine, pictures_run, unet_run
+from benchmarks.runs import GROWTH, RIVALS, THIRTY_STEPS, Bench, loading_run, machine, pictures_run, unet_run
 
 NAMES = {
     "ours": "this project",
@@ -87,9 +87,8 @@ def rivals_table(bench: Bench) -> str:
 
 
 def thirty_table(bench: Bench) -> str:
-    runs = {rival: pictures_run(*rival, steps=30, cold_only=True) for rival in (RIVALS[0], RIVALS[3])}
-    base = runs[RIVALS[0]]
-    rows = [[_name(*rival), _cell(bench, "first_picture_s", run, base)] for rival, run in runs.items()]
+    base = THIRTY_STEPS[RIVALS[0]]
+    rows = [[_name(*rival), _cell(bench, "first_picture_s", run, base)] for rival, run in THIRTY_STEPS.items()]
     return _table(["", "one picture of 30 steps, from a cold start"], rows)
 
 
@@ -119,16 +118,9 @@ def unet_table(bench: Bench, precision: str) -> str:
 
 
 def growth_table(bench: Bench) -> str:
-    runs = {
-        "256x256": pictures_run("ours", "auto", side=256, steps=3, cold_only=True),
-        "512x512": pictures_run("ours", "auto", side=512, steps=3, cold_only=True),
-        "768x768": pictures_run("ours", "auto", side=768, steps=3, cold_only=True),
-        "512x512, 2 pictures": pictures_run("ours", "auto", pictures=2, steps=3, cold_only=True),
-        "512x512, 4 pictures": pictures_run("ours", "auto", pictures=4, steps=3, cold_only=True),
-    }
-    base = runs["512x512"]
+    base = GROWTH["512x512"]
     rows = []
-    for name, run in runs.items():
+    for name, run in GROWTH.items():
         memory = bench.median("peak_memory_gb", run)
         rows.append([name, _cell(bench, "step_s", run, base), "not run" if memory is None else f"{memory:.1f} GB"])
     return _table(["", "a step", "peak memory"], rows)

@@ -40,6 +40,16 @@ def pictures_run(tool: str, precision: str, side: int = 512, pictures: int = 1, 
     }
 
 
+GROWTH = {  # how cost grows with the size of a picture and with their number
+    "256x256": pictures_run("ours", "auto", side=256, steps=3, cold_only=True),
+    "512x512": pictures_run("ours", "auto", side=512, steps=3, cold_only=True),
+    "768x768": pictures_run("ours", "auto", side=768, steps=3, cold_only=True),
+    "512x512, 2 pictures": pictures_run("ours", "auto", pictures=2, steps=3, cold_only=True),
+    "512x512, 4 pictures": pictures_run("ours", "auto", pictures=4, steps=3, cold_only=True),
+}
+THIRTY_STEPS = {rival: pictures_run(*rival, steps=30, cold_only=True) for rival in (RIVALS[0], RIVALS[3])}
+
+
 def unet_run(unet: str, precision: str) -> dict:
     """Options of one run of a U-Net alone, batch 2, with the machine's own rate measured in the same process."""
     return {"tool": "unet", "unet": unet, "precision": precision, "side": 512, "pictures": 1}

@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 from ov_decidiffusion.caching import DEEP_FEATURES, full_steps
 from ov_decidiffusion.checkpoint import DEFAULTS_1_0, DEFAULTS_FILE, read_json
 from ov_decidiffusion.images import fit_size, make_image_processor, to_rgb
-from ov_decidiffusion.models import Models
+from ov_decidiffusion.models import TOP_LEVEL, Models
 from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
 
 logger = logging.getLogger(__name__)
@@ -339,7 +339,7 @@ class OVStableDiffusionPipeline:
 
     def _run_top_level(self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor) -> torch.Tensor:
         """The prediction of the top level, given the deeper levels' features of an earlier step."""
-        return self._models.run("unet_top_level", _unet_inputs(sample, timestep) | {DEEP_FEATURES: deep.numpy()})[0]
+        return self._models.run(TOP_LEVEL, _unet_inputs(sample, timestep) | {DEEP_FEATURES: deep.numpy()})[0]
 
     def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
         """Hidden states [prompts, 77, d] of the text encoder; what does not fit into 77 tokens is left out."""

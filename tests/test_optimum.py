@@ -1,13 +1,12 @@
 """Optimum Intel, in an environment of its own, loads the converted folder as it is and makes the same picture."""
 
-import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-PEERS_PYTHON = Path(".venv-peers") / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+from benchmarks.runs import PEERS_PYTHON
+
 PROMPT = "a large red star on a blue background"
 GENERATE = """
 import sys
