@@ -1,6 +1,7 @@
 # make run     set up, execute the notebook on the embedded checkpoint, start the demo
 # make test    set up, run all tests
-# make benchmark   measure speed, memory and fidelity at full size, beside peers; up to an hour
+# make benchmark   measure speed, memory and fidelity at full size, beside peers; an hour and a half
+# make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; half an hour
 # On Linux, TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes of CUDA libraries.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint clean benchmark peers
+.PHONY: run test lint clean benchmark quality peers
 
 run: $(VENV)/ready
 	CI=true $(BIN)/python -m nbconvert --to html --execute decidiffusion.ipynb
@@ -28,6 +29,10 @@ lint: $(VENV)/ready-to-test
 
 benchmark: $(VENV)/ready-to-test peers
 	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.waterfall
+
+quality: $(VENV)/ready-to-test
+	$(BIN)/python -m benchmarks.quality
 
 peers: $(PEERS)/ready
 

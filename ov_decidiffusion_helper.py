@@ -2,8 +2,8 @@
 
 import json
 import os
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -21,8 +21,10 @@ from ov_decidiffusion.convert import ConversionReport, convert_checkpoint, defau
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.images import latents_to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.quantize import quantize_models
 from ov_decidiffusion.schedulers import SQUEEZE_MODES, SqueezedDPMSolverMultistepScheduler
-from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
+from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 
 __all__ = [
     "EMBEDDED_CHECKPOINT",
@@ -42,10 +44,11 @@ __all__ = [
     "latents_to_rgb",
     "make_demo",
     "picture_grid",
+    "quantize_models",
     "steps_against_quality",
+    "walk_down",
 ]
 
-V1_UNET_CONFIG = Path(__file__).parent / "ov_decidiffusion" / "data" / "decidiffusion_v1_unet.json"
 COLORS = {"R": "#9ecae1", "T": "#fdae6b"}
 
 
@@ -91,7 +94,7 @@ def picture_grid(
         raise ValueError(f"`titles` has {len(titles)} entries, but there are {len(pictures)} pictures.")
     font = ImageFont.load_default(12)
     wrapped = [_wrap(title, font, side - 4) for title in titles]
-    header = 4 + 15 * max((text.count("\n") + 1 for text in wrapped), default=0) if titles else 0
+    header = 8 + 15 * max((text.count("\n") + 1 for text in wrapped), default=0) if titles else 0
     columns = columns or len(pictures)
     rows = -(-len(pictures) // columns)
     gap = 6
@@ -162,6 +165,30 @@ def steps_against_quality(
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return figure
+
+
+def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Image.Image:
+    """The same prompt and seed with one trick after the other, down to the preset "fast"; seconds in the titles.
+
+    Every picture is made twice and the second is timed, so that no row pays for compiling.
+    """
+    fast = dict(PRESETS["fast"])
+    interval = fast.pop("guidance_interval")
+    settings = {
+        "exact": {},
+        "INT8": {"quantized": True},
+        "+ DPM-Solver++, 16 steps": {"quantized": True, "solver": "dpm++", "num_inference_steps": 16},
+        "+ caching: balanced": {"preset": "balanced"},
+        "squeezed, cached by 3": fast,
+        "+ guided in part: fast": fast | {"guidance_interval": interval},
+    }
+    pictures, titles = [], []
+    for name, arguments in settings.items():
+        pipe(prompt, seed=seed, **arguments)
+        start = time.perf_counter()
+        pictures.append(pipe(prompt, seed=seed, **arguments).images[0])
+        titles.append(f"{name}: {time.perf_counter() - start:.2f} s")
+    return picture_grid(pictures, titles)
 
 
 def compare_unets() -> dict[str, nn.Module]:

@@ -25,10 +25,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.schedulers import SqueezedDPMSolverMultistepScheduler
-from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
+from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 
 KINDS = ("1.0", "2.0", "sd15")
-V1_UNET = Path(__file__).parent.parent / "ov_decidiffusion" / "data" / "decidiffusion_v1_unet.json"
 VOCABULARY = 49408  # tokens of CLIP
 STAND_IN_2_0 = {  # fewer blocks of 1.0's kind: 525,576,324 parameters
     "down_blocks_num_attentions": [0, 2, 2],
@@ -56,7 +55,7 @@ def unet_of(kind: str) -> nn.Module:
 
 def unet_config(kind: str) -> dict[str, Any]:
     """The ``config.json`` of a U-Net-NAS."""
-    config = copy.deepcopy(json.loads(V1_UNET.read_text()))
+    config = copy.deepcopy(json.loads(V1_UNET_CONFIG.read_text()))
     if kind == "2.0":
         config["configurations"] |= STAND_IN_2_0
     return config

@@ -54,7 +54,7 @@ def _peer_versions(bench: Bench) -> str:
     return ", ".join(f"{name} {value}" for name, value in found.items()) or "not run"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -83,13 +83,13 @@ def rivals_table(bench: Bench) -> str:
         memory = bench.median("peak_memory_gb", run)
         cells = [_cell(bench, figure, run, base) for figure in FIGURES]
         rows.append([_name(*rival), *cells, "not run" if memory is None else f"{memory:.1f} GB"])
-    return _table(["", *FIGURES.values(), "peak memory"], rows)
+    return table(["", *FIGURES.values(), "peak memory"], rows)
 
 
 def thirty_table(bench: Bench) -> str:
     base = THIRTY_STEPS[RIVALS[0]]
     rows = [[_name(*rival), _cell(bench, "first_picture_s", run, base)] for rival, run in THIRTY_STEPS.items()]
-    return _table(["", "one picture of 30 steps, from a cold start"], rows)
+    return table(["", "one picture of 30 steps, from a cold start"], rows)
 
 
 def unet_table(bench: Bench, precision: str) -> str:
@@ -114,7 +114,7 @@ def unet_table(bench: Bench, precision: str) -> str:
                 ]
             )
     header = ["", "precision", "seconds", "GFLOP", "GFLOP/s", "machine's GFLOP/s", "share of it"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def growth_table(bench: Bench) -> str:
@@ -123,7 +123,7 @@ def growth_table(bench: Bench) -> str:
     for name, run in GROWTH.items():
         memory = bench.median("peak_memory_gb", run)
         rows.append([name, _cell(bench, "step_s", run, base), "not run" if memory is None else f"{memory:.1f} GB"])
-    return _table(["", "a step", "peak memory"], rows)
+    return table(["", "a step", "peak memory"], rows)
 
 
 def fidelity_tables(bench: Bench) -> str:
@@ -133,9 +133,9 @@ def fidelity_tables(bench: Bench) -> str:
         for rival, (psnr, largest) in compare_pictures(bench).items()
     ]
     return (
-        _table(["model", "PSNR against PyTorch f32"], models)
+        table(["model", "PSNR against PyTorch f32"], models)
         + "\n\n"
-        + _table(["picture", "PSNR against diffusers", "largest difference of a pixel"], pictures)
+        + table(["picture", "PSNR against diffusers", "largest difference of a pixel"], pictures)
     )
 
 
@@ -147,7 +147,7 @@ def conversion_table(bench: Bench) -> str:
             ("verify=True", bench.conversions["verified"]),
         )
     ]
-    return _table(["2 GB of fp16 weights", "time", "peak memory"], rows)
+    return table(["2 GB of fp16 weights", "time", "peak memory"], rows)
 
 
 def loading_line(bench: Bench) -> str:

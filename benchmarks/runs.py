@@ -74,10 +74,10 @@ class Bench:
         """Make what the runs read, unless it is there; conversions run in processes whose memory is measured."""
         self.pictures.mkdir(parents=True, exist_ok=True)
         if not self.checkpoint.exists():  # in a process of its own, for its memory's sake
-            _python(sys.executable, "-m", "benchmarks.make_checkpoint", "1.0", str(self.checkpoint))
+            run_python(sys.executable, "-m", "benchmarks.make_checkpoint", "1.0", str(self.checkpoint))
         sd15 = work / "sd15-unet.xml"
         if not sd15.exists():
-            _python(sys.executable, "-m", "benchmarks.workload", "sd15", str(sd15))
+            run_python(sys.executable, "-m", "benchmarks.workload", "sd15", str(sd15))
         self.unets = {"nas": self.model_dir / "unet" / "openvino_model.xml", "sd15": sd15}
         for verified, target in (("plain", self.model_dir), ("verified", self.model_dir.with_name("verified"))):
             if verified not in self.conversions or not self.model_dir.exists():
@@ -88,7 +88,7 @@ class Bench:
         """A measured conversion in a process of its own, from scratch."""
         shutil.rmtree(target, ignore_errors=True)
         arguments = [str(self.checkpoint), str(target), *(["--verify"] if verified == "verified" else [])]
-        printed = _python(sys.executable, "-m", "benchmarks.conversion", *arguments)
+        printed = run_python(sys.executable, "-m", "benchmarks.conversion", *arguments)
         self.conversions[verified] = json.loads(printed.strip().splitlines()[-1])
         self.save()
 
@@ -121,12 +121,12 @@ class Bench:
         else:
             options["picture"] = str(self.picture(run))
         python = str(PEERS_PYTHON) if run["tool"] == "optimum" else sys.executable
-        printed = _python(python, "-m", "benchmarks.run_one", json.dumps(options))
+        printed = run_python(python, "-m", "benchmarks.run_one", json.dumps(options))
         self.runs.append({"run": run, "turn": turn, **json.loads(printed.strip().splitlines()[-1])})
         self.save()
 
     def picture(self, run: dict) -> Path:
-        names = [run[key] for key in ("tool", "precision", "side", "pictures", "steps")]
+        names = [run.get("name", run["tool"]), *(run[key] for key in ("precision", "side", "pictures", "steps"))]
         return self.pictures / ("-".join(map(str, names)) + ".png")
 
     def median(self, figure: str, run: dict) -> float | None:
@@ -138,7 +138,7 @@ class Bench:
         return [other[figure] for other in self.runs if other["run"] == run and figure in other]
 
 
-def _python(python: str, *arguments: str) -> str:
+def run_python(python: str, *arguments: str) -> str:
     """Standard output of a Python process that can import this project; its standard error is shown if it fails."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "TOKENIZERS_PARALLELISM": "false"}
     finished = subprocess.run([python, *arguments], capture_output=True, text=True, env=environment)

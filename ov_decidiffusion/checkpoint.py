@@ -47,6 +47,8 @@ WEIGHTED_PARTS = {
     "vae": ("config.json", ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
 }
 DEFAULTS_FILE = "pipeline_defaults.json"
+CONVERSION_REPORT = "conversion_report.json"  # of a model folder: what it was made of
+QUANTIZATION_REPORT = "quantization_report.json"  # of a quantized one
 PLAIN_FILES = ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
 OPTIONAL_FILES = (
     "model_index.json",
@@ -64,6 +66,16 @@ PHOTO_EXAMPLES = {
     ],
     "negative_example": ["a street in a small town", "cars"],
     "image_example": ["a sunflower against a blue sky", "a sunflower against a stormy sky, oil painting"],
+    "calibration_prompts": [
+        "portrait of an old fisherman, studio light, photograph",
+        "a mountain lake at dawn, mist over the water",
+        "an astronaut riding a bicycle, comic book style",
+        "a crowded night market in the rain, neon signs",
+        "a cat asleep on a stack of books, watercolour",
+        "a modern kitchen with a large window, architectural photograph",
+        "a dragon over a medieval city, fantasy art",
+        "macro photograph of a dew drop on a leaf",
+    ],
 }
 DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.7, **PHOTO_EXAMPLES}
 DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8, **PHOTO_EXAMPLES}

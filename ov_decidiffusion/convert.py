@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ov_decidiffusion.checkpoint import (
+    CONVERSION_REPORT,
     DEFAULTS_1_0,
     DEFAULTS_2_0,
     DEFAULTS_FILE,
@@ -50,7 +51,6 @@ WEIGHT_FORMATS = ("fp16", "fp32")
 MIN_PSNR = 40.0  # dB
 SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise
 LARGE_PARAMETER = 100_000  # numbers
-REPORT_FILE = "conversion_report.json"
 
 
 class ConversionError(RuntimeError):
@@ -306,7 +306,7 @@ def convert_checkpoint(
         parts = _convert_parts(folder, partial, weight_format, verify)
         _write_settings(folder, partial)
         source = _source(checkpoint, revision) | {"fingerprint": _fingerprint(folder), "weight_format": weight_format}
-        _write_json(partial / REPORT_FILE, source | {"parts": [asdict(part) for part in parts]})
+        write_json(partial / CONVERSION_REPORT, source | {"parts": [asdict(part) for part in parts]})
         os.replace(partial, model_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -317,12 +317,12 @@ def _existing_report(
     model_dir: Path, checkpoint: str | Path, revision: str | None, weight_format: str, verify: bool | None
 ) -> ConversionReport:
     """The report of a complete folder; anything else in the way is left alone and refused."""
-    report_file = model_dir / REPORT_FILE
+    report_file = model_dir / CONVERSION_REPORT
     missing = [name for name in PARTS if not (model_dir / name / "openvino_model.bin").is_file()]
     if missing or not report_file.is_file():
         raise ValueError(
             f"`model_dir` {model_dir} exists and is no complete conversion of ours (it lacks "
-            f"{', '.join(missing) or REPORT_FILE}): delete it or choose another folder."
+            f"{', '.join(missing) or CONVERSION_REPORT}): delete it or choose another folder."
         )
     report = read_json(report_file)
     wanted = _source(checkpoint, revision) | {"weight_format": weight_format}
@@ -339,7 +339,7 @@ def _existing_report(
     parts = tuple(PartReport(**part) for part in report["parts"])
     if verify and any(part.psnr is None for part in parts):
         parts = _verify_parts(parts, find_checkpoint(checkpoint, revision), model_dir)
-        _write_json(report_file, report | {"parts": [asdict(part) for part in parts]})
+        write_json(report_file, report | {"parts": [asdict(part) for part in parts]})
     return ConversionReport(model_dir, weight_format, parts, converted=False)
 
 
@@ -394,7 +394,7 @@ def _convert_part(name: str, part: _Part, folder: Path, target: Path, weight_for
     module, config = _load_part(part, folder, torch.float16 if weight_format == "fp16" else torch.float32)
     model = _trace(module, config, part)
     ov.save_model(model, file, compress_to_fp16=weight_format == "fp16")
-    _write_json(target / "config.json", _config_for_peers(name, config))
+    write_json(target / "config.json", _config_for_peers(name, config))
     del module, model
     _release_memory()
     psnr = None if reference is None else _check_agreement(name, file, example, reference)
@@ -513,13 +513,13 @@ def _write_settings(folder: Path, target: Path) -> None:
     """The scheduler, the pipeline's defaults, and the index that other tools start from."""
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     for_peers = peer_scheduler_config(scheduler)
-    _write_json(target / "scheduler" / "scheduler_config.json", for_peers)
+    write_json(target / "scheduler" / "scheduler_config.json", for_peers)
     if for_peers is not scheduler:
-        _write_json(target / "ov_scheduler" / "scheduler_config.json", scheduler)
+        write_json(target / "ov_scheduler" / "scheduler_config.json", scheduler)
     defaults = DEFAULTS_2_0 if scheduler["_class_name"] == "SqueezedDPMSolverMultistepScheduler" else DEFAULTS_1_0
     if (folder / DEFAULTS_FILE).is_file():
         defaults = defaults | read_json(folder / DEFAULTS_FILE)
-    _write_json(target / DEFAULTS_FILE, defaults)
+    write_json(target / DEFAULTS_FILE, defaults)
     index = {
         "_class_name": "StableDiffusionPipeline",
         "scheduler": ["diffusers", for_peers["_class_name"]],
@@ -528,10 +528,10 @@ def _write_settings(folder: Path, target: Path) -> None:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    _write_json(target / "model_index.json", index)
+    write_json(target / "model_index.json", index)
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
+def write_json(file: Path, content: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.presets import PRESETS
 
 MAX_SEED = 2**31 - 1
 LICENSE_NOTE = (
@@ -70,14 +71,24 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         the page; ``launch()`` serves it on localhost, ``close()`` ends it.
     """
 
-    def text_to_image(prompt, negative_prompt, seed, steps, guidance_scale, progress=gr.Progress()):  # noqa: B008
-        arguments = _arguments(prompt, negative_prompt, seed, steps, guidance_scale)
+    def text_to_image(prompt, negative_prompt, preset, seed, steps, guidance_scale, progress=gr.Progress()):  # noqa: B008
+        arguments = _arguments(prompt, negative_prompt, preset, seed, steps, guidance_scale)
         return _generate(pipe, arguments, progress)
 
-    def image_to_image(image, prompt, negative_prompt, strength, seed, steps, guidance_scale, progress=gr.Progress()):  # noqa: B008
+    def image_to_image(
+        image,
+        prompt,
+        negative_prompt,
+        strength,
+        preset,
+        seed,
+        steps,
+        guidance_scale,
+        progress=gr.Progress(),  # noqa: B008
+    ):
         if image is None:
             raise gr.Error("Choose a source picture first: upload one, or click an example.")
-        arguments = _arguments(prompt, negative_prompt, seed, steps, guidance_scale)
+        arguments = _arguments(prompt, negative_prompt, preset, seed, steps, guidance_scale)
         return _generate(pipe, arguments | {"image": image, "strength": strength}, progress)
 
     with DemoBlocks(title="DeciDiffusion on OpenVINO", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
@@ -109,10 +120,12 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Imag
                 )
             button = gr.Button("Generate", variant="primary")
             with gr.Accordion("Settings", open=True):
+                preset = _preset_choice(pipe)
                 seed = gr.Number(-1, label="Seed", info="-1 draws one", precision=0, minimum=-1, maximum=MAX_SEED)
                 steps = gr.Slider(1, 100, pipe.defaults["num_inference_steps"], step=1, label="Steps")
                 guidance = gr.Slider(1, 15, pipe.defaults["guidance_scale"], step=0.5, label="Guidance scale")
-            inputs += [seed, steps, guidance]
+            preset.change(lambda name: _steps_of(pipe, name), preset, steps, show_progress="hidden")
+            inputs += [preset, seed, steps, guidance]
         with gr.Column():
             result = gr.Image(
                 label="Picture",
@@ -132,12 +145,28 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Imag
         gr.Examples(rows, inputs[: len(rows[0])], cache_examples=False)
 
 
-def _arguments(prompt: str, negative_prompt: str, seed: float, steps: float, guidance_scale: float) -> dict[str, Any]:
+def _preset_choice(pipe: OVStableDiffusionPipeline) -> gr.Radio:
+    """The presets that work with what there is."""
+    if pipe.quantized_parts:
+        return gr.Radio(list(PRESETS), value="exact", label="Preset", info="Faster, a little further from exact")
+    hint = "Faster ones need INT8 models: see quantize_models"
+    return gr.Radio(["exact"], value="exact", label="Preset", info=hint)
+
+
+def _steps_of(pipe: OVStableDiffusionPipeline, preset: str) -> int:
+    """Where the slider goes when a preset is chosen."""
+    return PRESETS[preset].get("num_inference_steps") or pipe.defaults["num_inference_steps"]
+
+
+def _arguments(
+    prompt: str, negative_prompt: str, preset: str, seed: float, steps: float, guidance_scale: float
+) -> dict[str, Any]:
     if not (prompt or "").strip():
         raise gr.Error("Write a prompt first: what should the picture show?")
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt or None,
+        "preset": preset,
         "seed": random.randint(0, MAX_SEED) if seed is None or seed < 0 else int(seed),
         "num_inference_steps": int(steps),
         "guidance_scale": float(guidance_scale),
@@ -152,7 +181,7 @@ def _generate(
         for step in pipe.denoise(**arguments):
             progress((step.index + 1, step.total + 1), desc="denoising", unit="steps")
         progress((step.total, step.total + 1), desc="decoding", unit="steps")
-        picture = pipe.decode_latents(step.latents)[0]
+        picture = pipe.decode_latents(step.latents, quantized=step.quantized)[0]
     except ValueError as error:
         raise gr.Error(str(error)) from error
     return picture, f"seed {arguments['seed']}"

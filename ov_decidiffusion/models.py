@@ -1,7 +1,10 @@
 """OpenVINO model folder -> compiled models that run on a device."""
 
 import logging
+import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +14,18 @@ import openvino as ov
 import torch
 
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
-from ov_decidiffusion.checkpoint import read_json
+from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
 from ov_decidiffusion.precision import INFERENCE_PRECISIONS, choose_precision
 
 logger = logging.getLogger(__name__)
 
 MODELS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+QUANTIZABLE = ("unet", "vae_decoder")  # where computing in INT8 pays
 TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
 
 
 class Models:
-    """The compiled models of a folder.
+    """The compiled models of a folder, and beside them those of its INT8 sibling, compiled when first asked for.
 
     Args:
         folder, device, inference_precision, cache_dir: as ``OVStableDiffusionPipeline.from_pretrained`` takes them.
@@ -30,6 +34,8 @@ class Models:
         inference_precision: what the models compute in, and why, as a sentence.
         static_shapes: whether the device takes pictures of one size only, one after the other.
         unet_config, vae_config: the settings beside the models.
+        quantized_parts: the models that there are in INT8 too.
+        seconds: spent in each model so far.
 
     Raises:
         ValueError: a wrong argument, or a folder that lacks a part; the message names it.
@@ -51,41 +57,54 @@ class Models:
         self.static_shapes = _needs_static_shapes(device)
         self.unet_config = read_json(folder / "unet" / "config.json")
         self.vae_config = read_json(folder / "vae_decoder" / "config.json")
-        self._models: dict[str, ov.CompiledModel] = {}
+        self._quantized_folder = quantized_sibling(folder)
+        self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
+        self.seconds: Counter[str] = Counter()
+        self._models: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
         self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
         for name in MODELS:
-            self._models[name] = self._compile(name)
+            self._models[name, False] = self._compile(name, False)
 
-    def run(self, name: str, inputs: dict[str, np.ndarray], outputs: int = 1) -> list[torch.Tensor]:
-        """The first outputs of a model, in memory of their own."""
+    def run(
+        self, name: str, inputs: dict[str, np.ndarray], outputs: int = 1, quantized: bool = False
+    ) -> list[torch.Tensor]:
+        """The first outputs of a model, or of its INT8 twin, in memory of their own."""
         with self._running:
-            model = self._models[name]
-            if not self.static_shapes:
-                results = model(inputs, share_inputs=True, share_outputs=True)
-                return [torch.from_numpy(results[i].copy()) for i in range(outputs)]
-            batch = max(len(value) for value in inputs.values())
-            rows = []
-            for i in range(batch):
-                row = {key: value[i : i + 1] if len(value) == batch else value for key, value in inputs.items()}
-                results = model(row)
-                rows.append([torch.from_numpy(results[j].copy()) for j in range(outputs)])
-            return [torch.cat(column) for column in zip(*rows, strict=True)]
+            if (name, quantized) not in self._models:
+                self._models[name, quantized] = self._compile(name, quantized)
+            model = self._models[name, quantized]
+            start = time.perf_counter()
+            results = self._run_rows(model, inputs, outputs) if self.static_shapes else _run(model, inputs, outputs)
+            self.seconds[name] += time.perf_counter() - start
+            return results
 
-    def prepare_caching(self) -> None:
+    def _run_rows(self, model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -> list[torch.Tensor]:
+        """A batch, one entry after the other."""
+        batch = max(len(value) for value in inputs.values())
+        rows = []
+        for i in range(batch):
+            row = {key: value[i : i + 1] if len(value) == batch else value for key, value in inputs.items()}
+            rows.append(_run(model, row, outputs))
+        return [torch.cat(column) for column in zip(*rows, strict=True)]
+
+    def prepare_caching(self, quantized: bool = False) -> None:
         """Compile what feature caching needs: the whole U-Net with its deeper features, and its top level.
 
         Raises:
             ValueError: the U-Net cannot be cut.
         """
         with self._running:
-            if TOP_LEVEL not in self._models:
-                top_level = self._compile(TOP_LEVEL, cut_shallow_model)
-                self._models["unet"] = self._compile("unet", expose_deep_features)
-                self._models[TOP_LEVEL] = top_level
+            if (TOP_LEVEL, quantized) not in self._models:
+                top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
+                self._models["unet", quantized] = self._compile("unet", quantized, expose_deep_features)
+                self._models[TOP_LEVEL, quantized] = top_level
 
-    def _compile(self, name: str, change: Callable[[ov.Model], ov.Model] | None = None) -> ov.CompiledModel:
+    def _compile(
+        self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None = None
+    ) -> ov.CompiledModel:
         part = "unet" if name == TOP_LEVEL else name
-        model = self._core.read_model(self._folder / part / "openvino_model.xml")
+        folder = self._quantized_folder if quantized else self._folder
+        model = self._core.read_model(folder / part / "openvino_model.xml")
         if part == "unet":
             _allow_fractional_timesteps(model)
         if change is not None:
@@ -94,6 +113,33 @@ class Models:
             _fix_shapes(model, self.unet_config, self.vae_config)
         hint = _precision_hint(name, self._device, self._precision)
         return self._core.compile_model(model, self._device, self._config | hint)
+
+
+def quantized_sibling(folder: Path, kind: str = "int8") -> Path:
+    """Where the quantized models of a folder are, or would be: ``models/x-fp16`` -> ``models/x-int8``.
+
+    A folder of INT8 models is its own.
+    """
+    if (folder / QUANTIZATION_REPORT).is_file():
+        return folder
+    return folder.with_name(f"{re.sub('-fp(16|32)$', '', folder.resolve().name)}-{kind}")
+
+
+def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
+    """The parts that a folder holds in INT8; none where there is no such folder, or one of another conversion."""
+    reports = [folder / QUANTIZATION_REPORT, folder / CONVERSION_REPORT, source / CONVERSION_REPORT]
+    if not all(report.is_file() for report in reports):
+        return frozenset()
+    quantization, copied, conversion = map(read_json, reports)
+    if copied["fingerprint"] != conversion["fingerprint"]:
+        logger.warning("%s was made from another checkpoint than %s: not used.", folder, source)
+        return frozenset()
+    return frozenset(part["name"] for part in quantization["parts"] if part["quantized"])
+
+
+def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -> list[torch.Tensor]:
+    results = model(inputs, share_inputs=True, share_outputs=True)
+    return [torch.from_numpy(results[i].copy()) for i in range(outputs)]
 
 
 def _check_model_dir(folder: Path) -> None:

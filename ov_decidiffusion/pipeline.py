@@ -4,7 +4,7 @@ import copy
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,28 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
+from ov_decidiffusion.arguments import (
+    check_guidance_interval,
+    check_images,
+    check_negative_prompts,
+    check_prompts,
+    check_range,
+    check_whole,
+    make_generator,
+)
 from ov_decidiffusion.caching import DEEP_FEATURES, full_steps
 from ov_decidiffusion.checkpoint import DEFAULTS_1_0, DEFAULTS_FILE, read_json
-from ov_decidiffusion.images import fit_size, make_image_processor, to_rgb
-from ov_decidiffusion.models import TOP_LEVEL, Models
-from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
+from ov_decidiffusion.images import fit_size, make_image_processor
+from ov_decidiffusion.models import QUANTIZABLE, TOP_LEVEL, Models
+from ov_decidiffusion.presets import apply_preset
+from ov_decidiffusion.schedulers import check_scheduler, make_scheduler, make_solver
+from ov_decidiffusion.tiles import decode_in_tiles
 
 logger = logging.getLogger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 MAX_TOKENS = 77
+MAX_PROMPTS = 64
 
 
 @dataclass
@@ -46,6 +58,7 @@ class DenoisingStep:
     total: int
     timestep: torch.Tensor
     latents: torch.Tensor  # [b, 4, h, w], after the step
+    quantized: frozenset[str] = frozenset()  # parts that run in INT8, for ``decode_latents``
 
 
 class OVStableDiffusionPipeline:
@@ -63,6 +76,8 @@ class OVStableDiffusionPipeline:
         size_factor: pictures' sides are multiples of this.
         default_size: (width, height) in pixels of a picture when nothing else is asked for.
         inference_precision: what the models compute in, and why, as a sentence.
+        quantized_parts: the models that there are in INT8 too; ``quantize_models`` makes them.
+        seconds: spent in each model since the pipeline was loaded.
     """
 
     def __init__(
@@ -85,7 +100,10 @@ class OVStableDiffusionPipeline:
         self.default_size = (side, side)
         self.image_processor = make_image_processor(self.vae_scale_factor)
         self.inference_precision = models.inference_precision
+        self.quantized_parts = models.quantized_parts
         self._progress_bar_config: dict[str, Any] = {}
+        self._encoded: dict[str, torch.Tensor] = {}  # prompt -> hidden states, the latest MAX_PROMPTS
+        self._tile_size: int | None = None
 
     @classmethod
     def from_pretrained(
@@ -132,6 +150,11 @@ class OVStableDiffusionPipeline:
         check_scheduler(scheduler)
         self._scheduler = scheduler
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each model so far."""
+        return dict(self._models.seconds)
+
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bar, as tqdm takes them; ``disable=True`` hides it."""
         self._progress_bar_config = kwargs
@@ -151,7 +174,10 @@ class OVStableDiffusionPipeline:
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | list[int] | None = None,
         latents: torch.Tensor | None = None,
-        cache_interval: int = 1,
+        preset: str = "exact",
+        solver: str | None = None,
+        quantized: bool | Sequence[str] | None = None,
+        cache_interval: int | None = None,
         guidance_interval: tuple[float, float] | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callable[["OVStableDiffusionPipeline", int, torch.Tensor, dict], dict] | None = None,
@@ -178,10 +204,14 @@ class OVStableDiffusionPipeline:
                 with ``generator``.
             latents: noise to start from instead of drawn noise, [pictures, 4, height / 8, width / 8]; text-to-image
                 only.
+            preset: "exact", "balanced" or "fast": values, listed in ``PRESETS``, for those of the following arguments
+                and ``num_inference_steps`` that are None.
+            solver: "ddim", "dpm++" or "squeezed" in place of ``scheduler``, on its noise schedule.
+            quantized: run the U-Net and the decoder in INT8, or only the parts named; needs ``quantize_models``.
             cache_interval: run the whole U-Net on every n-th step only; the others run its top level on the deeper
                 levels' last features (Ma et al. 2023, arXiv 2312.00858). 1 runs everything on every step.
             guidance_interval: (low, high), the noise levels sigma = sqrt((1 - abar) / abar) between which guidance
-                acts; outside, steps cost half (Kynkäänniemi et al. 2024, arXiv 2404.07724). None: always.
+                acts; outside, steps cost half (Kynkäänniemi et al. 2024, arXiv 2404.07724). (0, math.inf): always.
             output_type: "pil", "np", "pt" or "latent" (before the decoder).
             callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": latents})`` after each
                 step; if it returns a dictionary, its "latents" are gone on from.
@@ -205,6 +235,9 @@ class OVStableDiffusionPipeline:
             generator=generator,
             seed=seed,
             latents=latents,
+            preset=preset,
+            solver=solver,
+            quantized=quantized,
             cache_interval=cache_interval,
             guidance_interval=guidance_interval,
         )
@@ -214,7 +247,7 @@ class OVStableDiffusionPipeline:
                 step.latents = (replaced or {}).get("latents", step.latents)
         if output_type == "latent":
             return StableDiffusionOutput(images=step.latents)
-        return StableDiffusionOutput(images=self.decode_latents(step.latents, output_type))
+        return StableDiffusionOutput(images=self.decode_latents(step.latents, output_type, step.quantized))
 
     def denoise(
         self,
@@ -231,7 +264,10 @@ class OVStableDiffusionPipeline:
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | list[int] | None = None,
         latents: torch.Tensor | None = None,
-        cache_interval: int = 1,
+        preset: str = "exact",
+        solver: str | None = None,
+        quantized: bool | Sequence[str] | None = None,
+        cache_interval: int | None = None,
         guidance_interval: tuple[float, float] | None = None,
     ) -> Iterator[DenoisingStep]:
         """The denoising loop, a step at a time; arguments as in the plain call.
@@ -239,35 +275,44 @@ class OVStableDiffusionPipeline:
         Everything is checked before the first step runs. Stop iterating to stop generating;
         ``decode_latents(step.latents)`` shows how far it is.
         """
-        prompts = _check_prompts(prompt)
-        negatives = _check_negative_prompts(negative_prompt, len(prompts))
-        num_inference_steps = self._or_default("num_inference_steps", num_inference_steps)
+        prompts = check_prompts(prompt)
+        negatives = check_negative_prompts(negative_prompt, len(prompts))
+        chosen = apply_preset(
+            preset,
+            solver=solver,
+            num_inference_steps=num_inference_steps,
+            quantized=quantized,
+            cache_interval=cache_interval,
+            guidance_interval=guidance_interval,
+        )
+        cache_interval, guidance_interval = chosen["cache_interval"], chosen["guidance_interval"]
+        num_inference_steps = self._or_default("num_inference_steps", chosen["num_inference_steps"])
         guidance_scale = self._or_default("guidance_scale", guidance_scale)
         guidance_rescale = self._or_default("guidance_rescale", guidance_rescale)
-        _check_whole("num_inference_steps", num_inference_steps, 1)
-        _check_whole("num_images_per_prompt", num_images_per_prompt, 1)
-        _check_range("guidance_rescale", guidance_rescale, 0, 1)
-        _check_range("guidance_scale", guidance_scale, 0, None)
-        _check_whole("cache_interval", cache_interval, 1)
-        _check_guidance_interval(guidance_interval)
+        check_whole("num_inference_steps", num_inference_steps, 1)
+        check_whole("num_images_per_prompt", num_images_per_prompt, 1)
+        check_range("guidance_rescale", guidance_rescale, 0, 1)
+        check_range("guidance_scale", guidance_scale, 0, None)
+        check_whole("cache_interval", cache_interval, 1)
+        check_guidance_interval(guidance_interval)
+        quantized = self._check_quantized(chosen["quantized"])
         pictures = len(prompts) * num_images_per_prompt
-        generator = _make_generator(generator, seed, pictures)
+        generator = make_generator(generator, seed, pictures)
         images = None
         if image is not None:
-            _check_range("strength", strength, 0, 1)
+            check_range("strength", strength, 0, 1)
             if latents is not None:
                 raise ValueError("`latents` starts text-to-image; it cannot be given together with `image`.")
-            images = _check_images(image, len(prompts))
+            images = check_images(image, len(prompts))
         width, height = self._size(width, height, images)
         if latents is not None:
             expected = self._latent_shape(pictures, width, height)
             if tuple(latents.shape) != expected:
                 raise ValueError(f"`latents` must have the shape {expected}, got {tuple(latents.shape)}.")
-        # A scheduler counts its steps; a copy for each run lets loops interleave.
-        scheduler = copy.deepcopy(self.scheduler)
+        scheduler = self._fresh_scheduler(chosen["solver"])
         timesteps = _set_timesteps(scheduler, num_inference_steps, strength if images is not None else None)
         if cache_interval > 1:
-            self._models.prepare_caching()
+            self._models.prepare_caching("unet" in quantized)
         plan = _Plan(
             prompts=prompts,
             negatives=negatives if guidance_scale > 1 else None,
@@ -280,10 +325,15 @@ class OVStableDiffusionPipeline:
             guidance_rescale=guidance_rescale,
             guided=_guided_steps(scheduler, timesteps, guidance_scale, guidance_interval),
             whole=full_steps(len(timesteps), cache_interval),
+            quantized=quantized,
             generator=generator,
             latents=latents,
         )
         return self._denoise(plan)
+
+    def _fresh_scheduler(self, solver: str | None) -> SchedulerMixin:
+        """A scheduler counts its steps; one of its own for each run lets loops interleave."""
+        return copy.deepcopy(self.scheduler) if solver is None else make_solver(solver, self.scheduler)
 
     @torch.no_grad()
     def _denoise(self, plan: "_Plan") -> Iterator[DenoisingStep]:
@@ -291,18 +341,18 @@ class OVStableDiffusionPipeline:
         conditional, text = self._encode_prompts(plan)
         latents = self._first_latents(plan, len(conditional))
         extra = _extra_step_arguments(scheduler, plan.generator)
-        keeps = not all(plan.whole)
+        keeps, quantized = not all(plan.whole), "unet" in plan.quantized
         for index, timestep in enumerate(tqdm(timesteps, **{"desc": "denoising", **self._progress_bar_config})):
             guided = plan.guided[index]
             batch = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
             if plan.whole[index] or len(deep) < len(batch):
-                prediction, deep = self._run_unet(batch, timestep, text if guided else conditional, keeps)
+                prediction, deep = self._run_unet(batch, timestep, text if guided else conditional, keeps, quantized)
             else:
-                prediction = self._run_top_level(batch, timestep, deep[-len(batch) :])
+                prediction = self._run_top_level(batch, timestep, deep[-len(batch) :], quantized)
             if guided:
                 prediction = _guide(prediction, plan.guidance_scale, plan.guidance_rescale)
             latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
-            step = DenoisingStep(index, len(timesteps), timestep, latents)
+            step = DenoisingStep(index, len(timesteps), timestep, latents, plan.quantized)
             yield step
             latents = step.latents
 
@@ -325,32 +375,46 @@ class OVStableDiffusionPipeline:
             latents = randn_tensor(self._latent_shape(pictures, *plan.size), generator=plan.generator)
         return latents.float() * plan.scheduler.init_noise_sigma
 
-    def predict(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, quantized: bool = False
+    ) -> torch.Tensor:
         """One run of the U-Net: latents [b, 4, h, w], a timestep and hidden states [b, 77, d] in, [b, 4, h, w] out."""
-        return self._run_unet(sample, timestep, text, keep_deep=False)[0]
+        return self._run_unet(sample, timestep, text, keep_deep=False, quantized=quantized)[0]
 
     def _run_unet(
-        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, keep_deep: bool
+        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, keep_deep: bool, quantized: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The prediction, and the deeper levels' features for steps that run the top level only."""
         inputs = _unet_inputs(sample, timestep) | {"encoder_hidden_states": text.numpy()}
-        outputs = self._models.run("unet", inputs, outputs=2 if keep_deep else 1)
+        outputs = self._models.run("unet", inputs, outputs=2 if keep_deep else 1, quantized=quantized)
         return outputs[0], outputs[1] if keep_deep else None
 
-    def _run_top_level(self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor) -> torch.Tensor:
+    def _run_top_level(
+        self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor, quantized: bool = False
+    ) -> torch.Tensor:
         """The prediction of the top level, given the deeper levels' features of an earlier step."""
-        return self._models.run(TOP_LEVEL, _unet_inputs(sample, timestep) | {DEEP_FEATURES: deep.numpy()})[0]
+        inputs = _unet_inputs(sample, timestep) | {DEEP_FEATURES: deep.numpy()}
+        return self._models.run(TOP_LEVEL, inputs, quantized=quantized)[0]
 
     def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
-        """Hidden states [prompts, 77, d] of the text encoder; what does not fit into 77 tokens is left out."""
+        """Hidden states [prompts, 77, d] of the text encoder; what does not fit into 77 tokens is left out.
+
+        The latest prompts are remembered: many pictures of one prompt encode it once.
+        """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         length = min(self.tokenizer.model_max_length, MAX_TOKENS)
-        ids = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
         for text, full in zip(prompts, self.tokenizer(prompts).input_ids, strict=True):
             if len(full) > length:
                 lost = self.tokenizer.decode(full[length - 1 : -1])
                 logger.warning("A prompt holds at most %d tokens; this is left out of %r: %s", length - 2, text, lost)
-        return self._models.run("text_encoder", {"input_ids": ids.input_ids.astype(np.int64)})[0]
+        new = [text for text in dict.fromkeys(prompts) if text not in self._encoded]
+        if new:
+            ids = self.tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="np")
+            states = self._models.run("text_encoder", {"input_ids": ids.input_ids.astype(np.int64)})[0]
+            self._encoded |= dict(zip(new, states, strict=True))
+        found = torch.stack([self._encoded[text] for text in prompts])
+        self._encoded = dict(list(self._encoded.items())[-MAX_PROMPTS:])
+        return found
 
     def encode_image(
         self, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
@@ -363,12 +427,52 @@ class OVStableDiffusionPipeline:
         return DiagonalGaussianDistribution(moments).sample(generator) * self.vae_scaling_factor
 
     def decode_latents(
-        self, latents: torch.Tensor, output_type: str = "pil"
+        self, latents: torch.Tensor, output_type: str = "pil", quantized: bool | Collection[str] = False
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low."""
-        scaled = latents / self.vae_scaling_factor
-        decoded = [self._models.run("vae_decoder", {"latent_sample": one[None].numpy()})[0] for one in scaled]
+        int8 = "vae_decoder" in self._check_quantized(quantized)
+
+        def decode(one: torch.Tensor) -> torch.Tensor:
+            return self._models.run("vae_decoder", {"latent_sample": one.numpy()}, quantized=int8)[0]
+
+        scaled = (latents / self.vae_scaling_factor).split(1)
+        if self._tile_size is not None:
+            decoded = [decode_in_tiles(decode, one, self._tile_size, self.vae_scale_factor) for one in scaled]
+        else:
+            decoded = [decode(one) for one in scaled]
         return self.image_processor.postprocess(torch.cat(decoded), output_type=output_type)
+
+    def enable_vae_tiling(self, tile_size: int | None = None) -> None:
+        """Decode pictures larger than a tile piece by piece, in the memory that one piece takes.
+
+        Args:
+            tile_size: the side of a tile in pixels; None for the checkpoint's default size.
+
+        Raises:
+            ValueError: ``tile_size`` is below 8 latent positions.
+        """
+        tile_size = self.default_size[0] if tile_size is None else tile_size
+        check_whole("tile_size", tile_size, 8 * self.vae_scale_factor)
+        self._tile_size = tile_size // self.vae_scale_factor
+
+    def disable_vae_tiling(self) -> None:
+        """Decode pictures whole again."""
+        self._tile_size = None
+
+    def _check_quantized(self, quantized: bool | Collection[str]) -> frozenset[str]:
+        """The parts to run in INT8: all that there are for True, else those named."""
+        if quantized is False:
+            return frozenset()
+        if quantized is not True and (isinstance(quantized, str) or not set(quantized) <= set(QUANTIZABLE)):
+            raise ValueError(f"`quantized` must be True, False or some of {QUANTIZABLE}, got {quantized!r}.")
+        wanted = self.quantized_parts if quantized is True else frozenset(quantized)
+        missing = wanted - self.quantized_parts
+        if missing or (quantized is True and not wanted):
+            raise ValueError(
+                f"There is no INT8 {' and '.join(sorted(missing)) or 'model'} for this folder: make it with "
+                "quantize_models, and load the pipeline anew."
+            )
+        return wanted
 
     def _or_default(self, name: str, value: float | None) -> float:
         return self.defaults[name] if value is None else value
@@ -384,7 +488,7 @@ class OVStableDiffusionPipeline:
             own_width, own_height = fit_size(*images[0].size, own_width * own_height, self.size_factor)
         width, height = own_width if width is None else width, own_height if height is None else height
         for name, value in (("width", width), ("height", height)):
-            _check_whole(name, value, 1)
+            check_whole(name, value, 1)
             if value % self.size_factor:
                 below = max(1, value // self.size_factor) * self.size_factor
                 raise ValueError(
@@ -428,6 +532,7 @@ class _Plan:
     guidance_rescale: float
     guided: list[bool]  # of each step
     whole: list[bool]  # of each step: the whole U-Net runs, not only its top level
+    quantized: frozenset[str]  # parts that run in INT8
     generator: torch.Generator | list[torch.Generator] | None
     latents: torch.Tensor | None
 
@@ -490,66 +595,3 @@ def _unet_factor(config: dict[str, Any]) -> int:
     if "configurations" in config:
         return 2 ** sum(config["configurations"]["add_downsample"])
     return 2 ** (len(config["block_out_channels"]) - 1)
-
-
-def _check_prompts(prompt: str | list[str]) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"`prompt` must be a string or a list of strings, got {prompt!r}.")
-    return list(prompts)
-
-
-def _check_negative_prompts(negative_prompt: str | list[str] | None, count: int) -> list[str]:
-    if negative_prompt is None or isinstance(negative_prompt, str):
-        return [negative_prompt or ""] * count
-    negatives = _check_prompts(negative_prompt)
-    if len(negatives) != count:
-        raise ValueError(f"`negative_prompt` has {len(negatives)} entries, but `prompt` has {count}.")
-    return negatives
-
-
-def _check_images(image: Image.Image | list[Image.Image], prompts: int) -> list[Image.Image]:
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
-    if len(images) not in (1, prompts):
-        raise ValueError(f"`image` must be one picture or one for each of the {prompts} prompts, got {len(images)}.")
-    return [to_rgb(one) for one in images]
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
-
-
-def _check_range(name: str, value: Any, low: float, high: float | None) -> None:
-    allowed = f"a number of at least {low}" if high is None else f"a number from {low} to {high}"
-    number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
-    if not number or not value >= low or (high is not None and value > high):
-        raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
-
-
-def _check_guidance_interval(interval: Any) -> None:
-    if interval is None:
-        return
-    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
-        raise ValueError(f"`guidance_interval` must be (low, high), two noise levels, or None, got {interval!r}.")
-    _check_range("guidance_interval[0]", interval[0], 0, None)
-    _check_range("guidance_interval[1]", interval[1], interval[0], None)
-
-
-def _make_generator(
-    generator: torch.Generator | list[torch.Generator] | None, seed: int | list[int] | None, pictures: int
-) -> torch.Generator | list[torch.Generator] | None:
-    """One generator for the batch, or a list of one a picture; no global seed is touched."""
-    if seed is not None:
-        if generator is not None:
-            raise ValueError("Give `seed` or `generator`, not both.")
-        seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
-        for value in seeds:
-            _check_whole("seed", value, 0)
-        made = [torch.Generator().manual_seed(int(value)) for value in seeds]
-        generator = made if isinstance(seed, (list, tuple)) else made[0]
-    if isinstance(generator, (list, tuple)) and len(generator) != pictures:
-        raise ValueError(
-            f"A list of seeds or generators needs one for each of the {pictures} pictures, got {len(generator)}."
-        )
-    return list(generator) if isinstance(generator, tuple) else generator

@@ -158,6 +158,27 @@ def make_scheduler(config: dict[str, Any]) -> SchedulerMixin:
     return (OWN_SCHEDULERS.get(name) or getattr(diffusers, name)).from_config(config)
 
 
+# Few-step solvers for any checkpoint's noise schedule: a class, and settings in place of the checkpoint's own.
+# Evenly spaced from the noisiest timestep on, which is what so few steps need most.
+SOLVERS = {
+    "ddim": (diffusers.DDIMScheduler, {"timestep_spacing": "trailing"}),
+    "dpm++": (DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}),
+    "squeezed": (SqueezedDPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}),
+}
+
+
+def make_solver(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Another solver on a scheduler's noise schedule: "ddim", "dpm++" or "squeezed".
+
+    Raises:
+        ValueError: no such solver.
+    """
+    if name not in SOLVERS:
+        raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {name!r}.")
+    solver, settings = SOLVERS[name]
+    return solver.from_config(scheduler.config, **settings)
+
+
 def peer_scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
     """A scheduler config that other OpenVINO tools can read.
 

@@ -15,6 +15,7 @@ from ov_decidiffusion.checkpoint import (
 )
 from ov_decidiffusion.convert import ConversionReport, convert_checkpoint
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.quantize import QuantizationReport, quantize_models
 from ov_decidiffusion.schedulers import make_scheduler
 
 
@@ -41,6 +42,20 @@ def pipe(loaded_pipe) -> OVStableDiffusionPipeline:
     """The pipeline at f32, with the checkpoint's own scheduler whatever the test before assigned."""
     loaded_pipe.scheduler = make_scheduler(read_json(EMBEDDED_CHECKPOINT / "scheduler" / "scheduler_config.json"))
     return loaded_pipe
+
+
+@pytest.fixture(scope="session")
+def quantization(model_dir) -> QuantizationReport:
+    """The embedded checkpoint's models in INT8, made once."""
+    return quantize_models(model_dir)
+
+
+@pytest.fixture(scope="session")
+def int8_pipe(quantization, model_dir) -> OVStableDiffusionPipeline:
+    """A pipeline at f32 that has INT8 models too."""
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ov_decidiffusion import unet_nas
-from ov_decidiffusion.unet_nas import PER_LEVEL_FIELDS, SCALAR_FIELDS, FlexibleUNet2DConditionModel
+from ov_decidiffusion.unet_nas import PER_LEVEL_FIELDS, SCALAR_FIELDS, V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 
 GOLDEN = Path(__file__).parent / "golden"
-V1_UNET_CONFIG = Path(unet_nas.__file__).parent / "data" / "decidiffusion_v1_unet.json"
 
 
 def golden_config(case: str) -> dict:
@@ -59,7 +57,7 @@ def test_matches_the_recorded_output_also_after_saving_and_loading(case, tmp_pat
 
 def test_has_exactly_the_parameters_of_decidiffusion_1_0():
     with torch.device("meta"):
-        model = FlexibleUNet2DConditionModel.from_config(json.loads((V1_UNET_CONFIG).read_text()))
+        model = FlexibleUNet2DConditionModel.from_config(json.loads(V1_UNET_CONFIG.read_text()))
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     assert shapes == json.loads((GOLDEN / "decidiffusion_v1_parameters.json").read_text())
     assert sum(parameter.numel() for parameter in model.parameters()) == 814_746_884

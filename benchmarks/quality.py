@@ -1,0 +1,205 @@
+"""What each way to be faster costs in quality: ``make quality``.
+
+The embedded checkpoint makes 960 pictures with every setting, of the same captions and seeds, half of captions that
+training never saw. An oracle reads whether a picture shows what its caption says; and every picture is compared with
+the exact one of its seed, by PSNR and by a perceptual distance. Finished settings are kept: an interrupted run goes
+on where it stopped. Results land in ``benchmarks/results/``: ``quality.json``, ``.md``, ``.png``, and a contact sheet.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from benchmarks.report import table
+from benchmarks.runs import HERE, machine
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_vae
+from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.quantize import quantize_models
+from training.evaluate import Case, choose_cases, generate
+from training.oracle import read_picture
+
+RESULTS = HERE / "results"
+EXACT = "exact"
+SETTINGS = {
+    EXACT: {},
+    "INT8 U-Net": {"quantized": ("unet",)},
+    "INT8 decoder": {"quantized": ("vae_decoder",)},
+    "caching, every 2nd step": {"cache_interval": 2},
+    "caching, every 3rd step": {"cache_interval": 3},
+    "guidance interval": {"guidance_interval": PRESETS["fast"]["guidance_interval"]},
+    "DPM-Solver++, 20 steps": {"solver": "dpm++", "num_inference_steps": 20},
+    "DPM-Solver++, 16 steps": {"solver": "dpm++", "num_inference_steps": 16},
+    "DPM-Solver++, 12 steps": {"solver": "dpm++", "num_inference_steps": 12},
+    "DPM-Solver++, 8 steps": {"solver": "dpm++", "num_inference_steps": 8},
+    "squeezed, 10 steps": {"solver": "squeezed", "num_inference_steps": 16},
+    "preset balanced": {"preset": "balanced"},
+    "preset fast": {"preset": "fast"},
+}
+SHOWN = 12  # columns of the contact sheet
+
+
+class PerceptualDistance:
+    """A distance of pictures as an autoencoder that knows them sees it.
+
+    As in LPIPS (Zhang et al. 2018, arXiv 1801.03924): features of several depths, each position's made a unit
+    vector, squared differences averaged over positions and added up over depths. LPIPS takes them from networks
+    trained on photographs, which know nothing of these flat drawings and would have to be downloaded; here they are
+    the embedded VAE encoder's own, one of each resolution. 0 for equal pictures.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        self.encoder, self.features = encoder, []
+        for block in encoder.down_blocks:
+            block.register_forward_hook(lambda _module, _inputs, output: self.features.append(output))
+
+    @torch.no_grad()
+    def _look(self, pictures: list[np.ndarray]) -> list[torch.Tensor]:
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        self.features = []
+        self.encoder(pixels)
+        return [nn.functional.normalize(feature, dim=1) for feature in self.features]
+
+    def __call__(self, pictures: list[np.ndarray], references: list[np.ndarray]) -> list[float]:
+        """One distance for each pair of arrays [H, W, 3] of 0…255."""
+        pairs = zip(self._look(pictures), self._look(references), strict=True)
+        return sum((a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in pairs).tolist()
+
+
+def psnr_of_pictures(picture: np.ndarray, reference: np.ndarray) -> float:
+    """PSNR in dB, peak 255; 99 where both are equal."""
+    mean = np.square(picture.astype(np.float64) - reference).mean()
+    return float(10 * np.log10(255**2 / mean)) if mean else 99.0
+
+
+def paired_change(rights: list[bool], base: list[bool]) -> tuple[float, float]:
+    """Change of a share of right pictures against the same captions and seeds, in points, ± half of a 95 % interval."""
+    change = 100 * (np.array(rights, float) - np.array(base, float))
+    return float(change.mean()), float(1.96 * change.std(ddof=1) / np.sqrt(len(change)))
+
+
+def measure(
+    pipe: OVStableDiffusionPipeline, cases: list[Case], settings: dict, exact: np.ndarray | None
+) -> tuple[dict, np.ndarray]:
+    """One setting's figures and its pictures [n, H, W, 3]."""
+    start = time.perf_counter()
+    made = generate(pipe, cases, **settings)
+    seconds = (time.perf_counter() - start) / len(cases)
+    rights = [all(case.rights(read_picture(picture)).values()) for case, picture in zip(cases, made, strict=True)]
+    pictures = np.stack([np.asarray(picture) for picture in made])
+    figures = {"seconds": seconds, "rights": "".join(str(int(right)) for right in rights)}
+    if exact is not None:
+        look = PerceptualDistance(load_vae(EMBEDDED_CHECKPOINT).encoder)
+        pairs = list(zip(pictures, exact, strict=True))
+        figures["psnr"] = float(np.median([psnr_of_pictures(*pair) for pair in pairs]))
+        distances = []
+        for i in range(0, len(pairs), 16):
+            distances += look(list(pictures[i : i + 16]), list(exact[i : i + 16]))
+        figures["distance"] = float(np.mean(distances))
+    return figures, pictures
+
+
+def quality_table(found: dict[str, dict]) -> str:
+    """A row for every setting."""
+    base = [letter == "1" for letter in found[EXACT]["rights"]]
+    rows = []
+    for name, figures in found.items():
+        rights = [letter == "1" for letter in figures["rights"]]
+        change, margin = paired_change(rights, base)
+        row = [name, f"{100 * np.mean(rights):.1f} %", f"{change:+.1f} ± {margin:.1f}"]
+        row += [f"{figures['psnr']:.1f} dB", f"{figures['distance']:.3f}"] if name != EXACT else ["", ""]
+        ratio = found[EXACT]["seconds"] / figures["seconds"]
+        rows.append([*row, f"{figures['seconds']:.3f} s", f"{ratio:.1f}x"])
+    rows[0][2] = ""
+    header = ["", "all four right", "change, points", "PSNR", "perceptual distance", "seconds a picture", "faster"]
+    return table(header, rows)
+
+
+def draw(found: dict[str, dict]) -> plt.Figure:
+    """Quality against time: prompt accuracy with its interval, and closeness to the exact picture."""
+    base = [letter == "1" for letter in found[EXACT]["rights"]]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    for name, figures in found.items():
+        color = "#e6550d" if "preset" in name or name == EXACT else "#3182bd"
+        change, margin = paired_change([letter == "1" for letter in figures["rights"]], base)
+        axes[0].errorbar(figures["seconds"], change, margin, fmt="o", color=color, capsize=2)
+        axes[0].annotate(name, (figures["seconds"], change), (4, 4), textcoords="offset points", fontsize=7)
+        if name != EXACT:
+            axes[1].plot(figures["seconds"], figures["psnr"], "o", color=color)
+            position = (figures["seconds"], figures["psnr"])
+            axes[1].annotate(name, position, (4, 4), textcoords="offset points", fontsize=7)
+    axes[0].set_ylabel("change of prompt accuracy, points")
+    axes[1].set_ylabel("closeness to the exact picture, dB")
+    for axis in axes:
+        axis.set_xlabel("seconds a picture")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.15)
+    figure.tight_layout()
+    return figure
+
+
+def contact_sheet(pictures: dict[str, np.ndarray], side: int = 96, label: int = 170) -> Image.Image:
+    """A row for every setting, a column for every seed."""
+    sheet = Image.new("RGB", (label + SHOWN * side, len(pictures) * side), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for row, (name, made) in enumerate(pictures.items()):
+        pen.text((4, row * side + side // 2), name, "black", font, anchor="lm")
+        for column, picture in enumerate(made[:: len(made) // SHOWN][:SHOWN]):
+            small = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(small, (label + column * side, row * side))
+    return sheet
+
+
+def write(found: dict[str, dict], pictures: dict[str, np.ndarray], count: int) -> str:
+    """Write table, chart and contact sheet; returns the table with what it rests on."""
+    facts = "\n".join(f"- {name}: {value}" for name, value in machine().items())
+    text = (
+        f"{count} pictures of the embedded checkpoint for every setting, the same captions and seeds, in batches; "
+        "everything not named is as in `exact`. Change: against `exact`, with a paired 95 % interval. PSNR (median) "
+        "and perceptual distance (mean): against the exact picture of the same seed; the distance is LPIPS' formula on "
+        f"the embedded autoencoder's features. Measured by `make quality` on this machine:\n\n{facts}\n\n"
+        f"{quality_table(found)}\n"
+    )
+    (RESULTS / "quality.md").write_text(text, encoding="utf-8")
+    draw(found).savefig(RESULTS / "quality.png", dpi=110)
+    contact_sheet(pictures).quantize(256).save(RESULTS / "quality-sheet.png")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=960)
+    parser.add_argument("--work", type=Path, default=HERE / "work" / "quality", help="where pictures are kept")
+    options = parser.parse_args()
+    model_dir = convert_checkpoint(EMBEDDED_CHECKPOINT).model_dir
+    print(quantize_models(model_dir))
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
+    pipe.set_progress_bar_config(disable=True)
+    cases = sum(choose_cases(options.pictures // 2).values(), [])
+    about = {"machine": machine(), "pictures": len(cases), "settings": json.loads(json.dumps(SETTINGS))}
+    file, found, pictures = RESULTS / "quality.json", {}, {}
+    if file.is_file() and json.loads(file.read_text())["about"] == about:
+        found = json.loads(file.read_text())["found"]
+    options.work.mkdir(parents=True, exist_ok=True)
+    for name, settings in SETTINGS.items():
+        kept = options.work / f"{name}.npz"
+        if name not in found or not kept.is_file():
+            print(name, flush=True)
+            found[name], pictures[name] = measure(pipe, cases, settings, pictures.get(EXACT))
+            np.savez_compressed(kept, pictures[name])
+            file.write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n")
+        else:
+            pictures[name] = np.load(kept)["arr_0"]
+    print(write(found, pictures, len(cases)))
+
+
+if __name__ == "__main__":
+    main()

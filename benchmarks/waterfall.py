@@ -1,0 +1,154 @@
+"""Where a picture's seconds go, and what each trick takes away: ``python -m benchmarks.waterfall``.
+
+The full-size model, one 512x512 picture with guidance: peers at their defaults with 30 steps, this project exactly,
+and then one trick after the other down to the preset "fast". Every row is a process of its own that makes a picture
+to warm up and then the measured one. Results land in ``benchmarks/results/``: ``waterfall.json``, ``.md``, ``.png``.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from benchmarks.fidelity import difference
+from benchmarks.report import table
+from benchmarks.runs import HERE, PEERS_PYTHON, Bench, machine, pictures_run, run_python
+from ov_decidiffusion.checkpoint import QUANTIZATION_REPORT, read_json
+from ov_decidiffusion.models import quantized_sibling
+from ov_decidiffusion.presets import PRESETS
+
+RESULTS = HERE / "results"
+CALIBRATION_PROMPTS = 4  # of eight, for the time's sake
+PEERS = {"Optimum Intel, its defaults": "optimum", "OpenVINO GenAI, its defaults": "genai"}
+BALANCED, FAST = PRESETS["balanced"], PRESETS["fast"]
+EXACT, EXACT_F32 = "exact", "exact, f32"
+OURS = {  # each row adds to the one above it
+    EXACT_F32: {},
+    EXACT: {},
+    "INT8": {"quantized": True},
+    "and DPM-Solver++, 16 steps": {"quantized": True, "solver": "dpm++", "num_inference_steps": 16},
+    "and caching: preset balanced": {"preset": "balanced"},
+    "squeezed to 10 steps, caching by 3": {key: value for key, value in FAST.items() if key != "guidance_interval"},
+    "and guided in part: preset fast": {"preset": "fast"},
+}
+COLORS = {"unet": "#3182bd", "unet_top_level": "#9ecae1", "vae_decoder": "#fdae6b", "text_encoder": "#74c476"}
+PARTS = {"unet": "U-Net", "unet_top_level": "its top level", "vae_decoder": "decoder", "text_encoder": "text encoder"}
+
+
+def all_runs() -> dict[str, dict]:
+    """Every row's options, by its name."""
+    runs = {name: pictures_run(tool, "default", steps=30, warmup_steps=2) for name, tool in PEERS.items()}
+    for name, arguments in OURS.items():
+        arguments = dict(arguments)
+        steps = arguments.pop("num_inference_steps", None if "preset" in arguments else 30)
+        warmup = {"warmup_steps": 2} if steps == 30 else {}
+        precision = "f32" if name == EXACT_F32 else "auto"
+        runs[name] = pictures_run("ours", precision, steps=steps, name=name, arguments=arguments, **warmup)
+    return runs
+
+
+def prepare(bench: Bench, work: Path) -> None:
+    """The model folder, and its INT8 sibling, made in a process of its own."""
+    if not bench.model_dir.exists():
+        bench.prepare(work)
+    if not (quantized_sibling(bench.model_dir) / QUANTIZATION_REPORT).is_file():
+        shutil.rmtree(quantized_sibling(bench.model_dir), ignore_errors=True)
+        prompts = ["--prompts", str(CALIBRATION_PROMPTS)]
+        run_python(sys.executable, "-m", "ov_decidiffusion.quantize", str(bench.model_dir), *prompts)
+
+
+def rows_of(bench: Bench) -> dict[str, dict]:
+    """The finished rows: their figures, by name."""
+    done = {name: [other for other in bench.runs if other["run"] == run] for name, run in all_runs().items()}
+    return {name: found[0] for name, found in done.items() if found}
+
+
+def waterfall_table(rows: dict[str, dict], pictures: dict[str, Path]) -> str:
+    """Seconds, ratios and closeness, a row for every finished run."""
+    defaults = [rows[name]["end_to_end_s"] for name in PEERS if name in rows]
+    lines = []
+    for name, row in rows.items():
+        whole, models = row["end_to_end_s"], row["models_s"]
+        unet = models.get("unet", 0.0) + models.get("unet_top_level", 0.0)
+        cells = ["", "", ""]  # peers do not tell
+        if models:
+            outside = 100 * (1 - sum(models.values()) / whole)
+            cells = [f"{unet:.1f} s", f"{models['vae_decoder']:.1f} s", f"{outside:.2f} %"]
+        ratio = f"{min(defaults) / whole:.1f}x" if defaults else ""
+        close = f"{difference(pictures[name], pictures[EXACT_F32])[0]:.0f} dB" if name in OURS else ""
+        lines.append([name, f"{whole:.1f} s", ratio, *cells, f"{row['peak_memory_gb']:.1f} GB", close])
+    header = ["", "a picture", "faster than the faster peer", "U-Net", "decoder", "outside the models", "peak memory"]
+    return table([*header, "picture against exact, f32"], lines)
+
+
+def int8_lines(bench: Bench, rows: dict[str, dict]) -> str:
+    """How the INT8 models agree with the plain ones, and what a step of theirs takes."""
+    report = read_json(quantized_sibling(bench.model_dir) / QUANTIZATION_REPORT)
+    parts = [
+        [part["name"], f"{part['psnr']:.1f} dB", f"{part['plain_megabytes']:.0f} MB", f"{part['megabytes']:.0f} MB"]
+        for part in report["parts"]
+    ]
+    text = table(["", "PSNR of INT8 against the plain model", "plain", "INT8"], parts)
+    if {EXACT_F32, EXACT, "INT8"} <= set(rows):
+        f32, auto, int8 = (rows[name]["step_s"] for name in (EXACT_F32, EXACT, "INT8"))
+        text += f"\n\nA guided step: f32 {f32:.2f} s, auto {auto:.2f} s, INT8 {int8:.2f} s, {f32 / int8:.2f}x f32."
+    return text
+
+
+def draw(rows: dict[str, dict]) -> plt.Figure:
+    """A bar for every row, made of the models' seconds."""
+    figure, axis = plt.subplots(figsize=(9, 4.2))
+    for position, row in zip(range(len(rows))[::-1], rows.values(), strict=True):
+        left = 0.0
+        for part, seconds in (row["models_s"] or {"": row["end_to_end_s"]}).items():
+            axis.barh(position, seconds, left=left, color=COLORS.get(part, "#9e9e9e"))
+            left += seconds
+        axis.text(left, position, f" {row['end_to_end_s']:.1f} s", va="center", fontsize=9)
+    axis.set_yticks(range(len(rows))[::-1], list(rows), fontsize=9)
+    for part, label in PARTS.items():
+        axis.barh(0, 0, color=COLORS[part], label=label)
+    axis.legend(fontsize=9, loc="lower right")
+    axis.set_xlabel("seconds for a 512x512 picture, models loaded and warm")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.1)
+    figure.tight_layout()
+    return figure
+
+
+def write(bench: Bench) -> str:
+    """Write ``waterfall.md`` and ``waterfall.png`` and return the Markdown."""
+    rows = rows_of(bench)
+    pictures = {name: bench.picture(run) for name, run in all_runs().items()}
+    facts = "\n".join(f"- {name}: {value}" for name, value in machine().items())
+    text = (
+        "DeciDiffusion 1.0 in its real configuration and size, with random weights; one run of each row, models "
+        f"loaded and warm, 512x512, guidance 7.5. Measured by `make benchmark` on this machine:\n\n{facts}\n\n"
+        f"{waterfall_table(rows, pictures)}\n\n{int8_lines(bench, rows)}\n"
+    )
+    (RESULTS / "waterfall.md").write_text(text, encoding="utf-8")
+    draw(rows).savefig(RESULTS / "waterfall.png", dpi=110)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 7 GB")
+    options = parser.parse_args()
+    if not PEERS_PYTHON.exists():
+        sys.exit("error: the peers' environment is missing: run `make peers` first.")
+    bench = Bench(options.work, RESULTS / "waterfall.json", {})
+    bench.load()
+    prepare(bench, options.work)
+    begin = time.perf_counter()
+    for number, (name, run) in enumerate(all_runs().items(), 1):
+        if not bench.done(run, 0):
+            print(f"[{number}/{len(all_runs())}, {(time.perf_counter() - begin) / 60:.0f} min] {name}", flush=True)
+            bench.do(run, 0)
+    print(write(bench))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""OpenVINO model folder -> a folder of quantized models beside it: ``python -m ov_decidiffusion.quantize FOLDER``.
+
+Calibrated on what the pipeline really feeds its models: the U-Net's inputs along whole denoising runs of the
+checkpoint's own prompts, and the latents they end in. A part is held to a budget: its output on runs left out of the
+calibration must agree with the plain model's to so many decibels. NNCF takes the most sensitive layers back to
+higher precision until it does; a part that does not get there stays as it was.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nncf
+import numpy as np
+import openvino as ov
+import rich
+import torch
+from tqdm.auto import tqdm
+
+from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
+from ov_decidiffusion.convert import psnr, write_json
+from ov_decidiffusion.models import QUANTIZABLE, quantized_sibling
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+BUDGETS = {"unet": 30.0, "vae_decoder": 35.0}  # dB
+WEIGHT_MODES = {
+    "int8-weights": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
+    "int4-weights": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 32},  # divides every width there is
+}
+MODES = ("int8", *WEIGHT_MODES)
+STEPS = 8  # of a calibration run
+HELD_OUT = 4  # every so many prompts, one is for checking only
+CROP = 32  # latent positions: a decoder's input for calibration, cut out to save memory
+CROPS = 4  # of each picture
+
+Inputs = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class QuantizedPart:
+    """One part of a quantized folder."""
+
+    name: str
+    quantized: bool  # False: it missed its budget and is the plain model's copy
+    megabytes: float
+    plain_megabytes: float
+    seconds: float  # that quantizing took
+    psnr: float  # dB against the plain model, on runs left out of the calibration
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What a quantization produced; ``str()`` gives it as a table."""
+
+    model_dir: Path
+    mode: str
+    parts: tuple[QuantizedPart, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{'part':<13}{'size':>22}{'time':>9}{'agreement with plain model':>28}"]
+        for part in self.parts:
+            size = f"{part.plain_megabytes:.1f} -> {part.megabytes:.1f} MB"
+            note = "" if part.quantized else "  (too low: kept as it was)"
+            lines.append(f"{part.name:<13}{size:>22}{part.seconds:>7.0f} s{part.psnr:>25.1f} dB{note}")
+        return "\n".join([*lines, f"{self.mode} models are in {self.model_dir}"])
+
+
+def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | None = None) -> QuantizationReport:
+    """Quantize the U-Net and the VAE decoder of a model folder; does nothing where that is done.
+
+    The new folder has the same layout and is complete: this project's pipeline, Optimum Intel and OpenVINO GenAI
+    load it. A pipeline of ``model_dir`` finds "int8" models by itself and uses them where it is told to.
+
+    Args:
+        model_dir: a folder that ``convert_checkpoint`` made.
+        mode: "int8" computes in 8 bits, which is fast. "int8-weights" and "int4-weights" only store the U-Net's and
+            the text encoder's weights in 8 or 4 bits, which saves memory.
+        prompts: how many of the checkpoint's calibration prompts to run, at least 2; None for all.
+
+    Returns:
+        sizes in MB, seconds, and the agreement with the plain models in dB: 20 log10(max|plain| / RMSE).
+
+    Raises:
+        ValueError: a wrong argument, or something else lies where the new folder would.
+    """
+    if mode not in MODES:
+        raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
+    model_dir = Path(model_dir).expanduser()
+    if (model_dir / QUANTIZATION_REPORT).is_file():
+        raise ValueError(f"`model_dir` {model_dir} holds quantized models; give the folder that they were made from.")
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
+    target = quantized_sibling(model_dir, mode)
+    if target.exists():
+        return _existing_report(target, model_dir)
+    chosen = pipe.defaults["calibration_prompts"][:prompts]
+    if len(chosen) < 2:
+        raise ValueError(f"`prompts` must be at least 2, got {prompts}.")
+    pipe.set_progress_bar_config(disable=True)
+    recorded, checked = record_runs(pipe, chosen)
+    del pipe
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        names = QUANTIZABLE if mode == "int8" else ("unet", "text_encoder")
+        shutil.copytree(model_dir, partial, ignore=shutil.ignore_patterns(*names))
+        parts = [
+            _quantize_part(name, model_dir, partial, mode, recorded[name], checked[name])
+            for name in tqdm(names, desc=f"quantizing ({mode})", unit="part")
+        ]
+        report = QuantizationReport(target, mode, tuple(parts))
+        content = {"mode": mode, "nncf": nncf.__version__, "parts": [asdict(part) for part in parts]}
+        write_json(partial / QUANTIZATION_REPORT, content)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _existing_report(target: Path, model_dir: Path) -> QuantizationReport:
+    """The report of a complete folder; anything else in the way is left alone and refused."""
+    if not (target / QUANTIZATION_REPORT).is_file():
+        raise ValueError(f"{target} exists and holds no quantized models of ours: delete or move it.")
+    if read_json(target / CONVERSION_REPORT)["fingerprint"] != read_json(model_dir / CONVERSION_REPORT)["fingerprint"]:
+        raise ValueError(f"{target} was made from another checkpoint than {model_dir}: delete or move it.")
+    content = read_json(target / QUANTIZATION_REPORT)
+    return QuantizationReport(target, content["mode"], tuple(QuantizedPart(**part) for part in content["parts"]))
+
+
+@torch.no_grad()
+def record_runs(
+    pipe: OVStableDiffusionPipeline, prompts: list[str]
+) -> tuple[dict[str, list[Inputs]], dict[str, list[Inputs]]]:
+    """Inputs of the U-Net, the decoder and the text encoder in guided runs: most to calibrate with, some to check.
+
+    Rows have batch 1, with and without the prompt in turn, at ``STEPS`` timesteps over the whole schedule.
+    """
+    recorded, checked = ({name: [] for name in ("unet", "vae_decoder", "text_encoder")} for _ in range(2))
+    side = pipe.default_size[0] // pipe.vae_scale_factor
+    length = min(pipe.tokenizer.model_max_length, 77)
+    for i, prompt in enumerate(tqdm(prompts, desc="recording runs", unit="prompt")):
+        rows = checked if i % HELD_OUT == 1 else recorded
+        latents = torch.randn((1, pipe.latent_channels, side, side), generator=torch.Generator().manual_seed(i))
+        texts = pipe.encode_prompt(["", prompt])
+        for step in pipe.denoise(prompt, latents=latents, solver="dpm++", num_inference_steps=STEPS):
+            sample, timestep = latents.numpy(), step.timestep.reshape(1).long().numpy()
+            for text in texts:
+                rows["unet"].append(
+                    {"sample": sample, "timestep": timestep, "encoder_hidden_states": text[None].numpy()}
+                )
+            latents = step.latents
+        scaled = (latents / pipe.vae_scaling_factor).numpy()
+        rows["vae_decoder"] += [{"latent_sample": crop} for crop in _crops(scaled)]
+        ids = pipe.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="np")
+        rows["text_encoder"].append({"input_ids": ids.input_ids.astype(np.int64)})
+    return recorded, checked
+
+
+def _crops(latents: np.ndarray) -> list[np.ndarray]:
+    """Latents as they are if they are small, else their corners."""
+    height, width = latents.shape[-2:]
+    if max(height, width) <= CROP:
+        return [latents]
+    corners = [(top, left) for top in (0, height - CROP) for left in (0, width - CROP)]
+    return [latents[..., top : top + CROP, left : left + CROP].copy() for top, left in corners[:CROPS]]
+
+
+def _quantize_part(
+    name: str, source: Path, target: Path, mode: str, rows: list[Inputs], checks: list[Inputs]
+) -> QuantizedPart:
+    """Write one quantized part, unless it disagrees too much with the plain one."""
+    start = time.perf_counter()
+    core, file = ov.Core(), source / name / "openvino_model.xml"
+    expected = _outputs(core.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), checks)
+    model = core.read_model(file)
+    if mode == "int8":
+        model = _quantize_within_budget(model, rows, checks, expected, BUDGETS[name])
+    else:
+        with _bars_for_terminals_only():
+            model = nncf.compress_weights(model, **WEIGHT_MODES[mode])
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    agreement = _agreement(_outputs(compiled, checks), expected)
+    del compiled
+    good_enough = mode != "int8" or agreement >= BUDGETS[name]
+    if good_enough:
+        (target / name).mkdir()
+        ov.save_model(model, target / name / "openvino_model.xml", compress_to_fp16=True)
+        shutil.copy(source / name / "config.json", target / name)
+    else:
+        shutil.copytree(source / name, target / name)
+    sizes = [(folder / name / "openvino_model.bin").stat().st_size / 1e6 for folder in (target, source)]
+    return QuantizedPart(name, good_enough, *sizes, time.perf_counter() - start, agreement)
+
+
+def _quantize_within_budget(
+    model: ov.Model, rows: list[Inputs], checks: list[Inputs], expected: list[np.ndarray], budget: float
+) -> ov.Model:
+    """INT8 weights and activations, as much of them as the budget allows."""
+
+    def shortfall(compiled: ov.CompiledModel, items: Iterable[tuple[Inputs, np.ndarray]]) -> tuple[float, list]:
+        """NNCF's metric: 0 within the budget, so that a drop from the plain model is what is missing in dB."""
+        items = list(items)
+        made = _outputs(compiled, [inputs for inputs, _ in items])
+        missing = max(0.0, budget - _agreement(made, [reference for _, reference in items]))
+        return -missing, [[output] for output in made]
+
+    with _bars_for_terminals_only():
+        return nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(rows),
+            nncf.Dataset(list(zip(checks, expected, strict=True)), lambda pair: pair[0]),
+            validation_fn=shortfall,
+            max_drop=1e-3,
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(rows),
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                ranking_subset_size=2, num_ranking_workers=1
+            ),
+        )
+
+
+@contextlib.contextmanager
+def _bars_for_terminals_only() -> Iterator[None]:
+    """NNCF draws a dozen progress bars with rich; in a notebook or a log they are a page of noise."""
+    level = logging.getLogger("nncf").level
+    terminal = sys.stdout.isatty()
+    logging.getLogger("nncf").setLevel(logging.INFO if terminal else logging.ERROR)
+    rich.reconfigure(quiet=not terminal, force_jupyter=False)
+    try:
+        yield
+    finally:
+        rich.reconfigure()
+        logging.getLogger("nncf").setLevel(level)
+
+
+def _outputs(compiled: ov.CompiledModel, rows: list[Inputs]) -> list[np.ndarray]:
+    return [compiled(row)[0].copy() for row in rows]
+
+
+def _agreement(made: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    return psnr(np.concatenate([value.ravel() for value in made]), np.concatenate([v.ravel() for v in expected]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m ov_decidiffusion.quantize", description="Quantize a converted model folder."
+    )
+    parser.add_argument(
+        "model_dir", help="a folder that convert_checkpoint made, such as models/tiny-decidiffusion-fp16"
+    )
+    parser.add_argument("--mode", default="int8", choices=MODES)
+    parser.add_argument("--prompts", type=int, help="how many calibration prompts to run; default: all")
+    options = parser.parse_args()
+    try:
+        print(quantize_models(options.model_dir, options.mode, options.prompts))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Presets are the values that they document, on text and pictures, one prompt and many; and pictures stay right."""
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.presets import PRESETS
+from training.oracle import read_picture
+from training.scenes import draw_scene, scene_from_caption
+
+PROMPTS = ["a large red star on a blue background", "a large white cross on a green background"]
+RIGHT = [("large", "red", "star", "blue"), ("large", "white", "cross", "green")]
+
+
+def source():
+    return draw_scene(scene_from_caption("large", "green", "square", "yellow", random.Random(3)), 128)
+
+
+def what(picture):
+    reading = read_picture(picture)
+    return reading.size, reading.color, reading.shape, reading.background
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("task", ["text to image", "image to image", "list of prompts"])
+def test_a_preset_is_its_arguments_and_its_pictures_are_right(int8_pipe, preset, task):
+    prompts = PROMPTS if task == "list of prompts" else PROMPTS[0]
+    settings = {"seed": [1, 2] if task == "list of prompts" else 1}
+    if task == "image to image":
+        settings |= {"image": source(), "strength": 0.9}
+    made = int8_pipe(prompts, preset=preset, **settings).images
+    spelled_out = int8_pipe(prompts, **PRESETS[preset], **settings).images
+    for picture, same, right in zip(made, spelled_out, RIGHT, strict=False):
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(same))
+        assert what(picture) == right
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_negative_prompts_keep_things_away(int8_pipe, preset):
+    prompt, negative = int8_pipe.defaults["negative_example"]
+    plain = int8_pipe([prompt] * 8, seed=list(range(8)), preset=preset).images
+    kept_away = int8_pipe([prompt] * 8, negative_prompt=negative, seed=list(range(8)), preset=preset).images
+    white = [sum(read_picture(picture).background == "white" for picture in some) for some in (plain, kept_away)]
+    print(f"{preset}: {white[0]} of 8 backgrounds are white, {white[1]} with the negative prompt")
+    assert white[1] <= min(white[0], 1)
+    assert sum(read_picture(picture).shape == "star" for picture in kept_away) >= 6
+
+
+def test_an_argument_goes_before_the_preset(int8_pipe):
+    def steps(**arguments):
+        return [(step.total, step.quantized) for step in int8_pipe.denoise(PROMPTS[0], seed=0, **arguments)][0]
+
+    both = frozenset({"unet", "vae_decoder"})
+    assert steps(preset="fast") == (10, both)
+    assert steps(preset="fast", solver="dpm++", num_inference_steps=3, quantized=False) == (3, frozenset())
+    assert steps(preset="balanced", quantized=["unet"]) == (16, {"unet"})
+    assert steps() == (20, frozenset())
+
+
+def test_models_seconds_are_counted_and_a_prompt_is_encoded_once(int8_pipe):
+    prompt, before = "a small blue ring on a yellow background", int8_pipe.seconds
+    int8_pipe([prompt] * 3, seed=1, num_inference_steps=2)
+    between = int8_pipe.seconds
+    assert all(between[name] > before.get(name, 0) for name in ("text_encoder", "unet", "vae_decoder"))
+    int8_pipe([prompt] * 3, seed=2, num_inference_steps=2)
+    assert int8_pipe.seconds["text_encoder"] == between["text_encoder"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "faster"}, "`preset` must be one of exact, balanced, fast, got 'faster'"),
+        ({"solver": "euler"}, r"`solver` must be one of ddim, dpm\+\+, squeezed, got 'euler'"),
+        ({"quantized": "unet"}, "`quantized` must be True, False or some of"),
+        ({"quantized": ["vae"]}, "`quantized` must be True, False or some of"),
+        ({"preset": "fast", "num_inference_steps": 5}, "`num_inference_steps` must be at least 6 with squeeze_mode"),
+    ],
+)
+def test_wrong_settings_are_refused(int8_pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        int8_pipe.denoise("a star", **arguments)
+
+
+def test_without_int8_models_a_preset_that_needs_them_says_how_to_get_them(model_dir, tmp_path):
+    alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
+    pipe = OVStableDiffusionPipeline.from_pretrained(alone, inference_precision="f32")
+    with pytest.raises(ValueError, match="There is no INT8 model for this folder: make it with quantize_models"):
+        pipe.denoise("a star", preset="fast")
+    assert len(list(pipe.denoise("a star", preset="fast", quantized=False, seed=0))) == 10

@@ -1,0 +1,74 @@
+"""What the figures of quality and of the waterfall rest on."""
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import quality, waterfall
+from benchmarks.run_one import measure
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_vae
+from training.evaluate import choose_cases
+from training.scenes import draw_scene, scene_from_caption
+
+
+def test_paired_change_is_the_mean_difference_with_its_interval():
+    rng = np.random.default_rng(0)
+    base = rng.random(960) < 0.9
+    rights = base & (rng.random(960) < 0.97)
+    change, margin = quality.paired_change(list(rights), list(base))
+    assert change == pytest.approx(100 * (rights.mean() - base.mean()))
+    resampled = [rng.integers(0, 960, 960) for _ in range(2000)]
+    spread = np.percentile([100 * (rights[i].mean() - base[i].mean()) for i in resampled], [2.5, 97.5])
+    assert 2 * margin == pytest.approx(spread[1] - spread[0], rel=0.15)
+    assert quality.paired_change(list(base), list(base)) == (0, 0)
+
+
+def test_perceptual_distance_tells_another_shape_from_a_little_noise():
+    rng = np.random.default_rng(0)
+
+    def drawn(shape):
+        return np.asarray(draw_scene(scene_from_caption("large", "red", shape, "blue", random.Random(1)), 128))
+
+    star, circle = drawn("star"), drawn("circle")
+    noisy = np.clip(star + rng.normal(0, 3, star.shape), 0, 255).astype(np.uint8)
+    distance = quality.PerceptualDistance(load_vae(EMBEDDED_CHECKPOINT).encoder)
+    same, little, other = distance([star] * 3, [star, noisy, circle])
+    print(f"equal {same:.4f}, a little noise {little:.4f}, another shape {other:.4f}")
+    assert same == 0 and 0 < little < 0.5 * other
+
+
+def test_a_setting_is_measured_against_the_exact_pictures(int8_pipe):
+    cases = choose_cases(4)["trained on"]
+    figures, exact = quality.measure(int8_pipe, cases, {}, None)
+    assert exact.shape == (4, 128, 128, 3) and len(figures["rights"]) == 4 and figures["seconds"] > 0
+    again, _ = quality.measure(int8_pipe, cases, {}, exact)
+    assert again["psnr"] > 60 and again["distance"] < 1e-3
+    fast, _ = quality.measure(int8_pipe, cases, quality.SETTINGS["preset fast"], exact)
+    assert fast["psnr"] < again["psnr"] and fast["distance"] > again["distance"]
+    text = quality.quality_table({"exact": figures, "preset fast": fast})
+    assert f"{fast['psnr']:.1f} dB" in text and "| exact |" in text
+
+
+def test_every_row_of_the_waterfall_is_a_call_that_the_pipeline_takes(int8_pipe):
+    ours = [run for run in waterfall.all_runs().values() if run["tool"] == "ours"]
+    totals = []
+    for run in ours:
+        steps = int8_pipe.denoise("a star", num_inference_steps=run["steps"], seed=0, **run["arguments"])
+        totals.append(next(steps).total)
+    assert totals == [30, 30, 30, 16, 16, 10, 10]
+
+
+def test_the_waterfall_shows_where_a_pictures_seconds_went(quantization, model_dir, tmp_path):
+    rows, pictures = {}, {}
+    for name in ("exact, f32", "and guided in part: preset fast"):
+        options = waterfall.all_runs()[name] | {"side": 128, "precision": "f32", "model_dir": str(model_dir)}
+        pictures[name] = tmp_path / f"{name}.png"
+        rows[name] = measure(options | {"picture": str(pictures[name])})
+        assert 0.3 * rows[name]["end_to_end_s"] < sum(rows[name]["models_s"].values()) < rows[name]["end_to_end_s"]
+    assert "unet_top_level" in rows["and guided in part: preset fast"]["models_s"]
+    peer = {"OpenVINO GenAI, its defaults": {"end_to_end_s": 99.0, "models_s": {}, "peak_memory_gb": 5.0}}
+    text = waterfall.waterfall_table(peer | rows, pictures)
+    assert f"{99 / rows['exact, f32']['end_to_end_s']:.1f}x" in text
+    assert np.asarray(Image.open(pictures["exact, f32"])).shape == (128, 128, 3)

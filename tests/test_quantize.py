@@ -1,0 +1,99 @@
+"""INT8 models: above their floor on runs they never saw, really in 8 bits, and loadable by OpenVINO GenAI."""
+
+import shutil
+
+import numpy as np
+import openvino as ov
+import openvino_genai
+import pytest
+import torch
+
+from ov_decidiffusion.convert import psnr
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.quantize import BUDGETS, quantize_models, record_runs
+
+PROMPT = "a large red star on a blue background"
+
+
+def test_quantized_models_agree_on_runs_they_were_not_calibrated_with(int8_pipe, quantization, model_dir):
+    print(quantization)
+    rows, _ = record_runs(int8_pipe, ["a small green cross on a white background", "a star"])
+    for part in quantization.parts:
+        assert part.quantized and part.psnr >= BUDGETS[part.name]
+        made = []
+        for folder in (model_dir, quantization.model_dir):
+            model = ov.Core().compile_model(
+                folder / part.name / "openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+            )
+            made.append(np.concatenate([model(row)[0].ravel() for row in rows[part.name]]))
+        agreement = psnr(made[1], made[0])
+        print(f"{part.name} on another prompt: {agreement:.1f} dB")
+        assert agreement >= BUDGETS[part.name] - 3
+
+
+def test_weights_are_stored_in_eight_bits_and_products_computed_in_them(quantization):
+    for part in quantization.parts:
+        assert part.megabytes < 0.75 * part.plain_megabytes
+        file = quantization.model_dir / part.name / "openvino_model.xml"
+        runtime = ov.Core().compile_model(file, "CPU").get_runtime_model()
+        kinds = {"Convolution", "FullyConnected", "MatMul"}
+        products = [op.get_rt_info() for op in runtime.get_ops() if op.get_rt_info()["layerType"].astype(str) in kinds]
+        in_int8 = [info for info in products if info["runtimePrecision"].astype(str) in ("i8", "u8")]
+        print(f"{part.name}: {len(in_int8)} of {len(products)} products in INT8")
+        assert len(in_int8) > 0.6 * len(products)
+
+
+def test_genai_makes_our_int8_picture_from_the_int8_folder(int8_pipe, quantization):
+    theirs = openvino_genai.Text2ImagePipeline(quantization.model_dir, "CPU", INFERENCE_PRECISION_HINT="f32")
+    settings = {"num_inference_steps": 12, "guidance_scale": 3.0}
+    generator = openvino_genai.TorchGenerator(7)
+    picture = theirs.generate(PROMPT, width=128, height=128, generator=generator, **settings).data[0]
+    ours = int8_pipe(PROMPT, guidance_rescale=0.0, seed=7, quantized=True, **settings).images[0]
+    exact = int8_pipe(PROMPT, guidance_rescale=0.0, seed=7, **settings).images[0]
+    difference = np.abs(np.asarray(ours, float) - picture).mean()
+    print(f"mean difference of a pixel: {difference:.2f}/255")
+    assert difference < 0.8 and not np.array_equal(np.asarray(ours), np.asarray(exact))
+
+
+def test_top_level_on_this_steps_own_features_is_the_whole_int8_unet(int8_pipe):
+    generator = torch.Generator().manual_seed(0)
+    sample, text = torch.randn((2, 4, 16, 16), generator=generator), int8_pipe.encode_prompt(["", PROMPT])
+    int8_pipe._models.prepare_caching(quantized=True)
+    whole, deep = int8_pipe._run_unet(sample, torch.tensor(420), text, keep_deep=True, quantized=True)
+    top = int8_pipe._run_top_level(sample, torch.tensor(420), deep, quantized=True)
+    agreement = psnr(top.numpy(), whole.numpy())
+    print(f"INT8 top level on its own features: {agreement:.0f} dB")
+    assert agreement >= 40
+
+
+def test_the_folder_is_found_again_and_works_on_its_own(quantization, model_dir, int8_pipe):
+    stamp = (quantization.model_dir / "unet" / "openvino_model.bin").stat().st_mtime_ns
+    assert quantize_models(model_dir) == quantization
+    assert (quantization.model_dir / "unet" / "openvino_model.bin").stat().st_mtime_ns == stamp
+    alone = OVStableDiffusionPipeline.from_pretrained(quantization.model_dir, inference_precision="f32")
+    pictures = [pipe(PROMPT, seed=3, preset="fast", output_type="np").images for pipe in (alone, int8_pipe)]
+    np.testing.assert_allclose(*pictures, atol=1 / 255)
+    with pytest.raises(ValueError, match="holds quantized models; give the folder that they were made from"):
+        quantize_models(quantization.model_dir)
+
+
+@pytest.mark.parametrize(("mode", "share", "floor"), [("int8-weights", 0.6, 35), ("int4-weights", 0.6, 15)])
+def test_lighter_weights_are_smaller_and_agree(model_dir, mode, share, floor):
+    report = quantize_models(model_dir, mode, prompts=2)
+    print(report)
+    for part in report.parts:
+        assert part.megabytes < share * part.plain_megabytes and part.psnr > floor
+    pipe = OVStableDiffusionPipeline.from_pretrained(report.model_dir, inference_precision="f32")
+    assert np.asarray(pipe(PROMPT, seed=3, num_inference_steps=8).images[0]).std() > 10
+
+
+def test_what_cannot_be_is_refused_and_leaves_nothing_behind(model_dir, tmp_path):
+    alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
+    with pytest.raises(ValueError, match="`mode` must be one of int8, int8-weights, int4-weights, got 'int2'"):
+        quantize_models(alone, "int2")
+    with pytest.raises(ValueError, match="`prompts` must be at least 2, got 1"):
+        quantize_models(alone, prompts=1)
+    (tmp_path / "alone-int8").mkdir()
+    with pytest.raises(ValueError, match="alone-int8 exists and holds no quantized models of ours"):
+        quantize_models(alone)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone-fp16", "alone-int8"]
