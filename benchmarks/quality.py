@@ -22,7 +22,6 @@ from benchmarks.runs import HERE, machine
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_vae
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.quantize import quantize_models
 from training.evaluate import Case, choose_cases, generate
 from training.oracle import read_picture
@@ -34,12 +33,10 @@ SETTINGS = {
     "INT8 U-Net": {"quantized": ("unet",)},
     "INT8 decoder": {"quantized": ("vae_decoder",)},
     "caching, every 2nd step": {"cache_interval": 2},
-    "caching, every 3rd step": {"cache_interval": 3},
-    "guidance interval": {"guidance_interval": PRESETS["fast"]["guidance_interval"]},
-    "DPM-Solver++, 20 steps": {"solver": "dpm++", "num_inference_steps": 20},
+    "caching, every 4th step": {"cache_interval": 4},
+    "guided from noise level 0.28 up": {"guidance_interval": (0.28, 15.0)},
     "DPM-Solver++, 16 steps": {"solver": "dpm++", "num_inference_steps": 16},
-    "DPM-Solver++, 12 steps": {"solver": "dpm++", "num_inference_steps": 12},
-    "DPM-Solver++, 8 steps": {"solver": "dpm++", "num_inference_steps": 8},
+    "DPM-Solver++, 10 steps": {"solver": "dpm++", "num_inference_steps": 10},
     "squeezed, 10 steps": {"solver": "squeezed", "num_inference_steps": 16},
     "preset balanced": {"preset": "balanced"},
     "preset fast": {"preset": "fast"},

@@ -5,8 +5,6 @@ torch weights, no hub and no checkpoint.
 """
 
 import contextlib
-import ctypes
-import gc
 import hashlib
 import json
 import math
@@ -45,6 +43,7 @@ from ov_decidiffusion.checkpoint import (
     read_json,
     weights_size,
 )
+from ov_decidiffusion.memory import release_freed_memory
 from ov_decidiffusion.schedulers import make_scheduler, peer_scheduler_config
 
 WEIGHT_FORMATS = ("fp16", "fp32")
@@ -207,13 +206,6 @@ def _forget_traces() -> None:
         torch._C._jit_clear_class_registry()
         torch.jit._state._clear_class_state()
         torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
-
-
-def _release_memory() -> None:
-    """Hand freed memory back to the system, which glibc puts off; otherwise the parts' leftovers add up."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _generator() -> torch.Generator:
@@ -390,13 +382,13 @@ def _convert_part(name: str, part: _Part, folder: Path, target: Path, weight_for
     reference, example = None, None
     if verify:
         reference, example = _run_torch(part, folder)
-        _release_memory()
+        release_freed_memory()
     module, config = _load_part(part, folder, torch.float16 if weight_format == "fp16" else torch.float32)
     model = _trace(module, config, part)
     ov.save_model(model, file, compress_to_fp16=weight_format == "fp16")
     write_json(target / "config.json", _config_for_peers(name, config))
     del module, model
-    _release_memory()
+    release_freed_memory()
     psnr = None if reference is None else _check_agreement(name, file, example, reference)
     size = sum(path.stat().st_size for path in target.iterdir())
     return PartReport(name, size / 1e6, time.perf_counter() - start, psnr)
@@ -420,7 +412,7 @@ def _trace(module: nn.Module, config: dict[str, Any], part: _Part) -> ov.Model:
     with torch.no_grad(), _quiet_tracing():
         model = ov.convert_model(module, example_input=traced, input=inputs, extension=[_UPCAST_EXTENSION])
     _forget_traces()
-    _release_memory()
+    release_freed_memory()
     _name_ports(model, list(part.shapes), part.outputs)
     return model
 

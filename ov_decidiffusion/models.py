@@ -15,6 +15,7 @@ import torch
 
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
 from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
+from ov_decidiffusion.memory import forget_mapped_weights
 from ov_decidiffusion.precision import INFERENCE_PRECISIONS, choose_precision
 
 logger = logging.getLogger(__name__)
@@ -61,9 +62,11 @@ class Models:
         self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
         self.seconds: Counter[str] = Counter()
         self._models: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
+        self._packed: set[tuple[str, bool]] = set()  # those that have run
         self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
         for name in MODELS:
-            self._models[name, False] = self._compile(name, False)
+            if name not in self.quantized_parts:  # else who knows which of the two will be wanted
+                self._models[name, False] = self._compile(name, False)
 
     def run(
         self, name: str, inputs: dict[str, np.ndarray], outputs: int = 1, quantized: bool = False
@@ -73,9 +76,13 @@ class Models:
             if (name, quantized) not in self._models:
                 self._models[name, quantized] = self._compile(name, quantized)
             model = self._models[name, quantized]
+            first_run = (name, quantized) not in self._packed
             start = time.perf_counter()
             results = self._run_rows(model, inputs, outputs) if self.static_shapes else _run(model, inputs, outputs)
             self.seconds[name] += time.perf_counter() - start
+            if first_run:
+                self._packed.add((name, quantized))
+                forget_mapped_weights(self._weights(name, quantized))
             return results
 
     def _run_rows(self, model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -> list[torch.Tensor]:
@@ -97,14 +104,19 @@ class Models:
             if (TOP_LEVEL, quantized) not in self._models:
                 top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
                 self._models["unet", quantized] = self._compile("unet", quantized, expose_deep_features)
+                self._packed.discard(("unet", quantized))
                 self._models[TOP_LEVEL, quantized] = top_level
+
+    def _weights(self, name: str, quantized: bool) -> Path:
+        """The file with a model's weights."""
+        folder = self._quantized_folder if quantized else self._folder
+        return folder / ("unet" if name == TOP_LEVEL else name) / "openvino_model.bin"
 
     def _compile(
         self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None = None
     ) -> ov.CompiledModel:
         part = "unet" if name == TOP_LEVEL else name
-        folder = self._quantized_folder if quantized else self._folder
-        model = self._core.read_model(folder / part / "openvino_model.xml")
+        model = self._core.read_model(self._weights(name, quantized).with_suffix(".xml"))
         if part == "unet":
             _allow_fractional_timesteps(model)
         if change is not None:

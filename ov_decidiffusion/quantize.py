@@ -25,6 +25,7 @@ import rich
 import torch
 from tqdm.auto import tqdm
 
+from ov_decidiffusion.arguments import check_whole
 from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
 from ov_decidiffusion.convert import psnr, write_json
 from ov_decidiffusion.models import QUANTIZABLE, quantized_sibling
@@ -93,6 +94,8 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
     """
     if mode not in MODES:
         raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
+    if prompts is not None:
+        check_whole("prompts", prompts, 2)
     model_dir = Path(model_dir).expanduser()
     if (model_dir / QUANTIZATION_REPORT).is_file():
         raise ValueError(f"`model_dir` {model_dir} holds quantized models; give the folder that they were made from.")
@@ -101,8 +104,6 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
     if target.exists():
         return _existing_report(target, model_dir)
     chosen = pipe.defaults["calibration_prompts"][:prompts]
-    if len(chosen) < 2:
-        raise ValueError(f"`prompts` must be at least 2, got {prompts}.")
     pipe.set_progress_bar_config(disable=True)
     recorded, checked = record_runs(pipe, chosen)
     del pipe

@@ -55,7 +55,7 @@ def test_an_argument_goes_before_the_preset(int8_pipe):
 
     both = frozenset({"unet", "vae_decoder"})
     assert steps(preset="fast") == (10, both)
-    assert steps(preset="fast", solver="dpm++", num_inference_steps=3, quantized=False) == (3, frozenset())
+    assert steps(preset="fast", solver="ddim", num_inference_steps=3, quantized=False) == (3, frozenset())
     assert steps(preset="balanced", quantized=["unet"]) == (16, {"unet"})
     assert steps() == (20, frozenset())
 
@@ -76,7 +76,10 @@ def test_models_seconds_are_counted_and_a_prompt_is_encoded_once(int8_pipe):
         ({"solver": "euler"}, r"`solver` must be one of ddim, dpm\+\+, squeezed, got 'euler'"),
         ({"quantized": "unet"}, "`quantized` must be True, False or some of"),
         ({"quantized": ["vae"]}, "`quantized` must be True, False or some of"),
-        ({"preset": "fast", "num_inference_steps": 5}, "`num_inference_steps` must be at least 6 with squeeze_mode"),
+        (
+            {"solver": "squeezed", "num_inference_steps": 5},
+            "`num_inference_steps` must be at least 6 with squeeze_mode",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(int8_pipe, arguments, message):

@@ -91,7 +91,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing_behind(model_dir, tmp_path
     alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
     with pytest.raises(ValueError, match="`mode` must be one of int8, int8-weights, int4-weights, got 'int2'"):
         quantize_models(alone, "int2")
-    with pytest.raises(ValueError, match="`prompts` must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="`prompts` must be a whole number of at least 2, got 1"):
         quantize_models(alone, prompts=1)
     (tmp_path / "alone-int8").mkdir()
     with pytest.raises(ValueError, match="alone-int8 exists and holds no quantized models of ours"):

@@ -1,0 +1,31 @@
+"""Hand memory back to the system that this process holds and does not need. Both only do something on Linux."""
+
+import contextlib
+import ctypes
+import gc
+from pathlib import Path
+
+MADV_DONTNEED = 4
+
+
+def release_freed_memory() -> None:
+    """What Python has freed, which glibc puts off handing back."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def forget_mapped_weights(file: Path) -> None:
+    """The pages of a weights file that OpenVINO has mapped: read again from the file if they are needed again.
+
+    After a model's first run its weights are there a second time, packed for the processor. Only mappings that
+    nobody can write through are touched, so nothing can be lost.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError, ValueError):
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            addresses, access, *_, name = line.split(maxsplit=5)
+            if name == str(file.resolve()) and "w" not in access:
+                begin, end = (int(address, 16) for address in addresses.split("-"))
+                madvise(begin, end - begin, MADV_DONTNEED)

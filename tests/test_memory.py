@@ -1,0 +1,31 @@
+"""Mapped weights leave memory after a model's first run, and come back unharmed."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+
+def resident_kilobytes(file: Path) -> int:
+    """Of all mappings of a file, from the kernel's own account."""
+    total, counted = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.split()[0].count("-") == 1:
+            counted = line.endswith(str(file.resolve()))
+        elif counted and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")
+def test_weights_are_not_kept_twice(model_dir):
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
+    file = model_dir / "unet" / "openvino_model.bin"
+    picture = pipe("a star", seed=1, num_inference_steps=2, output_type="np").images
+    assert resident_kilobytes(file) < 0.1 * file.stat().st_size / 1024
+    again = pipe("a star", seed=1, num_inference_steps=2, output_type="np").images
+    np.testing.assert_array_equal(again, picture)
+    assert resident_kilobytes(file) < 0.5 * file.stat().st_size / 1024
