@@ -124,7 +124,9 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Imag
                 seed = gr.Number(-1, label="Seed", info="-1 draws one", precision=0, minimum=-1, maximum=MAX_SEED)
                 steps = gr.Slider(1, 100, pipe.defaults["num_inference_steps"], step=1, label="Steps")
                 guidance = gr.Slider(1, 15, pipe.defaults["guidance_scale"], step=0.5, label="Guidance scale")
-            preset.change(lambda name: _steps_of(pipe, name), preset, steps, show_progress="hidden")
+            preset.change(
+                lambda name: _steps_of(pipe, name), preset, steps, show_progress="hidden", api_visibility="private"
+            )
             inputs += [preset, seed, steps, guidance]
         with gr.Column():
             result = gr.Image(

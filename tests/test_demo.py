@@ -14,8 +14,8 @@ from training.oracle import read_picture
 
 
 @pytest.fixture(scope="module")
-def demo(loaded_pipe):
-    demo = make_demo(loaded_pipe)
+def demo(int8_pipe):
+    demo = make_demo(int8_pipe)
     demo.launch(prevent_thread_lock=True, quiet=True)
     yield demo
     demo.close(verbose=False)
@@ -29,17 +29,19 @@ def test_both_tabs_answer_over_http(demo, tmp_path):
     client = Client(demo.local_url, verbose=False, download_files=str(tmp_path))
     names = sorted(client.view_api(print_info=False, return_format="dict")["named_endpoints"])
     assert names == ["/image_to_image", "/text_to_image"]
-    picture, used = client.predict("a large red circle on a white background", "", 3, 12, 4, api_name="/text_to_image")
+    picture, used = client.predict(
+        "a large red circle on a white background", "", "exact", 3, 12, 4, api_name="/text_to_image"
+    )
     assert used == "seed 3"
     assert read_picture(Image.open(picture)).color == "red"
 
     source = tmp_path / "source.png"
     example_source(128).save(source)
-    arguments = (handle_file(source), "a large green circle on a blue background", "", 0.8, 3, 12, 4)
+    arguments = (handle_file(source), "a large green circle on a blue background", "", 0.8, "fast", 3, 12, 4)
     picture, _ = client.predict(*arguments, api_name="/image_to_image")
     assert Image.open(picture).size == (128, 128)
     with pytest.raises(Exception, match="Write a prompt first"):
-        client.predict(" ", "", 3, 12, 4, api_name="/text_to_image")
+        client.predict(" ", "", "exact", 3, 12, 4, api_name="/text_to_image")
 
 
 def test_serves_no_file_that_it_did_not_make(demo, tmp_path):

@@ -71,7 +71,7 @@ def test_pipeline_says_what_it_chose(model_dir, monkeypatch):
     monkeypatch.setattr(precision, "probe", lambda core: {"f32": 2.0, "bf16": 3.0})
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
     assert pipe.inference_precision == "f32 is fastest here (f32 2.0 ms, bf16 3.0 ms in a probe)"
-    assert pipe._models._models["unet"].get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
+    assert pipe._models._models["text_encoder", False].get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
 
 
 def test_static_shapes_give_the_same_picture(model_dir, monkeypatch, pipe):
