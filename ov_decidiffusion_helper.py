@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import openvino as ov
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image, ImageDraw, ImageFont
@@ -22,7 +22,7 @@ from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.images import latents_to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import quantize_models
-from ov_decidiffusion.schedulers import SQUEEZE_MODES, SqueezedDPMSolverMultistepScheduler
+from ov_decidiffusion.schedulers import SOLVERS, SQUEEZE_MODES
 from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 
 __all__ = [
@@ -137,17 +137,13 @@ def steps_against_quality(
     """
     kept, config = pipe.scheduler, pipe.scheduler.config
     settings = {"seed": [seed + i for i in range(len(prompts))], "output_type": "np"}
-    spaced = {"timestep_spacing": "linspace"}  # all begin at the noisiest timestep
-    solvers = {
-        "DDIM": (DDIMScheduler, {"timestep_spacing": "trailing"}),
-        "DPM-Solver++": (DPMSolverMultistepScheduler, spaced),
-    }
+    solvers = {"DDIM": SOLVERS["ddim"], "DPM-Solver++": SOLVERS["dpm++"]}
+    squeezed_solver, squeezed_options = SOLVERS["squeezed"]
     for mode in SQUEEZE_MODES:
-        solvers[f"squeezed {mode}"] = (SqueezedDPMSolverMultistepScheduler, {**spaced, "squeeze_mode": mode})
+        solvers[f"squeezed {mode}"] = (squeezed_solver, squeezed_options | {"squeeze_mode": mode})
     figure, axis = plt.subplots(figsize=(7, 3.2))
     try:
-        pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, **spaced)
-        reference = pipe(list(prompts), num_inference_steps=60, **settings).images
+        reference = pipe(list(prompts), num_inference_steps=60, solver="dpm++", **settings).images
         for name, (solver, options) in solvers.items():
             pipe.scheduler = solver.from_config(config, **options)
             squeezed = "squeeze_mode" in options

@@ -6,7 +6,6 @@ finished one is written down at once: an interrupted benchmark goes on where it 
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -14,11 +13,21 @@ import openvino as ov
 
 from benchmarks import report
 from benchmarks.make_checkpoint import unet_of
-from benchmarks.runs import GROWTH, HERE, PEERS_PYTHON, RIVALS, THIRTY_STEPS, Bench, loading_run, pictures_run, unet_run
+from benchmarks.runs import (
+    GROWTH,
+    HERE,
+    RESULTS,
+    RIVALS,
+    THIRTY_STEPS,
+    Bench,
+    loading_run,
+    pictures_run,
+    require_peers,
+    unet_run,
+)
 from benchmarks.workload import gigaflops
 from ov_decidiffusion.precision import choose_precision
 
-RESULTS = HERE / "results"
 ROUNDS = 3
 
 
@@ -37,8 +46,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 6 GB")
     parser.add_argument("--minutes", type=float, default=60, help="start no further run after this time")
     options = parser.parse_args()
-    if not PEERS_PYTHON.exists():
-        sys.exit("error: the peers' environment is missing: run `make peers` first.")
+    require_peers()
     flops = {"nas": gigaflops(unet_of("1.0")), "sd15": gigaflops(unet_of("sd15"))}
     bench = Bench(options.work, RESULTS / "compare.json", flops)
     begin = time.perf_counter()

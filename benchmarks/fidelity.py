@@ -9,11 +9,16 @@ from PIL import Image
 from benchmarks.runs import RIVALS, Bench, pictures_run
 
 
+def psnr_of_pictures(picture: np.ndarray, reference: np.ndarray) -> float:
+    """PSNR in dB of arrays of 0…255, peak 255; infinite where both are equal."""
+    mean = np.square(picture.astype(np.float64) - reference).mean()
+    return 10 * math.log10(255**2 / mean) if mean else math.inf
+
+
 def difference(picture: Path, reference: Path) -> tuple[float, int]:
     """PSNR in dB (peak 255) and the largest difference of any pixel, of two pictures of one size."""
     a, b = (np.asarray(Image.open(file).convert("RGB"), np.int64) for file in (picture, reference))
-    mean = np.square(a - b).mean()
-    return (10 * math.log10(255**2 / mean) if mean else math.inf), int(np.abs(a - b).max())
+    return psnr_of_pictures(a, b), int(np.abs(a - b).max())
 
 
 def compare_pictures(bench: Bench) -> dict[tuple[str, str], tuple[float, int]]:

@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from benchmarks.report import table
-from benchmarks.runs import HERE, machine
+from benchmarks.fidelity import psnr_of_pictures
+from benchmarks.report import machine_facts, table
+from benchmarks.runs import HERE, RESULTS, machine
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_vae
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
@@ -26,7 +27,6 @@ from ov_decidiffusion.quantize import quantize_models
 from training.evaluate import Case, choose_cases, generate
 from training.oracle import read_picture
 
-RESULTS = HERE / "results"
 EXACT = "exact"
 SETTINGS = {
     EXACT: {},
@@ -71,12 +71,6 @@ class PerceptualDistance:
         return sum((a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in pairs).tolist()
 
 
-def psnr_of_pictures(picture: np.ndarray, reference: np.ndarray) -> float:
-    """PSNR in dB, peak 255; 99 where both are equal."""
-    mean = np.square(picture.astype(np.float64) - reference).mean()
-    return float(10 * np.log10(255**2 / mean)) if mean else 99.0
-
-
 def paired_change(rights: list[bool], base: list[bool]) -> tuple[float, float]:
     """Change of a share of right pictures against the same captions and seeds, in points, ± half of a 95 % interval."""
     change = 100 * (np.array(rights, float) - np.array(base, float))
@@ -96,7 +90,7 @@ def measure(
     if exact is not None:
         look = PerceptualDistance(load_vae(EMBEDDED_CHECKPOINT).encoder)
         pairs = list(zip(pictures, exact, strict=True))
-        figures["psnr"] = float(np.median([psnr_of_pictures(*pair) for pair in pairs]))
+        figures["psnr"] = float(np.median([min(99.0, psnr_of_pictures(*pair)) for pair in pairs]))
         distances = []
         for i in range(0, len(pairs), 16):
             distances += look(list(pictures[i : i + 16]), list(exact[i : i + 16]))
@@ -104,12 +98,17 @@ def measure(
     return figures, pictures
 
 
+def _rights(figures: dict) -> list[bool]:
+    """Which of a setting's pictures were right."""
+    return [letter == "1" for letter in figures["rights"]]
+
+
 def quality_table(found: dict[str, dict]) -> str:
     """A row for every setting."""
-    base = [letter == "1" for letter in found[EXACT]["rights"]]
+    base = _rights(found[EXACT])
     rows = []
     for name, figures in found.items():
-        rights = [letter == "1" for letter in figures["rights"]]
+        rights = _rights(figures)
         change, margin = paired_change(rights, base)
         row = [name, f"{100 * np.mean(rights):.1f} %", f"{change:+.1f} ± {margin:.1f}"]
         row += [f"{figures['psnr']:.1f} dB", f"{figures['distance']:.3f}"] if name != EXACT else ["", ""]
@@ -122,11 +121,11 @@ def quality_table(found: dict[str, dict]) -> str:
 
 def draw(found: dict[str, dict]) -> plt.Figure:
     """Quality against time: prompt accuracy with its interval, and closeness to the exact picture."""
-    base = [letter == "1" for letter in found[EXACT]["rights"]]
+    base = _rights(found[EXACT])
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     for name, figures in found.items():
         color = "#e6550d" if "preset" in name or name == EXACT else "#3182bd"
-        change, margin = paired_change([letter == "1" for letter in figures["rights"]], base)
+        change, margin = paired_change(_rights(figures), base)
         axes[0].errorbar(figures["seconds"], change, margin, fmt="o", color=color, capsize=2)
         axes[0].annotate(name, (figures["seconds"], change), (4, 4), textcoords="offset points", fontsize=7)
         if name != EXACT:
@@ -157,12 +156,11 @@ def contact_sheet(pictures: dict[str, np.ndarray], side: int = 96, label: int = 
 
 def write(found: dict[str, dict], pictures: dict[str, np.ndarray], count: int) -> str:
     """Write table, chart and contact sheet; returns the table with what it rests on."""
-    facts = "\n".join(f"- {name}: {value}" for name, value in machine().items())
     text = (
         f"{count} pictures of the embedded checkpoint for every setting, the same captions and seeds, in batches; "
         "everything not named is as in `exact`. Change: against `exact`, with a paired 95 % interval. PSNR (median) "
         "and perceptual distance (mean): against the exact picture of the same seed; the distance is LPIPS' formula on "
-        f"the embedded autoencoder's features. Measured by `make quality` on this machine:\n\n{facts}\n\n"
+        f"the embedded autoencoder's features. Measured by `make quality` on this machine:\n\n{machine_facts()}\n\n"
         f"{quality_table(found)}\n"
     )
     (RESULTS / "quality.md").write_text(text, encoding="utf-8")
@@ -183,8 +181,9 @@ def main() -> None:
     cases = sum(choose_cases(options.pictures // 2).values(), [])
     about = {"machine": machine(), "pictures": len(cases), "settings": json.loads(json.dumps(SETTINGS))}
     file, found, pictures = RESULTS / "quality.json", {}, {}
-    if file.is_file() and json.loads(file.read_text())["about"] == about:
-        found = json.loads(file.read_text())["found"]
+    kept_before = json.loads(file.read_text()) if file.is_file() else {}
+    if kept_before.get("about") == about:
+        found = kept_before["found"]
     options.work.mkdir(parents=True, exist_ok=True)
     # The exact pictures are compared with; then what matters most, should there be no time for all.
     for name in sorted(SETTINGS, key=lambda name: (name != EXACT, "preset" not in name)):

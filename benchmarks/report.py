@@ -25,10 +25,9 @@ FIGURES = {
 def write(bench: Bench, precision: str, folder: Path) -> str:
     """Write ``compare.md`` and ``compare.png`` and return the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = "\n".join(f"- {name}: {value}" for name, value in machine().items())
     parts = [
         "DeciDiffusion 1.0 in its real configuration and size, with random weights: they cost what real ones cost, and "
-        f"their pictures are noise. Measured by `make benchmark` on this machine:\n\n{facts}\n"
+        f"their pictures are noise. Measured by `make benchmark` on this machine:\n\n{machine_facts()}\n"
         f"- precision that `auto` chose: {precision}\n- Optimum Intel's environment: {_peer_versions(bench)}",
         "### Beside its peers\n\n512x512, guidance 7.5, the same converted folder, seed and scheduler (DDIM). "
         "Medians of runs in processes of their own (smallest to largest); in brackets, the time as a multiple of "
@@ -49,12 +48,18 @@ def write(bench: Bench, precision: str, folder: Path) -> str:
     return text
 
 
+def machine_facts() -> str:
+    """What the figures depend on, as a Markdown list."""
+    return "\n".join(f"- {name}: {value}" for name, value in machine().items())
+
+
 def _peer_versions(bench: Bench) -> str:
     found = next((run["versions"] for run in bench.runs if run["run"]["tool"] == "optimum"), {})
     return ", ".join(f"{name} {value}" for name, value in found.items()) or "not run"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

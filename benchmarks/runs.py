@@ -14,6 +14,7 @@ from pathlib import Path
 import openvino as ov
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 GUIDANCE = 7.5
 PEERS_PYTHON = Path(".venv-peers") / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 RIVALS = [  # tool, precision
@@ -136,6 +137,12 @@ class Bench:
 
     def values(self, figure: str, run: dict) -> list[float]:
         return [other[figure] for other in self.runs if other["run"] == run and figure in other]
+
+
+def require_peers() -> None:
+    """End the program where Optimum Intel is not installed."""
+    if not PEERS_PYTHON.exists():
+        sys.exit("error: the peers' environment is missing: run `make peers` first.")
 
 
 def run_python(python: str, *arguments: str) -> str:

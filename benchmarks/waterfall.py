@@ -14,12 +14,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from benchmarks.fidelity import difference
-from benchmarks.report import table
-from benchmarks.runs import HERE, PEERS_PYTHON, Bench, machine, pictures_run, run_python
+from benchmarks.report import machine_facts, table
+from benchmarks.runs import HERE, RESULTS, Bench, pictures_run, require_peers, run_python
 from ov_decidiffusion.checkpoint import QUANTIZATION_REPORT, read_json
 from ov_decidiffusion.models import quantized_sibling
 
-RESULTS = HERE / "results"
 CALIBRATION_PROMPTS = 4  # of eight, for the time's sake
 PEERS = {"Optimum Intel, its defaults": "optimum", "OpenVINO GenAI, its defaults": "genai"}
 EXACT, EXACT_F32 = "exact", "exact, f32"
@@ -119,10 +118,10 @@ def write(bench: Bench) -> str:
     """Write ``waterfall.md`` and ``waterfall.png`` and return the Markdown."""
     rows = rows_of(bench)
     pictures = {name: bench.picture(run) for name, run in all_runs().items()}
-    facts = "\n".join(f"- {name}: {value}" for name, value in machine().items())
     text = (
         "DeciDiffusion 1.0 in its real configuration and size, with random weights; one run of each row, models "
-        f"loaded and warm, 512x512, guidance 7.5. Measured by `make benchmark` on this machine:\n\n{facts}\n\n"
+        "loaded and warm, 512x512, guidance 7.5. Measured by `make benchmark` on this machine:\n\n"
+        f"{machine_facts()}\n\n"
         f"{waterfall_table(rows, pictures)}\n\n{int8_lines(bench, rows)}\n"
     )
     (RESULTS / "waterfall.md").write_text(text, encoding="utf-8")
@@ -134,8 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 7 GB")
     options = parser.parse_args()
-    if not PEERS_PYTHON.exists():
-        sys.exit("error: the peers' environment is missing: run `make peers` first.")
+    require_peers()
     bench = Bench(options.work, RESULTS / "waterfall.json", {})
     bench.load()
     prepare(bench, options.work)

@@ -43,7 +43,7 @@ class Models:
     """
 
     def __init__(self, folder: Path, device: str, inference_precision: str, cache_dir: str | Path | None):
-        _check_model_dir(folder)
+        check_model_dir(folder)
         if inference_precision not in INFERENCE_PRECISIONS:
             allowed = ", ".join(INFERENCE_PRECISIONS)
             raise ValueError(f"`inference_precision` must be one of {allowed}, got {inference_precision!r}.")
@@ -154,7 +154,12 @@ def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -
     return [torch.from_numpy(results[i].copy()) for i in range(outputs)]
 
 
-def _check_model_dir(folder: Path) -> None:
+def check_model_dir(folder: Path) -> None:
+    """Refuse a folder that lacks a part.
+
+    Raises:
+        ValueError: names what is missing.
+    """
     needed = [f"{name}/openvino_model{suffix}" for name in MODELS for suffix in (".xml", ".bin")]
     needed += ["unet/config.json", "vae_decoder/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"]
     missing = [name for name in needed if not (folder / name).is_file()]

@@ -402,19 +402,28 @@ class OVStableDiffusionPipeline:
         The latest prompts are remembered: many pictures of one prompt encode it once.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        length = min(self.tokenizer.model_max_length, MAX_TOKENS)
+        length = self._prompt_length
         for text, full in zip(prompts, self.tokenizer(prompts).input_ids, strict=True):
             if len(full) > length:
                 lost = self.tokenizer.decode(full[length - 1 : -1])
                 logger.warning("A prompt holds at most %d tokens; this is left out of %r: %s", length - 2, text, lost)
         new = [text for text in dict.fromkeys(prompts) if text not in self._encoded]
         if new:
-            ids = self.tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-            states = self._models.run("text_encoder", {"input_ids": ids.input_ids.astype(np.int64)})[0]
+            states = self._models.run("text_encoder", {"input_ids": self.token_ids(new)})[0]
             self._encoded |= dict(zip(new, states, strict=True))
         found = torch.stack([self._encoded[text] for text in prompts])
         self._encoded = dict(list(self._encoded.items())[-MAX_PROMPTS:])
         return found
+
+    def token_ids(self, prompts: list[str]) -> np.ndarray:
+        """What the text encoder takes: whole numbers [prompts, 77], padded, and cut off where a prompt is longer."""
+        length = self._prompt_length
+        padded = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
+        return padded.input_ids.astype(np.int64)
+
+    @property
+    def _prompt_length(self) -> int:
+        return min(self.tokenizer.model_max_length, MAX_TOKENS)
 
     def encode_image(
         self, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None

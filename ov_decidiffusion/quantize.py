@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from ov_decidiffusion.arguments import check_whole
 from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
 from ov_decidiffusion.convert import psnr, write_json
-from ov_decidiffusion.models import QUANTIZABLE, quantized_sibling
+from ov_decidiffusion.models import QUANTIZABLE, check_model_dir, quantized_sibling
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 BUDGETS = {"unet": 30.0, "vae_decoder": 35.0}  # dB
@@ -40,7 +40,6 @@ MODES = ("int8", *WEIGHT_MODES)
 STEPS = 8  # of a calibration run
 HELD_OUT = 4  # every so many prompts, one is for checking only
 CROP = 32  # latent positions: a decoder's input for calibration, cut out to save memory
-CROPS = 4  # of each picture
 
 Inputs = dict[str, np.ndarray]
 
@@ -99,10 +98,11 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
     model_dir = Path(model_dir).expanduser()
     if (model_dir / QUANTIZATION_REPORT).is_file():
         raise ValueError(f"`model_dir` {model_dir} holds quantized models; give the folder that they were made from.")
-    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
+    check_model_dir(model_dir)
     target = quantized_sibling(model_dir, mode)
     if target.exists():
         return _existing_report(target, model_dir)
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
     chosen = pipe.defaults["calibration_prompts"][:prompts]
     pipe.set_progress_bar_config(disable=True)
     recorded, checked = record_runs(pipe, chosen)
@@ -144,7 +144,6 @@ def record_runs(
     """
     recorded, checked = ({name: [] for name in ("unet", "vae_decoder", "text_encoder")} for _ in range(2))
     side = pipe.default_size[0] // pipe.vae_scale_factor
-    length = min(pipe.tokenizer.model_max_length, 77)
     for i, prompt in enumerate(tqdm(prompts, desc="recording runs", unit="prompt")):
         rows = checked if i % HELD_OUT == 1 else recorded
         latents = torch.randn((1, pipe.latent_channels, side, side), generator=torch.Generator().manual_seed(i))
@@ -158,8 +157,7 @@ def record_runs(
             latents = step.latents
         scaled = (latents / pipe.vae_scaling_factor).numpy()
         rows["vae_decoder"] += [{"latent_sample": crop} for crop in _crops(scaled)]
-        ids = pipe.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-        rows["text_encoder"].append({"input_ids": ids.input_ids.astype(np.int64)})
+        rows["text_encoder"].append({"input_ids": pipe.token_ids([prompt])})
     return recorded, checked
 
 
@@ -169,7 +167,7 @@ def _crops(latents: np.ndarray) -> list[np.ndarray]:
     if max(height, width) <= CROP:
         return [latents]
     corners = [(top, left) for top in (0, height - CROP) for left in (0, width - CROP)]
-    return [latents[..., top : top + CROP, left : left + CROP].copy() for top, left in corners[:CROPS]]
+    return [latents[..., top : top + CROP, left : left + CROP].copy() for top, left in corners]
 
 
 def _quantize_part(
