@@ -30,6 +30,7 @@ lint: $(VENV)/ready-to-test
 benchmark: $(VENV)/ready-to-test peers
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.waterfall
+	$(BIN)/python -m benchmarks.parts
 
 quality: $(VENV)/ready-to-test
 	$(BIN)/python -m benchmarks.quality

@@ -171,7 +171,7 @@ def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Im
         "exact": {},
         "INT8": {"quantized": True},
         "+ DPM-Solver++, 16 steps": {"quantized": True, "solver": "dpm++", "num_inference_steps": 16},
-        "+ caching by 2: balanced": {"preset": "balanced"},
+        "+ caching by 3: balanced": {"preset": "balanced"},
         "10 steps, caching by 4: fast": {"preset": "fast"},
     }
     pictures, titles = [], []

@@ -6,6 +6,7 @@ a fifth of the work. Both models come out of one converted graph by cutting it w
 level, so whatever the graph's weights and formats are, they are the shallow model's too.
 """
 
+import math
 import re
 
 import openvino as ov
@@ -60,6 +61,15 @@ def cut_shallow_model(model: ov.Model) -> ov.Model:
         raise ValueError("Feature caching needs a U-Net without attention at its top level.") from error
 
 
-def full_steps(total: int, interval: int) -> list[bool]:
-    """Which of ``total`` steps run the whole U-Net: the first, and every ``interval``-th from there."""
-    return [index % interval == 0 for index in range(total)]
+def full_steps(total: int, interval: int, power: float = 1.0) -> list[bool]:
+    """Which of ``total`` steps run the whole U-Net: the first, and one for every ``interval`` steps.
+
+    Of n whole steps, number j = 0, 1, … comes at step n * interval * (j / n) ** power: evenly for a power of 1,
+    closer together at the start for a larger one (their "non-uniform" schedule is a power law as well).
+    """
+    count = math.ceil(total / interval)
+    whole: list[int] = []
+    for j in range(count):
+        position = round(count * interval * (j / count) ** power)
+        whole.append(max(position, whole[-1] + 1) if whole else 0)
+    return [index in whole for index in range(total)]

@@ -178,6 +178,7 @@ class OVStableDiffusionPipeline:
         solver: str | None = None,
         quantized: bool | Sequence[str] | None = None,
         cache_interval: int | None = None,
+        cache_power: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callable[["OVStableDiffusionPipeline", int, torch.Tensor, dict], dict] | None = None,
@@ -210,6 +211,8 @@ class OVStableDiffusionPipeline:
             quantized: run the U-Net and the decoder in INT8, or only the parts named; needs ``quantize_models``.
             cache_interval: run the whole U-Net on every n-th step only; the others run its top level on the deeper
                 levels' last features (Ma et al. 2023, arXiv 2312.00858). 1 runs everything on every step.
+            cache_power: with a ``cache_interval``, how the whole steps lie: 1 evenly, above it (at most 3) as many,
+                but closer together at the start.
             guidance_interval: (low, high), the noise levels sigma = sqrt((1 - abar) / abar) between which guidance
                 acts; outside, steps cost half (Kynkäänniemi et al. 2024, arXiv 2404.07724). (0, math.inf): always.
             output_type: "pil", "np", "pt" or "latent" (before the decoder).
@@ -239,6 +242,7 @@ class OVStableDiffusionPipeline:
             solver=solver,
             quantized=quantized,
             cache_interval=cache_interval,
+            cache_power=cache_power,
             guidance_interval=guidance_interval,
         )
         for step in steps:
@@ -268,6 +272,7 @@ class OVStableDiffusionPipeline:
         solver: str | None = None,
         quantized: bool | Sequence[str] | None = None,
         cache_interval: int | None = None,
+        cache_power: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
     ) -> Iterator[DenoisingStep]:
         """The denoising loop, a step at a time; arguments as in the plain call.
@@ -283,9 +288,11 @@ class OVStableDiffusionPipeline:
             num_inference_steps=num_inference_steps,
             quantized=quantized,
             cache_interval=cache_interval,
+            cache_power=cache_power,
             guidance_interval=guidance_interval,
         )
-        cache_interval, guidance_interval = chosen["cache_interval"], chosen["guidance_interval"]
+        cache_interval, cache_power = chosen["cache_interval"], chosen["cache_power"]
+        guidance_interval = chosen["guidance_interval"]
         num_inference_steps = self._or_default("num_inference_steps", chosen["num_inference_steps"])
         guidance_scale = self._or_default("guidance_scale", guidance_scale)
         guidance_rescale = self._or_default("guidance_rescale", guidance_rescale)
@@ -294,6 +301,7 @@ class OVStableDiffusionPipeline:
         check_range("guidance_rescale", guidance_rescale, 0, 1)
         check_range("guidance_scale", guidance_scale, 0, None)
         check_whole("cache_interval", cache_interval, 1)
+        check_range("cache_power", cache_power, 1, 3)
         check_guidance_interval(guidance_interval)
         quantized = self._check_quantized(chosen["quantized"])
         pictures = len(prompts) * num_images_per_prompt
@@ -324,7 +332,7 @@ class OVStableDiffusionPipeline:
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             guided=_guided_steps(scheduler, timesteps, guidance_scale, guidance_interval),
-            whole=full_steps(len(timesteps), cache_interval),
+            whole=full_steps(len(timesteps), cache_interval, cache_power),
             quantized=quantized,
             generator=generator,
             latents=latents,

@@ -8,11 +8,12 @@ PLAIN = {
     "num_inference_steps": None,
     "quantized": False,
     "cache_interval": 1,
+    "cache_power": 1.0,
     "guidance_interval": None,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "balanced": {"solver": "dpm++", "num_inference_steps": 16, "quantized": True, "cache_interval": 2},
+    "balanced": {"solver": "dpm++", "num_inference_steps": 16, "quantized": True, "cache_interval": 3},
     "fast": {"solver": "dpm++", "num_inference_steps": 10, "quantized": True, "cache_interval": 4},
 }
 

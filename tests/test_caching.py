@@ -8,6 +8,7 @@ import openvino as ov
 import pytest
 import torch
 
+from ov_decidiffusion.caching import full_steps
 from ov_decidiffusion.convert import psnr
 from training.oracle import read_picture
 from training.scenes import draw_scene, random_scene
@@ -73,6 +74,25 @@ def test_caching_runs_the_whole_unet_on_few_steps_and_keeps_the_picture(pipe, ru
         assert not np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
+def test_whole_steps_lie_evenly_or_closer_together_at_the_start():
+    for total in range(1, 31):
+        for interval in range(1, 8):
+            even = full_steps(total, interval)
+            assert even == [index % interval == 0 for index in range(total)]
+            for power in (1.5, 3.0):
+                denser = full_steps(total, interval, power)
+                places, even_places = (np.flatnonzero(steps) for steps in (denser, even))
+                assert denser[0] and len(denser) == total and len(places) == len(even_places)
+                assert (places <= even_places).all()
+    np.testing.assert_array_equal(np.flatnonzero(full_steps(30, 5, 2.0)), [0, 1, 3, 8, 13, 21])
+
+
+def test_the_denser_interval_runs_its_whole_steps_where_it_says(pipe, runs):
+    pipe(PROMPTS, cache_interval=4, cache_power=1.5, seed=[3, 4], num_inference_steps=12)
+    names = [name for name, _ in runs if name.startswith("unet")]
+    assert [name == "unet" for name in names] == full_steps(12, 4, 1.5) != full_steps(12, 4)
+
+
 def test_guidance_acts_between_the_noise_levels_and_costs_half_outside(pipe, runs):
     settings = {"seed": [3, 4], "num_inference_steps": 10, "output_type": "np"}
     always = pipe(PROMPTS, **settings).images
@@ -95,6 +115,7 @@ def test_guidance_acts_between_the_noise_levels_and_costs_half_outside(pipe, run
     ("arguments", "message"),
     [
         ({"cache_interval": 0}, "`cache_interval` must be a whole number of at least 1, got 0"),
+        ({"cache_power": 0.5}, "`cache_power` must be a number from 1 to 3, got 0.5"),
         ({"guidance_interval": 3}, r"`guidance_interval` must be \(low, high\)"),
         ({"guidance_interval": (2, 1)}, r"`guidance_interval\[1\]` must be a number of at least 2, got 1"),
     ],

@@ -1,12 +1,13 @@
 """What the figures of quality and of the waterfall rest on."""
 
 import random
+import statistics
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import quality, waterfall
+from benchmarks import parts, quality, waterfall
 from benchmarks.run_one import measure
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_vae
 from training.evaluate import choose_cases
@@ -47,8 +48,22 @@ def test_a_setting_is_measured_against_the_exact_pictures(int8_pipe):
     assert again["psnr"] > 60 and again["distance"] < 1e-3
     fast, _ = quality.measure(int8_pipe, cases, quality.SETTINGS["preset fast"], exact)
     assert fast["psnr"] < again["psnr"] and fast["distance"] > again["distance"]
-    text = quality.quality_table({"exact": figures, "preset fast": fast})
+    assert len(fast["rights_of_small"]) == sum(case.size == "small" for case in cases)
+    found = {"exact": figures, "preset fast": fast}
+    text = quality.quality_table(found)
+    assert len(quality.draw(found).axes) == 2
     assert f"{fast['psnr']:.1f} dB" in text and "| exact |" in text
+
+
+def test_parts_agree_with_the_whole_models_as_the_waterfall_needs(int8_pipe, tmp_path):
+    steps, latents = parts.compare_steps(int8_pipe, 128)
+    assert min(steps["top level on this step's own features"]) >= 60
+    assert min(steps["the same in INT8, against the INT8 U-Net"]) >= 40
+    age = [statistics.median(steps[f"caching, features {name} old"]) for name in ("1 step", "2 steps", "3 steps")]
+    assert age[0] > age[1] > age[2] > 10 and len(steps["INT8"]) == parts.STEPS
+    pictures = parts.compare_pictures(int8_pipe, latents)
+    assert all(value > 25 for value in pictures.values())
+    assert "| INT8 decoder |" in parts.write(steps, pictures, 128, tmp_path)
 
 
 def test_every_row_of_the_waterfall_is_a_call_that_the_pipeline_takes(int8_pipe):
