@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -108,7 +109,9 @@ class Bench:
         partial.replace(self.file)
 
     def done(self, run: dict, turn: int) -> bool:
-        return any(other["run"] == run and other["turn"] == turn for other in self.runs)
+        """Whether the run's figures are there, and its picture if it makes one."""
+        drawn = run["tool"] in ("unet", "loading") or self.picture(run).is_file()
+        return drawn and any(other["run"] == run and other["turn"] == turn for other in self.runs)
 
     def do(self, run: dict, turn: int) -> None:
         """One run; what it printed as JSON joins the finished runs."""
@@ -123,12 +126,13 @@ class Bench:
             options["picture"] = str(self.picture(run))
         python = str(PEERS_PYTHON) if run["tool"] == "optimum" else sys.executable
         printed = run_python(python, "-m", "benchmarks.run_one", json.dumps(options))
+        self.runs = [other for other in self.runs if (other["run"], other["turn"]) != (run, turn)]
         self.runs.append({"run": run, "turn": turn, **json.loads(printed.strip().splitlines()[-1])})
         self.save()
 
     def picture(self, run: dict) -> Path:
         names = [run.get("name", run["tool"]), *(run[key] for key in ("precision", "side", "pictures", "steps"))]
-        return self.pictures / ("-".join(map(str, names)) + ".png")
+        return self.pictures / (re.sub(r"[^a-zA-Z0-9]+", "-", " ".join(map(str, names))) + ".png")
 
     def median(self, figure: str, run: dict) -> float | None:
         """Median of a figure over the turns of a run; None where it was not done."""

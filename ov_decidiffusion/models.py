@@ -103,6 +103,7 @@ class Models:
         with self._running:
             if (TOP_LEVEL, quantized) not in self._models:
                 top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
+                self._models.pop(("unet", quantized), None)  # else there were two of them for a while
                 self._models["unet", quantized] = self._compile("unet", quantized, expose_deep_features)
                 self._packed.discard(("unet", quantized))
                 self._models[TOP_LEVEL, quantized] = top_level
@@ -132,19 +133,22 @@ def quantized_sibling(folder: Path, kind: str = "int8") -> Path:
 
     A folder of INT8 models is its own.
     """
+    folder = folder.resolve()  # "." has no name
     if (folder / QUANTIZATION_REPORT).is_file():
         return folder
-    return folder.with_name(f"{re.sub('-fp(16|32)$', '', folder.resolve().name)}-{kind}")
+    return folder.with_name(f"{re.sub('-fp(16|32)$', '', folder.name)}-{kind}")
 
 
 def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
-    """The parts that a folder holds in INT8; none where there is no such folder, or one of another conversion."""
+    """The parts that a folder holds to compute in INT8; none where it is not there or of another conversion."""
     reports = [folder / QUANTIZATION_REPORT, folder / CONVERSION_REPORT, source / CONVERSION_REPORT]
     if not all(report.is_file() for report in reports):
         return frozenset()
     quantization, copied, conversion = map(read_json, reports)
     if copied["fingerprint"] != conversion["fingerprint"]:
         logger.warning("%s was made from another checkpoint than %s: not used.", folder, source)
+        return frozenset()
+    if quantization["mode"] != "int8":  # its weights are stored in fewer bits, and that is all
         return frozenset()
     return frozenset(part["name"] for part in quantization["parts"] if part["quantized"])
 

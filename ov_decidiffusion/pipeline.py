@@ -207,7 +207,8 @@ class OVStableDiffusionPipeline:
                 only.
             preset: "exact", "balanced" or "fast": values, listed in ``PRESETS``, for those of the following arguments
                 and ``num_inference_steps`` that are None.
-            solver: "ddim", "dpm++" or "squeezed" in place of ``scheduler``, on its noise schedule.
+            solver: "ddim", "dpm++" or "squeezed" in place of ``scheduler``, on its noise schedule. "squeezed" runs
+                some of the steps asked for only, as ``SQUEEZE_MODES`` says.
             quantized: run the U-Net and the decoder in INT8, or only the parts named; needs ``quantize_models``.
             cache_interval: run the whole U-Net on every n-th step only; the others run its top level on the deeper
                 levels' last features (Ma et al. 2023, arXiv 2312.00858). 1 runs everything on every step.
@@ -415,13 +416,14 @@ class OVStableDiffusionPipeline:
             if len(full) > length:
                 lost = self.tokenizer.decode(full[length - 1 : -1])
                 logger.warning("A prompt holds at most %d tokens; this is left out of %r: %s", length - 2, text, lost)
-        new = [text for text in dict.fromkeys(prompts) if text not in self._encoded]
+        known, wanted = dict(self._encoded), dict.fromkeys(prompts)
+        new = [text for text in wanted if text not in known]
         if new:
             states = self._models.run("text_encoder", {"input_ids": self.token_ids(new)})[0]
-            self._encoded |= dict(zip(new, states, strict=True))
-        found = torch.stack([self._encoded[text] for text in prompts])
-        self._encoded = dict(list(self._encoded.items())[-MAX_PROMPTS:])
-        return found
+            known |= dict(zip(new, states, strict=True))
+        latest = [*(text for text in known if text not in wanted), *wanted][-MAX_PROMPTS:]
+        self._encoded = {text: known[text] for text in latest}  # in one go: other threads read it
+        return torch.stack([known[text] for text in prompts])
 
     def token_ids(self, prompts: list[str]) -> np.ndarray:
         """What the text encoder takes: whole numbers [prompts, 77], padded, and cut off where a prompt is longer."""
@@ -487,7 +489,8 @@ class OVStableDiffusionPipeline:
         if missing or (quantized is True and not wanted):
             raise ValueError(
                 f"There is no INT8 {' and '.join(sorted(missing)) or 'model'} for this folder: make it with "
-                "quantize_models, and load the pipeline anew."
+                "quantize_models from the folder that convert_checkpoint wrote, and load the pipeline anew. A part "
+                "that was kept as it was, since INT8 harmed it too much, has none."
             )
         return wanted
 

@@ -74,7 +74,7 @@ class QuantizationReport:
 
 
 def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | None = None) -> QuantizationReport:
-    """Quantize the U-Net and the VAE decoder of a model folder; does nothing where that is done.
+    """Quantize the U-Net and the VAE decoder of a model folder; does nothing where that is done, however it was.
 
     The new folder has the same layout and is complete: this project's pipeline, Optimum Intel and OpenVINO GenAI
     load it. A pipeline of ``model_dir`` finds "int8" models by itself and uses them where it is told to.

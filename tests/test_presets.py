@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def test_a_preset_is_its_arguments_and_its_pictures_are_right(int8_pipe, preset,
     for picture, same, right in zip(made, spelled_out, RIGHT, strict=False):
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(same))
         assert what(picture) == right
+
+
+def test_the_readme_says_what_the_presets_are():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    named = ("solver", "num_inference_steps", "cache_interval")
+    for name in named:
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+        values = [str(PRESETS[preset][name]) for preset in ("balanced", "fast")]
+        assert [cell.strip(' `"') for cell in row.split("|")[3:5]] == values
+    assert all(set(PRESETS[preset]) == {*named, "quantized"} for preset in ("balanced", "fast"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -8,7 +8,9 @@ import openvino_genai
 import pytest
 import torch
 
-from ov_decidiffusion.convert import psnr
+from ov_decidiffusion import quantize
+from ov_decidiffusion.checkpoint import CONVERSION_REPORT, read_json
+from ov_decidiffusion.convert import psnr, write_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import BUDGETS, quantize_models, record_runs
 
@@ -85,6 +87,46 @@ def test_lighter_weights_are_smaller_and_agree(model_dir, mode, share, floor):
         assert part.megabytes < share * part.plain_megabytes and part.psnr > floor
     pipe = OVStableDiffusionPipeline.from_pretrained(report.model_dir, inference_precision="f32")
     assert np.asarray(pipe(PROMPT, seed=3, num_inference_steps=8).images[0]).std() > 10
+    assert not pipe.quantized_parts
+    with pytest.raises(ValueError, match="There is no INT8 model for this folder"):
+        pipe.denoise(PROMPT, preset="fast")
+
+
+def test_a_part_that_int8_harms_too_much_is_kept_as_it_was(model_dir, tmp_path, monkeypatch):
+    alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
+    monkeypatch.setattr(quantize, "_quantize_within_budget", lambda model, *_: model)
+    monkeypatch.setattr(quantize, "_agreement", lambda *_: 29.0)
+    report = quantize_models(alone, prompts=2)
+    assert not any(part.quantized for part in report.parts) and "too low: kept as it was" in str(report)
+    files = [folder / "unet" / "openvino_model.bin" for folder in (alone, report.model_dir)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with pytest.raises(ValueError, match="A part that was kept as it was, since INT8 harmed it too much, has none"):
+        OVStableDiffusionPipeline.from_pretrained(alone, inference_precision="f32").denoise(PROMPT, preset="fast")
+
+
+def test_an_interruption_leaves_nothing_behind(model_dir, tmp_path, monkeypatch):
+    alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantize, "_quantize_within_budget", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_models(alone, prompts=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["alone-fp16"]
+
+
+def test_models_of_another_checkpoint_are_not_used(quantization, model_dir, tmp_path, caplog):
+    alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
+    shutil.copytree(quantization.model_dir, tmp_path / "alone-int8")
+    pipe = OVStableDiffusionPipeline.from_pretrained(alone, inference_precision="f32")
+    assert pipe.quantized_parts == {"unet", "vae_decoder"}
+    conversion = alone / CONVERSION_REPORT
+    write_json(conversion, read_json(conversion) | {"fingerprint": "another"})
+    pipe = OVStableDiffusionPipeline.from_pretrained(alone, inference_precision="f32")
+    assert not pipe.quantized_parts and "made from another checkpoint" in caplog.text
+    with pytest.raises(ValueError, match="was made from another checkpoint than"):
+        quantize_models(alone)
 
 
 def test_what_cannot_be_is_refused_and_leaves_nothing_behind(model_dir, tmp_path):
