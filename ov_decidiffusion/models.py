@@ -15,13 +15,14 @@ import torch
 
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
 from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
-from ov_decidiffusion.memory import forget_mapped_weights
+from ov_decidiffusion.memory import forget_mapped_weights, release_freed_memory
 from ov_decidiffusion.precision import INFERENCE_PRECISIONS, choose_precision
 
 logger = logging.getLogger(__name__)
 
 MODELS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 QUANTIZABLE = ("unet", "vae_decoder")  # where computing in INT8 pays
+LARGE = 200e6  # bytes of the U-Net's weights; below, memory is not worth a thirtieth of a second
 TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
 
 
@@ -63,6 +64,8 @@ class Models:
         self.seconds: Counter[str] = Counter()
         self._models: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
         self._packed: set[tuple[str, bool]] = set()  # those that have run
+        self._latest_part: str | None = None  # whose model ran last
+        self._large = self._weights("unet", False).stat().st_size > LARGE
         self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
         for name in MODELS:
             if name not in self.quantized_parts:  # else who knows which of the two will be wanted
@@ -77,6 +80,7 @@ class Models:
                 self._models[name, quantized] = self._compile(name, quantized)
             model = self._models[name, quantized]
             first_run = (name, quantized) not in self._packed
+            self._hand_over(model_part(name))
             start = time.perf_counter()
             results = self._run_rows(model, inputs, outputs) if self.static_shapes else _run(model, inputs, outputs)
             self.seconds[name] += time.perf_counter() - start
@@ -84,6 +88,15 @@ class Models:
                 self._packed.add((name, quantized))
                 forget_mapped_weights(self._weights(name, quantized))
             return results
+
+    def _hand_over(self, part: str) -> None:
+        """Free what the models of another part computed in, where that is worth the time: together they need it all."""
+        if self._latest_part not in (None, part) and self._large:
+            for (name, _), model in self._models.items():
+                if model_part(name) == self._latest_part:
+                    model.release_memory()
+            release_freed_memory()
+        self._latest_part = part
 
     def _run_rows(self, model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -> list[torch.Tensor]:
         """A batch, one entry after the other."""
@@ -111,14 +124,13 @@ class Models:
     def _weights(self, name: str, quantized: bool) -> Path:
         """The file with a model's weights."""
         folder = self._quantized_folder if quantized else self._folder
-        return folder / ("unet" if name == TOP_LEVEL else name) / "openvino_model.bin"
+        return folder / model_part(name) / "openvino_model.bin"
 
     def _compile(
         self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None = None
     ) -> ov.CompiledModel:
-        part = "unet" if name == TOP_LEVEL else name
         model = self._core.read_model(self._weights(name, quantized).with_suffix(".xml"))
-        if part == "unet":
+        if model_part(name) == "unet":
             _allow_fractional_timesteps(model)
         if change is not None:
             model = change(model)
@@ -126,6 +138,11 @@ class Models:
             _fix_shapes(model, self.unet_config, self.vae_config)
         hint = _precision_hint(name, self._device, self._precision)
         return self._core.compile_model(model, self._device, self._config | hint)
+
+
+def model_part(name: str) -> str:
+    """The part of the folder that a model comes from."""
+    return "unet" if name == TOP_LEVEL else name
 
 
 def quantized_sibling(folder: Path, kind: str = "int8") -> Path:

@@ -1,4 +1,4 @@
-"""Mapped weights leave memory after a model's first run, and come back unharmed."""
+"""Mapped weights leave memory after a model's first run, and large models take turns; pictures stay the same."""
 
 import sys
 from pathlib import Path
@@ -36,3 +36,17 @@ def test_weights_are_not_kept_twice(model_dir, monkeypatch, forgets):
     again = pipe("a star", seed=1, num_inference_steps=2, output_type="np").images
     np.testing.assert_array_equal(again, picture)
     assert resident_kilobytes(file) < 0.5 * file.stat().st_size / 1024
+
+
+def test_parts_of_a_large_model_take_turns_in_memory_and_make_the_same_picture(model_dir, monkeypatch):
+    settings = {"seed": 1, "num_inference_steps": 2, "output_type": "np"}
+    plain = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
+    expected = [plain(prompt, **settings).images for prompt in ("a star", "a ring")]
+    turns = []
+    monkeypatch.setattr(models, "release_freed_memory", lambda: turns.append(1))
+    assert plain("a cross", **settings).images.shape == expected[0].shape and not turns
+    monkeypatch.setattr(models, "LARGE", 0)
+    large = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
+    for prompt, picture in zip(("a star", "a ring"), expected, strict=True):
+        np.testing.assert_array_equal(large(prompt, **settings).images, picture)
+    assert len(turns) == 5  # text -> U-Net -> decoder, back to text, and on again
