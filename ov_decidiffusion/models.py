@@ -15,7 +15,7 @@ import torch
 
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
 from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
-from ov_decidiffusion.memory import forget_mapped_weights, release_freed_memory
+from ov_decidiffusion.memory import forget_mapped_weights, trim_heap
 from ov_decidiffusion.precision import INFERENCE_PRECISIONS, choose_precision
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Models:
             for (name, _), model in self._models.items():
                 if model_part(name) == self._latest_part:
                     model.release_memory()
-            release_freed_memory()
+            trim_heap()
         self._latest_part = part
 
     def _run_rows(self, model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -> list[torch.Tensor]:

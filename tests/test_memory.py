@@ -43,7 +43,7 @@ def test_parts_of_a_large_model_take_turns_in_memory_and_make_the_same_picture(m
     plain = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
     expected = [plain(prompt, **settings).images for prompt in ("a star", "a ring")]
     turns = []
-    monkeypatch.setattr(models, "release_freed_memory", lambda: turns.append(1))
+    monkeypatch.setattr(models, "trim_heap", lambda: turns.append(1))
     assert plain("a cross", **settings).images.shape == expected[0].shape and not turns
     monkeypatch.setattr(models, "LARGE", 0)
     large = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
