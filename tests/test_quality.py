@@ -55,7 +55,8 @@ def test_a_setting_is_measured_against_the_exact_pictures(int8_pipe):
     assert f"{fast['psnr']:.1f} dB" in text and "| exact |" in text
 
 
-def test_parts_agree_with_the_whole_models_as_the_waterfall_needs(int8_pipe, tmp_path):
+def test_parts_agree_with_the_whole_models_as_the_waterfall_needs(int8_pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "STEPS", 5)
     steps, latents = parts.compare_steps(int8_pipe, 128)
     assert min(steps["top level on this step's own features"]) >= 60
     assert min(steps["the same in INT8, against the INT8 U-Net"]) >= 40
