@@ -150,7 +150,8 @@ def quantized_sibling(folder: Path, kind: str = "int8") -> Path:
 
     A folder of INT8 models is its own.
     """
-    folder = folder.resolve()  # "." has no name
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
     if (folder / QUANTIZATION_REPORT).is_file():
         return folder
     return folder.with_name(f"{re.sub('-fp(16|32)$', '', folder.name)}-{kind}")

@@ -1,6 +1,7 @@
 """INT8 models: above their floor on runs they never saw, really in 8 bits, and loadable by OpenVINO GenAI."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -11,6 +12,7 @@ import torch
 from ov_decidiffusion import quantize
 from ov_decidiffusion.checkpoint import CONVERSION_REPORT, read_json
 from ov_decidiffusion.convert import psnr, write_json
+from ov_decidiffusion.models import quantized_sibling
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import BUDGETS, quantize_models, record_runs
 
@@ -102,6 +104,14 @@ def test_a_part_that_int8_harms_too_much_is_kept_as_it_was(model_dir, tmp_path, 
     assert files[0].read_bytes() == files[1].read_bytes()
     with pytest.raises(ValueError, match="A part that was kept as it was, since INT8 harmed it too much, has none"):
         OVStableDiffusionPipeline.from_pretrained(alone, inference_precision="f32").denoise(PROMPT, preset="fast")
+
+
+def test_the_sibling_lies_beside_the_folder_however_that_is_named(tmp_path, monkeypatch):
+    inner = tmp_path / "alone-fp16" / "unet"
+    inner.mkdir(parents=True)
+    for where, folder in ((tmp_path, "alone-fp16"), (inner.parent, "."), (inner, "..")):
+        monkeypatch.chdir(where)
+        assert quantized_sibling(Path(folder)).absolute() == tmp_path / "alone-int8"
 
 
 def test_an_interruption_leaves_nothing_behind(model_dir, tmp_path, monkeypatch):
