@@ -172,7 +172,7 @@ def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Im
         "INT8": {"quantized": True},
         "+ DPM-Solver++, 16 steps": {"quantized": True, "solver": "dpm++", "num_inference_steps": 16},
         "+ caching by 3: balanced": {"preset": "balanced"},
-        "10 steps, caching by 4: fast": {"preset": "fast"},
+        "+ 7 steps: fast": {"preset": "fast"},
     }
     pictures, titles = [], []
     for name, arguments in settings.items():

@@ -62,14 +62,17 @@ def cut_shallow_model(model: ov.Model) -> ov.Model:
 
 
 def full_steps(total: int, interval: int, power: float = 1.0) -> list[bool]:
-    """Which of ``total`` steps run the whole U-Net: the first, and one for every ``interval`` steps.
+    """Which of ``total`` steps run the whole U-Net: the first, the last, and enough between to be ``interval`` apart.
 
-    Of n whole steps, number j = 0, 1, … comes at step n * interval * (j / n) ** power: evenly for a power of 1,
-    closer together at the start for a larger one (their "non-uniform" schedule is a power law as well).
+    The last must, for what a run ends on shows: one that ends on reused features is worse than a shorter one that
+    does not. Of n whole steps after the first, number j = 1, 2, … comes at (total - 1) * (j / n) ** power: evenly for
+    a power of 1, closer together at the start for a larger one (the paper's "non-uniform" schedule is a power law as
+    well).
     """
-    count = math.ceil(total / interval)
-    whole: list[int] = []
-    for j in range(count):
-        position = round(count * interval * (j / count) ** power)
-        whole.append(max(position, whole[-1] + 1) if whole else 0)
+    last = total - 1
+    count = math.ceil(last / interval)
+    whole = [0]
+    for j in range(1, count + 1):
+        position = math.floor(last * (j / count) ** power + 0.5)
+        whole.append(max(position, whole[-1] + 1))
     return [index in whole for index in range(total)]

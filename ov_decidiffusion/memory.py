@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import gc
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 MADV_DONTNEED = 4
@@ -34,3 +36,22 @@ def forget_mapped_weights(file: Path) -> None:
             if name == str(file.resolve()) and "w" not in access:
                 begin, end = (int(address, 16) for address in addresses.split("-"))
                 madvise(begin, end - begin, MADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def forgetting_mapped_weights(file: Path) -> Iterator[None]:
+    """While a model packs its weights, forget the pages that it is done with, and at the end all of them."""
+    done = threading.Event()
+
+    def keep_forgetting() -> None:
+        while not done.wait(0.2):
+            forget_mapped_weights(file)
+
+    helper = threading.Thread(target=keep_forgetting, daemon=True)
+    helper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        helper.join()
+        forget_mapped_weights(file)

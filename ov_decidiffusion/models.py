@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
 from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
-from ov_decidiffusion.memory import forget_mapped_weights, trim_heap
+from ov_decidiffusion.memory import forgetting_mapped_weights, trim_heap
 from ov_decidiffusion.precision import INFERENCE_PRECISIONS, choose_precision
+from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +81,13 @@ class Models:
             if (name, quantized) not in self._models:
                 self._models[name, quantized] = self._compile(name, quantized)
             model = self._models[name, quantized]
-            first_run = (name, quantized) not in self._packed
+            packs_weights = (name, quantized) not in self._packed
             self._hand_over(model_part(name))
             start = time.perf_counter()
-            results = self._run_rows(model, inputs, outputs) if self.static_shapes else _run(model, inputs, outputs)
+            with forgetting_mapped_weights(self._weights(name, quantized)) if packs_weights else nullcontext():
+                results = self._run_rows(model, inputs, outputs) if self.static_shapes else _run(model, inputs, outputs)
             self.seconds[name] += time.perf_counter() - start
-            if first_run:
-                self._packed.add((name, quantized))
-                forget_mapped_weights(self._weights(name, quantized))
+            self._packed.add((name, quantized))
             return results
 
     def _hand_over(self, part: str) -> None:
@@ -134,6 +135,10 @@ class Models:
             _allow_fractional_timesteps(model)
         if change is not None:
             model = change(model)
+        if self._device == "CPU":
+            merge_upsampling(model)
+            if quantized and self._precision == "f32":  # in 16 bits, its sums of squares would be too coarse
+                split_group_norms(model)
         if self.static_shapes:
             _fix_shapes(model, self.unet_config, self.vae_config)
         hint = _precision_hint(name, self._device, self._precision)

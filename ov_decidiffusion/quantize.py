@@ -23,6 +23,7 @@ import numpy as np
 import openvino as ov
 import rich
 import torch
+from openvino import opset13 as ops
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_whole
@@ -30,6 +31,7 @@ from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, 
 from ov_decidiffusion.convert import psnr, write_json
 from ov_decidiffusion.models import QUANTIZABLE, check_model_dir, quantized_sibling
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.rewrites import merge_upsampling
 
 BUDGETS = {"unet": 30.0, "vae_decoder": 35.0}  # dB
 WEIGHT_MODES = {
@@ -179,7 +181,9 @@ def _quantize_part(
     expected = _outputs(core.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), checks)
     model = core.read_model(file)
     if mode == "int8":
+        merge_upsampling(model)  # which INT8 weights no longer allow
         model = _quantize_within_budget(model, rows, checks, expected, BUDGETS[name])
+        _center_inputs_of_transposed_convolutions(model)
     else:
         with _bars_for_terminals_only():
             model = nncf.compress_weights(model, **WEIGHT_MODES[mode])
@@ -223,6 +227,23 @@ def _quantize_within_budget(
                 ranking_subset_size=2, num_ranking_workers=1
             ),
         )
+
+
+def _center_inputs_of_transposed_convolutions(model: ov.Model) -> None:
+    """Widen the range of their quantized inputs until it lies around 0, signed bytes from -m to 127/128 m.
+
+    OpenVINO's CPU plugin has no zero points for transposed convolutions: with one, they would run in f32.
+    """
+    for node in model.get_ordered_ops():
+        quantizer = node.input_value(0).get_node() if node.get_type_name() == "ConvolutionBackpropData" else None
+        if quantizer is None or quantizer.get_type_name() != "FakeQuantize":
+            continue
+        low, high = (quantizer.input_value(i).get_node().get_data().astype(np.float32) for i in (1, 2))
+        if (low < 0).any():
+            bound = np.maximum(-low, high * 128 / 127).astype(np.float32)
+            for i, value in ((1, -bound), (2, bound * 127 / 128), (3, -bound), (4, bound * 127 / 128)):
+                quantizer.input(i).replace_source_output(ops.constant(value.astype(np.float32)).output(0))
+    model.validate_nodes_and_infer_types()
 
 
 @contextlib.contextmanager

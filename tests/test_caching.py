@@ -10,6 +10,7 @@ import torch
 
 from ov_decidiffusion.caching import full_steps
 from ov_decidiffusion.convert import psnr
+from ov_decidiffusion.rewrites import merge_upsampling
 from training.oracle import read_picture
 from training.scenes import draw_scene, random_scene
 
@@ -36,9 +37,10 @@ def some_inputs():
 
 def test_without_caching_the_prediction_is_that_of_the_folders_model_to_the_bit(pipe, model_dir):
     sample, text = some_inputs()
-    plain = ov.Core().compile_model(
-        model_dir / "unet" / "openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    core = ov.Core()
+    model = core.read_model(model_dir / "unet" / "openvino_model.xml")
+    merge_upsampling(model)  # as the pipeline does, with or without caching
+    plain = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     expected = plain({"sample": sample, "timestep": np.array([420]), "encoder_hidden_states": text})[0]
     np.testing.assert_array_equal(pipe.predict(sample, torch.tensor(420), text), expected)
 
@@ -66,7 +68,7 @@ def test_caching_runs_the_whole_unet_on_few_steps_and_keeps_the_picture(pipe, ru
     runs.clear()
     cached = pipe(PROMPTS, cache_interval=3, **settings).images
     names = [name for name, _ in runs]
-    assert names.count("unet") == math.ceil(steps / 3)
+    assert names.count("unet") == math.ceil((steps - 1) / 3) + 1
     assert names.count("unet") + names.count("unet_top_level") == steps
     for ours, theirs in zip(cached, exact, strict=True):
         a, b = read_picture(ours), read_picture(theirs)
@@ -78,13 +80,17 @@ def test_whole_steps_lie_evenly_or_closer_together_at_the_start():
     for total in range(1, 31):
         for interval in range(1, 8):
             even = full_steps(total, interval)
-            assert even == [index % interval == 0 for index in range(total)]
+            places = np.flatnonzero(even)
+            gaps = np.diff(places)
+            assert len(even) == total and even[0] and even[-1]
+            assert len(places) == 1 + math.ceil((total - 1) / interval)  # no fewer could do
+            assert total == 1 or (gaps.max() <= interval and gaps.max() - gaps.min() <= 1)
             for power in (1.5, 3.0):
                 denser = full_steps(total, interval, power)
-                places, even_places = (np.flatnonzero(steps) for steps in (denser, even))
-                assert denser[0] and len(denser) == total and len(places) == len(even_places)
-                assert (places <= even_places).all()
-    np.testing.assert_array_equal(np.flatnonzero(full_steps(30, 5, 2.0)), [0, 1, 3, 8, 13, 21])
+                assert len(denser) == total and denser[0] and denser[-1]
+                assert len(np.flatnonzero(denser)) == len(places) and (np.flatnonzero(denser) <= places).all()
+    assert np.flatnonzero(full_steps(7, 3)).tolist() == [0, 3, 6]
+    assert np.flatnonzero(full_steps(30, 5, 2.0)).tolist() == [0, 1, 3, 7, 13, 20, 29]
 
 
 def test_the_denser_interval_runs_its_whole_steps_where_it_says(pipe, runs):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ov_decidiffusion import models
+from ov_decidiffusion import memory, models
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 
@@ -25,7 +25,7 @@ def resident_kilobytes(file: Path) -> int:
 @pytest.mark.parametrize("forgets", [True, False])
 def test_weights_are_not_kept_twice(model_dir, monkeypatch, forgets):
     if not forgets:  # then they are: the measure can tell
-        monkeypatch.setattr(models, "forget_mapped_weights", lambda _file: None)
+        monkeypatch.setattr(memory, "forget_mapped_weights", lambda _file: None)
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
     file = model_dir / "unet" / "openvino_model.bin"
     picture = pipe("a star", seed=1, num_inference_steps=2, output_type="np").images

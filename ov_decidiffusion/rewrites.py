@@ -1,0 +1,131 @@
+"""The same numbers from less work: changes to a model's graph before it is compiled for a CPU.
+
+Both keep what a model computes, to the rounding of single precision; both leave a graph alone where they do not apply.
+"""
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+
+def merge_upsampling(model: ov.Model) -> int:
+    """Replace each enlargement to twice the size and the 3x3 convolution after it by one transposed convolution.
+
+    Copying a position to 2x2 and then weighing 3x3 neighbours, most of them copies of each other, is a transposed
+    convolution of stride 2 whose 4x4 kernel is the 3x3 one summed over the copies: 16 products for a position of the
+    small tensor instead of 36. The zeros outside the borders fall on the same products.
+
+    Returns:
+        how many were replaced; the model is changed in place.
+    """
+    merged = 0
+    for node in model.get_ordered_ops():
+        if not _doubles_the_size(node):
+            continue
+        consumers = [port.get_node() for port in node.output(0).get_target_inputs()]
+        weights = _constant(consumers[0].input_value(1)) if _is_3x3_convolution(consumers) else None
+        if weights is None:
+            continue
+        kernel = ops.constant(_summed_over_copies(weights))
+        one = ops.convolution_backprop_data(node.input_value(0), kernel, [2, 2], None, [1, 1], [1, 1], [1, 1])
+        _take_over(consumers[0], one)
+        merged += 1
+    model.validate_nodes_and_infer_types()
+    return merged
+
+
+def _doubles_the_size(node: ov.Node) -> bool:
+    """Whether a node is a nearest-neighbour enlargement of [b, c, h, w] to [b, c, 2h, 2w]."""
+    if node.get_type_name() != "Interpolate":
+        return False
+    wanted = {"mode": "nearest", "shape_calculation_mode": "scales", "nearest_mode": "floor"}
+    attributes = node.get_attributes()
+    if any(attributes.get(key) != value for key, value in wanted.items()) or node.get_input_size() < 3:
+        return False
+    scales, axes = (_constant(node.input_value(i)) for i in (1, 2))
+    return scales is not None and axes is not None and scales.tolist() == [2, 2] and axes.tolist() == [2, 3]
+
+
+def _is_3x3_convolution(nodes: list[ov.Node]) -> bool:
+    """Whether there is one node, and it is a convolution with a 3x3 kernel that keeps the size."""
+    if [node.get_type_name() for node in nodes] != ["Convolution"]:
+        return False
+    attributes, kernel = nodes[0].get_attributes(), nodes[0].input_value(1).get_partial_shape()
+    ones = [attributes[key] for key in ("strides", "dilations", "pads_begin", "pads_end")]
+    return ones == [[1, 1]] * 4 and [str(size) for size in kernel][2:] == ["3", "3"]
+
+
+def _constant(value: ov.Output) -> np.ndarray | None:
+    """A constant's numbers, through the conversion of stored float16 to float32; None if it is no constant."""
+    node = value.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node.get_data() if node.get_type_name() == "Constant" else None
+
+
+def _summed_over_copies(weights: np.ndarray) -> np.ndarray:
+    """Kernels [out, in, 3, 3] of a convolution -> [in, out, 4, 4] of the transposed one."""
+    flipped = weights.astype(np.float32)[:, :, ::-1, ::-1]
+    summed = np.zeros((*weights.shape[:2], 4, 4), np.float32)
+    for row in (0, 1):
+        for column in (0, 1):
+            summed[:, :, row : row + 3, column : column + 3] += flipped
+    return summed.transpose(1, 0, 2, 3)
+
+
+def split_group_norms(model: ov.Model) -> int:
+    """Write group normalizations of pictures out as statistics of channels, and a factor and an offset for each.
+
+    OpenVINO's CPU plugin normalizes groups in a memory layout of their own: around INT8 convolutions, which keep a
+    position's channels together, every normalization costs two rearrangements of the whole tensor. Means and norms of
+    single channels can be taken as the convolutions leave them. What is then computed of a few numbers, the mean over
+    a group and its spread back over the channels, are convolutions too, because they keep that layout. The variance
+    is the mean of squares minus the square of the mean.
+
+    Returns:
+        how many were written out; the model is changed in place.
+    """
+    split = 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "GroupNormalization" or node.get_output_partial_shape(0).rank != ov.Dimension(4):
+            continue
+        _take_over(node, _split_group_norm(node))
+        split += 1
+    model.validate_nodes_and_infer_types()
+    return split
+
+
+def _split_group_norm(node: ov.Node) -> ov.Node:
+    """What one group normalization [b, c, h, w] computes."""
+    sample, weight, bias = node.input_values()
+    attributes, channels = node.get_attributes(), sample.get_partial_shape()[1].get_length()
+    groups, rows_and_columns = attributes["num_groups"], np.array([2, 3])
+    members = np.repeat(np.eye(groups, dtype=np.float32), channels // groups, axis=1)[:, :, None, None]
+
+    def over_groups(values: ov.Node) -> ov.Node:
+        averaged = _pointwise(values, members * np.float32(groups / channels))
+        return _pointwise(averaged, members.transpose(1, 0, 2, 3))
+
+    size = ops.gather(ops.shape_of(sample), rows_and_columns, np.int64(0))
+    positions = ops.convert(ops.reduce_prod(size, np.array([0]), True), "f32")
+    norm = ops.reduce_l2(sample, rows_and_columns, True)
+    mean = over_groups(ops.reduce_mean(sample, rows_and_columns, True))
+    mean_of_squares = over_groups(ops.divide(ops.multiply(norm, norm), positions))
+    variance = ops.maximum(ops.subtract(mean_of_squares, ops.multiply(mean, mean)), np.float32(0))
+    deviation = ops.sqrt(ops.add(variance, np.float32(attributes["epsilon"])))
+    shape = np.array([1, channels, 1, 1])
+    factor = ops.divide(ops.reshape(weight, shape, False), deviation)
+    offset = ops.subtract(ops.reshape(bias, shape, False), ops.multiply(mean, factor))
+    return ops.add(ops.multiply(sample, factor), offset)
+
+
+def _pointwise(values: ov.Node, matrix: np.ndarray) -> ov.Node:
+    """Values [b, in, 1, 1] times a matrix [out, in, 1, 1]."""
+    return ops.convolution(values, ops.constant(matrix), [1, 1], [0, 0], [0, 0], [1, 1])
+
+
+def _take_over(old: ov.Node, new: ov.Node) -> None:
+    """Feed ``new`` to whatever ``old`` fed, under its name."""
+    new.set_friendly_name(old.get_friendly_name())
+    for consumer in old.output(0).get_target_inputs():
+        consumer.replace_source_output(new.output(0))
