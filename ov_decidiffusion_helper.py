@@ -170,9 +170,9 @@ def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Im
     settings = {
         "exact": {},
         "INT8": {"quantized": True},
-        "+ DPM-Solver++, 16 steps": {"quantized": True, "solver": "dpm++", "num_inference_steps": 16},
+        "+ DPM-Solver++, 13 steps": {"quantized": True, "solver": "dpm++", "num_inference_steps": 13},
         "+ caching by 3: balanced": {"preset": "balanced"},
-        "+ 7 steps: fast": {"preset": "fast"},
+        "+ 6 steps: fast": {"preset": "fast"},
     }
     pictures, titles = [], []
     for name, arguments in settings.items():

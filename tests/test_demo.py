@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 import gradio as gr
 import pytest
@@ -9,7 +10,9 @@ from gradio_client import Client, handle_file
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from ov_decidiffusion.demo import example_source, make_demo
+from ov_decidiffusion.__main__ import main
+from ov_decidiffusion.demo import DemoBlocks, example_source, make_demo
+from ov_decidiffusion.presets import PRESETS
 from training.oracle import read_picture
 
 
@@ -76,6 +79,18 @@ def test_in_a_browser_it_makes_a_picture_and_asks_no_other_host(demo):
         browser.close()
     foreign = [url for url in asked if not url.startswith((demo.local_url, "data:", "blob:"))]
     assert len(asked) > 5 and not foreign and not refused
+
+
+def test_the_command_serves_what_it_converted_and_quantized(quantization, model_dir, monkeypatch, capsys):
+    served = []
+    monkeypatch.setattr(DemoBlocks, "launch", lambda demo, **arguments: served.append((demo, arguments)))
+    monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", "--model-dir", str(model_dir), "--quantize"])
+    main()
+    demo, arguments = served[0]
+    assert arguments == {"server_name": "127.0.0.1", "server_port": None}
+    assert str(quantization) in capsys.readouterr().out
+    presets = [block for block in demo.blocks.values() if getattr(block, "label", None) == "Preset"]
+    assert [[value for _, value in block.choices] for block in presets] == [list(PRESETS)] * 2
 
 
 def test_is_a_gradio_page(demo):

@@ -65,9 +65,9 @@ def test_an_argument_goes_before_the_preset(int8_pipe):
         return [(step.total, step.quantized) for step in int8_pipe.denoise(PROMPTS[0], seed=0, **arguments)][0]
 
     both = frozenset({"unet", "vae_decoder"})
-    assert steps(preset="fast") == (7, both)
+    assert steps(preset="fast") == (6, both)
     assert steps(preset="fast", solver="ddim", num_inference_steps=3, quantized=False) == (3, frozenset())
-    assert steps(preset="balanced", quantized=["unet"]) == (16, {"unet"})
+    assert steps(preset="balanced", quantized=["unet"]) == (13, {"unet"})
     assert steps() == (20, frozenset())
 
 
@@ -103,4 +103,4 @@ def test_without_int8_models_a_preset_that_needs_them_says_how_to_get_them(model
     pipe = OVStableDiffusionPipeline.from_pretrained(alone, inference_precision="f32")
     with pytest.raises(ValueError, match="There is no INT8 model for this folder: make it with quantize_models"):
         pipe.denoise("a star", preset="fast")
-    assert len(list(pipe.denoise("a star", preset="fast", quantized=False, seed=0))) == 7
+    assert len(list(pipe.denoise("a star", preset="fast", quantized=False, seed=0))) == 6
