@@ -38,9 +38,15 @@ def _doubles_the_size(node: ov.Node) -> bool:
     """Whether a node is a nearest-neighbour enlargement of [b, c, h, w] to [b, c, 2h, 2w]."""
     if node.get_type_name() != "Interpolate":
         return False
-    wanted = {"mode": "nearest", "shape_calculation_mode": "scales", "nearest_mode": "floor"}
+    wanted = {
+        "mode": "nearest",
+        "shape_calculation_mode": "scales",
+        "coordinate_transformation_mode": "asymmetric",
+        "nearest_mode": "floor",
+    }
     attributes = node.get_attributes()
-    if any(attributes.get(key) != value for key, value in wanted.items()) or node.get_input_size() < 3:
+    padded = any(attributes["pads_begin"] + attributes["pads_end"])
+    if padded or any(attributes[key] != value for key, value in wanted.items()) or node.get_input_size() < 3:
         return False
     scales, axes = (_constant(node.input_value(i)) for i in (1, 2))
     return scales is not None and axes is not None and scales.tolist() == [2, 2] and axes.tolist() == [2, 3]

@@ -46,11 +46,20 @@ def test_a_rewritten_model_computes_the_same_at_every_size(model_dir, part, rewr
         assert agreement >= 100
 
 
-def enlarged(scales=(2.0, 2.0), mode="nearest", kernel=3, consumers=1):
+def enlarged(
+    scales=(2.0, 2.0), mode="nearest", coordinates="asymmetric", pads_end=(0, 0, 0, 0), kernel=3, consumers=1
+):
     """An enlargement, and convolutions of it."""
     sample = ops.parameter([1, 3, -1, -1], np.float32)
     large = ops.interpolate(
-        sample, np.array(scales, np.float32), mode, "scales", None, None, "asymmetric", "floor", axes=np.array([2, 3])
+        sample,
+        np.array(scales, np.float32),
+        mode,
+        "scales",
+        pads_end=list(pads_end),
+        coordinate_transformation_mode=coordinates,
+        nearest_mode="floor",
+        axes=np.array([2, 3]),
     )
     weights = np.random.default_rng(0).standard_normal((5, 3, kernel, kernel)).astype(np.float32)
     pads = [kernel // 2] * 2
@@ -59,7 +68,16 @@ def enlarged(scales=(2.0, 2.0), mode="nearest", kernel=3, consumers=1):
 
 
 @pytest.mark.parametrize(
-    "other", [{"scales": (3.0, 3.0)}, {"scales": (2.0, 1.0)}, {"mode": "linear"}, {"kernel": 5}, {"consumers": 2}]
+    "other",
+    [
+        {"scales": (3.0, 3.0)},
+        {"scales": (2.0, 1.0)},
+        {"mode": "linear"},
+        {"coordinates": "half_pixel"},  # position 2 would not be a copy of position 1
+        {"pads_end": (0, 0, 1, 1)},
+        {"kernel": 5},
+        {"consumers": 2},
+    ],
 )
 def test_only_doubling_before_one_3x3_convolution_is_merged(other):
     model = enlarged(**other)
