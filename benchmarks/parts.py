@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.report import machine_facts, table
+from benchmarks.report import decibels, machine_facts, table
 from benchmarks.run_one import PROMPT, SEED
 from benchmarks.runs import GUIDANCE, HERE, RESULTS, Bench
 from benchmarks.waterfall import prepare
@@ -73,8 +73,8 @@ def compare_pictures(pipe: OVStableDiffusionPipeline, latents: torch.Tensor) -> 
 
 def write(steps: Agreements, pictures: dict[str, float], side: int, folder: Path = RESULTS) -> str:
     """Write ``parts.md`` and return the Markdown."""
-    rows = [[name, f"{statistics.median(v):.1f} dB", f"{min(v):.1f} dB"] for name, v in sorted(steps.items())]
-    rows += [[name, f"{value:.1f} dB", ""] for name, value in pictures.items()]
+    rows = [[name, decibels(statistics.median(v)), decibels(min(v))] for name, v in sorted(steps.items())]
+    rows += [[name, decibels(value), ""] for name, value in pictures.items()]
     text = (
         f"DeciDiffusion 1.0 in its real configuration and size, with random weights, {side}x{side}: agreement with the "
         f"whole models in f32, 20 log10(max / RMSE), over the {STEPS} steps of a run. Measured by `make benchmark` on "

@@ -1,5 +1,6 @@
 """The benchmark's figures as Markdown tables and a chart."""
 
+import math
 import statistics
 from pathlib import Path
 
@@ -62,6 +63,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def decibels(value: float) -> str:
+    """An agreement as a table shows it."""
+    return f"{value:.1f} dB" if math.isfinite(value) else "equal"
 
 
 def _name(tool: str, precision: str) -> str:

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import openvino as ov
 
 from benchmarks.fidelity import difference
-from benchmarks.report import machine_facts, table
+from benchmarks.report import decibels, machine_facts, table
 from benchmarks.runs import HERE, RESULTS, Bench, pictures_run, require_peers, run_python
 from ov_decidiffusion.checkpoint import QUANTIZATION_REPORT, read_json
 from ov_decidiffusion.models import quantized_sibling
@@ -79,7 +79,8 @@ def waterfall_table(rows: dict[str, dict], pictures: dict[str, Path]) -> str:
             outside = 100 * (1 - sum(models.values()) / whole)
             cells = [f"{unet:.1f} s", f"{models['vae_decoder']:.1f} s", f"{outside:.2f} %"]
         ratio = f"{min(defaults) / whole:.1f}x" if defaults else ""
-        close = f"{difference(pictures[name], pictures[EXACT_F32])[0]:.0f} dB" if name in OURS else ""
+        compared = name in OURS and name != EXACT_F32
+        close = decibels(difference(pictures[name], pictures[EXACT_F32])[0]) if compared else ""
         lines.append([name, f"{whole:.1f} s", ratio, *cells, f"{row['peak_memory_gb']:.1f} GB", close])
     header = ["", "a picture", "faster than the faster peer", "U-Net", "decoder", "outside the models", "peak memory"]
     return table([*header, "picture against exact, f32"], lines)

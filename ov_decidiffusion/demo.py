@@ -71,9 +71,27 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         the page; ``launch()`` serves it on localhost, ``close()`` ends it.
     """
 
-    def text_to_image(prompt, negative_prompt, preset, seed, steps, guidance_scale, progress=gr.Progress()):  # noqa: B008
+    stopped: set[str] = set()  # browser sessions that have asked their picture to be given up
+
+    def stop(request: gr.Request):
+        stopped.add(request.session_hash)
+
+    def generate(arguments: dict[str, Any], progress: gr.Progress, session: str) -> tuple[Any, str]:
+        stopped.discard(session)
+        return _generate(pipe, arguments, progress, lambda: session in stopped)
+
+    def text_to_image(
+        prompt,
+        negative_prompt,
+        preset,
+        seed,
+        steps,
+        guidance_scale,
+        request: gr.Request,
+        progress=gr.Progress(),  # noqa: B008
+    ):
         arguments = _arguments(prompt, negative_prompt, preset, seed, steps, guidance_scale)
-        return _generate(pipe, arguments, progress)
+        return generate(arguments, progress, request.session_hash)
 
     def image_to_image(
         image,
@@ -84,24 +102,25 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         seed,
         steps,
         guidance_scale,
+        request: gr.Request,
         progress=gr.Progress(),  # noqa: B008
     ):
         if image is None:
             raise gr.Error("Choose a source picture first: upload one, or click an example.")
         arguments = _arguments(prompt, negative_prompt, preset, seed, steps, guidance_scale)
-        return _generate(pipe, arguments | {"image": image, "strength": strength}, progress)
+        return generate(arguments | {"image": image, "strength": strength}, progress, request.session_hash)
 
     with DemoBlocks(title="DeciDiffusion on OpenVINO", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.Markdown(f"# DeciDiffusion on OpenVINO\nWords, or words and a picture, to pictures. {LICENSE_NOTE}")
         with gr.Tab("Text to image"):
-            _tab(pipe, text_to_image, None)
+            _tab(pipe, text_to_image, stop, None)
         with gr.Tab("Image to image"):
-            _tab(pipe, image_to_image, example_source(pipe.default_size[0]))
+            _tab(pipe, image_to_image, stop, example_source(pipe.default_size[0]))
     return demo
 
 
-def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Image | None) -> None:
-    """One tab's inputs, button, result and examples; with ``source`` it asks for a picture too."""
+def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, stop: Callable, source: Image.Image | None) -> None:
+    """One tab's inputs, buttons, result and examples; with ``source`` it asks for a picture too."""
     examples = pipe.defaults.get("example_prompts", [])
     with gr.Row():
         with gr.Column():
@@ -118,7 +137,9 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Imag
                 inputs.append(
                     gr.Slider(0.1, 1, 0.8, step=0.05, label="Strength", info="How much of the source to redo")
                 )
-            button = gr.Button("Generate", variant="primary")
+            with gr.Row():
+                button = gr.Button("Generate", variant="primary", scale=3)
+                stop_button = gr.Button("Stop", scale=1)
             with gr.Accordion("Settings", open=True):
                 preset = _preset_choice(pipe)
                 seed = gr.Number(-1, label="Seed", info="-1 draws one", precision=0, minimum=-1, maximum=MAX_SEED)
@@ -142,6 +163,7 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, source: Image.Imag
     button.click(
         generate, inputs, [result, used], show_progress_on=result, concurrency_limit=1, concurrency_id="pipeline"
     )
+    stop_button.click(stop, queue=False, show_progress="hidden", api_visibility="private")
     if examples:
         rows = [[source, text, negative] if source is not None else [text, negative] for text, negative in examples]
         gr.Examples(rows, inputs[: len(rows[0])], cache_examples=False)
@@ -176,11 +198,14 @@ def _arguments(
 
 
 def _generate(
-    pipe: OVStableDiffusionPipeline, arguments: dict[str, Any], progress: gr.Progress
-) -> tuple[Image.Image, str]:
+    pipe: OVStableDiffusionPipeline, arguments: dict[str, Any], progress: gr.Progress, stopping: Callable[[], bool]
+) -> tuple[Any, str]:
+    """The picture and what is said of it; where it was stopped, the page keeps the picture that it had."""
     try:
         progress(0, desc="encoding the prompt")
         for step in pipe.denoise(**arguments):
+            if stopping():
+                return gr.skip(), f"stopped after step {step.index + 1} of {step.total}"
             progress((step.index + 1, step.total + 1), desc="denoising", unit="steps")
         progress((step.total, step.total + 1), desc="decoding", unit="steps")
         picture = pipe.decode_latents(step.latents, quantized=step.quantized)[0]

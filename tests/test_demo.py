@@ -59,7 +59,7 @@ def test_serves_no_file_that_it_did_not_make(demo, tmp_path):
 
 
 @pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="needs Chromium")
-def test_in_a_browser_it_makes_a_picture_and_asks_no_other_host(demo):
+def test_in_a_browser_it_makes_a_picture_stops_one_and_asks_no_other_host(demo):
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -73,6 +73,11 @@ def test_in_a_browser_it_makes_a_picture_and_asks_no_other_host(demo):
         page.get_by_label("Prompt", exact=True).first.fill("a large red circle on a white background")
         page.get_by_role("button", name="Generate").first.click()
         page.get_by_text(re.compile(r"^seed \d+$")).first.wait_for(timeout=60_000)
+        page.get_by_label("number input for Steps").first.fill("100")
+        page.get_by_role("button", name="Generate").first.click()
+        page.get_by_text("denoising").first.wait_for(timeout=20_000)
+        page.get_by_role("button", name="Stop").first.click()
+        page.get_by_text(re.compile(r"^stopped after step \d+ of 100$")).first.wait_for(timeout=20_000)
         page.get_by_label("Prompt", exact=True).first.fill("")
         page.get_by_role("button", name="Generate").first.click()
         page.get_by_text("Write a prompt first").first.wait_for(timeout=20_000)

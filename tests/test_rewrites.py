@@ -46,9 +46,7 @@ def test_a_rewritten_model_computes_the_same_at_every_size(model_dir, part, rewr
         assert agreement >= 100
 
 
-def enlarged(
-    scales=(2.0, 2.0), mode="nearest", coordinates="asymmetric", pads_end=(0, 0, 0, 0), kernel=3, consumers=1
-):
+def enlarged(scales=(2.0, 2.0), mode="nearest", coordinates="asymmetric", pads_end=(0, 0, 0, 0), kernel=3, consumers=1):
     """An enlargement, and convolutions of it."""
     sample = ops.parameter([1, 3, -1, -1], np.float32)
     large = ops.interpolate(
