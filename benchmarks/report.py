@@ -67,7 +67,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def decibels(value: float) -> str:
     """An agreement as a table shows it."""
-    return f"{value:.1f} dB" if math.isfinite(value) else "equal"
+    return "equal" if value == math.inf else f"{value:.1f} dB"
 
 
 def _name(tool: str, precision: str) -> str:

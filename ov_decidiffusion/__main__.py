@@ -8,7 +8,6 @@ from ov_decidiffusion.convert import ConversionError, convert_checkpoint
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.precision import INFERENCE_PRECISIONS
-from ov_decidiffusion.quantize import quantize_models
 
 
 def main() -> None:
@@ -24,7 +23,7 @@ def main() -> None:
         "--quantize",
         action="store_true",
         help="make the INT8 models first that the faster presets need, unless they are there: a minute for the "
-        "embedded checkpoint; a quarter of an hour and 16 GB of memory for the real one",
+        "embedded checkpoint, much longer and 16 GB of memory for the real one",
     )
     parser.add_argument("--device", default="CPU", help="any OpenVINO device string")
     parser.add_argument("--inference-precision", default="auto", choices=INFERENCE_PRECISIONS)
@@ -35,6 +34,8 @@ def main() -> None:
         report = convert_checkpoint(options.checkpoint, options.model_dir, revision=options.revision)
         print(report)
         if options.quantize:
+            from ov_decidiffusion.quantize import quantize_models  # NNCF takes seconds to import
+
             print(quantize_models(report.model_dir))
         pipe = OVStableDiffusionPipeline.from_pretrained(report.model_dir, options.device, options.inference_precision)
     except (CheckpointError, ConversionError, ValueError) as error:

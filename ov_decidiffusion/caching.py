@@ -62,7 +62,9 @@ def cut_shallow_model(model: ov.Model) -> ov.Model:
 
 
 def full_steps(total: int, interval: int, power: float = 1.0) -> list[bool]:
-    """Which of ``total`` steps run the whole U-Net: the first, the last, and enough between to be ``interval`` apart.
+    """Which of ``total`` steps run the whole U-Net: the first, the last, and as many between as are needed.
+
+    Spread evenly, they are at most ``interval`` apart; ``power`` moves as many of them together at the start.
 
     The last must, for what a run ends on shows: one that ends on reused features is worse than a shorter one that
     does not. Of n whole steps after the first, number j = 1, 2, … comes at (total - 1) * (j / n) ** power: evenly for

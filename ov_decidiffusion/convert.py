@@ -482,8 +482,13 @@ def _measure_agreement(file: Path, example: dict[str, torch.Tensor], reference: 
 
 
 def psnr(value: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB: 20 log10(max|reference| / RMSE); infinite where both are equal."""
+    """Peak signal-to-noise ratio in dB: 20 log10(max|reference| / RMSE).
+
+    Infinite where both are equal, and minus infinity where one holds what is no number.
+    """
     error = math.sqrt(np.mean(np.square(value.astype(np.float64) - reference)))
+    if not math.isfinite(error):
+        return -math.inf
     return 20 * math.log10(float(np.abs(reference).max()) / error) if error > 0 else math.inf
 
 

@@ -61,6 +61,22 @@ def example_source(side: int) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.LANCZOS)
 
 
+class _Stops:
+    """Which browser sessions have asked to give up the picture that they wait for."""
+
+    def __init__(self):
+        self._sessions: set[str] = set()
+
+    def want(self, request: gr.Request) -> None:
+        self._sessions.add(request.session_hash)
+
+    def forget(self, request: gr.Request) -> None:
+        self._sessions.discard(request.session_hash)
+
+    def wanted(self, request: gr.Request) -> bool:
+        return request.session_hash in self._sessions
+
+
 def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
     """Build the page: one tab for text-to-image, one for image-to-image.
 
@@ -71,14 +87,7 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         the page; ``launch()`` serves it on localhost, ``close()`` ends it.
     """
 
-    stopped: set[str] = set()  # browser sessions that have asked their picture to be given up
-
-    def stop(request: gr.Request):
-        stopped.add(request.session_hash)
-
-    def generate(arguments: dict[str, Any], progress: gr.Progress, session: str) -> tuple[Any, str]:
-        stopped.discard(session)
-        return _generate(pipe, arguments, progress, lambda: session in stopped)
+    stops = _Stops()
 
     def text_to_image(
         prompt,
@@ -91,7 +100,7 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         progress=gr.Progress(),  # noqa: B008
     ):
         arguments = _arguments(prompt, negative_prompt, preset, seed, steps, guidance_scale)
-        return generate(arguments, progress, request.session_hash)
+        return _generate(pipe, arguments, progress, lambda: stops.wanted(request))
 
     def image_to_image(
         image,
@@ -108,18 +117,19 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         if image is None:
             raise gr.Error("Choose a source picture first: upload one, or click an example.")
         arguments = _arguments(prompt, negative_prompt, preset, seed, steps, guidance_scale)
-        return generate(arguments | {"image": image, "strength": strength}, progress, request.session_hash)
+        arguments |= {"image": image, "strength": strength}
+        return _generate(pipe, arguments, progress, lambda: stops.wanted(request))
 
     with DemoBlocks(title="DeciDiffusion on OpenVINO", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.Markdown(f"# DeciDiffusion on OpenVINO\nWords, or words and a picture, to pictures. {LICENSE_NOTE}")
         with gr.Tab("Text to image"):
-            _tab(pipe, text_to_image, stop, None)
+            _tab(pipe, text_to_image, stops, None)
         with gr.Tab("Image to image"):
-            _tab(pipe, image_to_image, stop, example_source(pipe.default_size[0]))
+            _tab(pipe, image_to_image, stops, example_source(pipe.default_size[0]))
     return demo
 
 
-def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, stop: Callable, source: Image.Image | None) -> None:
+def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, stops: "_Stops", source: Image.Image | None) -> None:
     """One tab's inputs, buttons, result and examples; with ``source`` it asks for a picture too."""
     examples = pipe.defaults.get("example_prompts", [])
     with gr.Row():
@@ -163,7 +173,9 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, stop: Callable, so
     button.click(
         generate, inputs, [result, used], show_progress_on=result, concurrency_limit=1, concurrency_id="pipeline"
     )
-    stop_button.click(stop, queue=False, show_progress="hidden", api_visibility="private")
+    at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    button.click(stops.forget, **at_once)
+    stop_button.click(stops.want, **at_once)
     if examples:
         rows = [[source, text, negative] if source is not None else [text, negative] for text, negative in examples]
         gr.Examples(rows, inputs[: len(rows[0])], cache_examples=False)
@@ -173,7 +185,7 @@ def _preset_choice(pipe: OVStableDiffusionPipeline) -> gr.Radio:
     """The presets that work with what there is."""
     if pipe.quantized_parts:
         return gr.Radio(list(PRESETS), value="exact", label="Preset", info="Faster, a little further from exact")
-    hint = "Faster ones need INT8 models: see quantize_models"
+    hint = "Faster ones need INT8 models: start with --quantize, or call quantize_models"
     return gr.Radio(["exact"], value="exact", label="Preset", info=hint)
 
 
@@ -202,6 +214,8 @@ def _generate(
 ) -> tuple[Any, str]:
     """The picture and what is said of it; where it was stopped, the page keeps the picture that it had."""
     try:
+        if stopping():  # while another picture was made
+            return gr.skip(), "stopped"
         progress(0, desc="encoding the prompt")
         for step in pipe.denoise(**arguments):
             if stopping():

@@ -40,7 +40,7 @@ def forget_mapped_weights(file: Path) -> None:
 
 @contextlib.contextmanager
 def forgetting_mapped_weights(file: Path) -> Iterator[None]:
-    """While a model packs its weights, forget the pages that it is done with, and at the end all of them."""
+    """While a model packs its weights, forget their pages again and again: those not packed yet are read once more."""
     done = threading.Event()
 
     def keep_forgetting() -> None:

@@ -135,13 +135,13 @@ class Models:
             _allow_fractional_timesteps(model)
         if change is not None:
             model = change(model)
+        hint = _precision_hint(name, self._device, self._precision)
         if self._device == "CPU":
             merge_upsampling(model)
-            if quantized and self._precision == "f32":  # in 16 bits, its sums of squares would be too coarse
+            if quantized and hint.get("INFERENCE_PRECISION_HINT") == "f32":  # 16 bits are too coarse for its squares
                 split_group_norms(model)
         if self.static_shapes:
             _fix_shapes(model, self.unet_config, self.vae_config)
-        hint = _precision_hint(name, self._device, self._precision)
         return self._core.compile_model(model, self._device, self._config | hint)
 
 

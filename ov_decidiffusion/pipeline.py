@@ -210,9 +210,9 @@ class OVStableDiffusionPipeline:
             solver: "ddim", "dpm++" or "squeezed" in place of ``scheduler``, on its noise schedule. "squeezed" runs
                 some of the steps asked for only, as ``SQUEEZE_MODES`` says.
             quantized: run the U-Net and the decoder in INT8, or only the parts named; needs ``quantize_models``.
-            cache_interval: run the whole U-Net on the first step, on the last, and at least on every n-th between;
-                the others run its top level on the deeper levels' last features (Ma et al. 2023, arXiv 2312.00858).
-                1 runs everything on every step.
+            cache_interval: run the whole U-Net on the first step, on the last, and between them on as many as lie
+                at most n apart if spread evenly; the others run its top level on the deeper levels' last features
+                (Ma et al. 2023, arXiv 2312.00858). 1 runs everything on every step.
             cache_power: with a ``cache_interval``, how the whole steps lie: 1 evenly, above it (at most 3) as many,
                 but closer together at the start.
             guidance_interval: (low, high), the noise levels sigma = sqrt((1 - abar) / abar) between which guidance

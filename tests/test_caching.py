@@ -35,7 +35,7 @@ def some_inputs():
     return torch.randn((2, 4, 16, 16), generator=generator), torch.randn((2, 77, 96), generator=generator)
 
 
-def test_without_caching_the_prediction_is_that_of_the_folders_model_to_the_bit(pipe, model_dir):
+def test_without_caching_the_prediction_is_that_of_the_folders_model_as_rewritten_to_the_bit(pipe, model_dir):
     sample, text = some_inputs()
     core = ov.Core()
     model = core.read_model(model_dir / "unet" / "openvino_model.xml")

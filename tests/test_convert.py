@@ -1,6 +1,7 @@
 """The model folder: complete or absent, in agreement with PyTorch, and what other tools expect to find."""
 
 import json
+import math
 import re
 import shutil
 
@@ -19,6 +20,14 @@ PORTS = {
     "vae_encoder": ({"sample": "f32"}, ["latent_parameters"]),
     "vae_decoder": ({"latent_sample": "f32"}, ["sample"]),
 }
+
+
+def test_agreement_is_infinite_for_equal_values_and_none_at_all_for_broken_ones():
+    values = np.array([1.0, -2.0])
+    assert psnr(values, values) == math.inf
+    assert psnr(values + 0.02, values) == pytest.approx(40)
+    for broken in (math.nan, math.inf):
+        assert psnr(np.array([1.0, broken]), values) == -math.inf
 
 
 def test_every_part_agrees_with_pytorch_and_the_report_says_so(conversion):

@@ -1,6 +1,8 @@
 """Mapped weights leave memory after a model's first run, and large models take turns; pictures stay the same."""
 
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,17 @@ def test_weights_are_not_kept_twice(model_dir, monkeypatch, forgets):
     again = pipe("a star", seed=1, num_inference_steps=2, output_type="np").images
     np.testing.assert_array_equal(again, picture)
     assert resident_kilobytes(file) < 0.5 * file.stat().st_size / 1024
+
+
+def test_weights_are_forgotten_all_through_a_first_run_and_not_after_it(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(memory, "forget_mapped_weights", calls.append)
+    threads = threading.active_count()
+    with pytest.raises(KeyError), memory.forgetting_mapped_weights(tmp_path):
+        time.sleep(0.9)
+        assert len(calls) >= 2
+        raise KeyError("the run failed")
+    assert threading.active_count() == threads and calls == [tmp_path] * len(calls)
 
 
 def test_parts_of_a_large_model_take_turns_in_memory_and_make_the_same_picture(model_dir, monkeypatch):
