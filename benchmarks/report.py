@@ -165,7 +165,10 @@ def loading_line(bench: Bench) -> str:
     """How long ``from_pretrained`` takes with OpenVINO's model cache."""
     seconds = bench.values("load_s", loading_run())
     first, again = (f"{value:.1f} s" for value in seconds) if len(seconds) == 2 else ("not run", "not run")
-    return f"`from_pretrained` with `cache_dir`: {first} the first time, {again} from then on, imports left out."
+    return (
+        f"`from_pretrained` with `cache_dir`: {first} the first time, {again} from then on, imports left out. Where "
+        "there are INT8 models, the U-Net and the decoder are not loaded until it is known which of the two is wanted."
+    )
 
 
 def draw(bench: Bench) -> plt.Figure:
