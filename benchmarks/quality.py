@@ -35,7 +35,7 @@ SETTINGS = {
     "INT8 decoder": {"quantized": ("vae_decoder",)},
     "caching, every 3rd step": {"cache_interval": 3},
     "caching by 3, denser at the start": {"cache_interval": 3, "cache_power": 1.5},
-    "guided from noise level 0.28 up": {"guidance_interval": (0.28, 15.0)},
+    "guided at noise levels 0.28 to 15": {"guidance_interval": (0.28, 15.0)},
     "DPM-Solver++, 13 steps": {"solver": "dpm++", "num_inference_steps": 13},
     "DPM-Solver++, 6 steps": {"solver": "dpm++", "num_inference_steps": 6},
     "squeezed, 10 steps": {"solver": "squeezed", "num_inference_steps": 16},
