@@ -21,6 +21,7 @@ from ov_decidiffusion.convert import ConversionReport, convert_checkpoint, defau
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.images import latents_to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.presets import way_down
 from ov_decidiffusion.quantize import quantize_models
 from ov_decidiffusion.schedulers import SOLVERS, SQUEEZE_MODES
 from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
@@ -167,15 +168,8 @@ def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Im
 
     Every picture is made twice and the second is timed, so that no row pays for compiling.
     """
-    settings = {
-        "exact": {},
-        "INT8": {"quantized": True},
-        "+ DPM-Solver++, 13 steps": {"quantized": True, "solver": "dpm++", "num_inference_steps": 13},
-        "+ caching by 3: balanced": {"preset": "balanced"},
-        "+ 6 steps: fast": {"preset": "fast"},
-    }
     pictures, titles = [], []
-    for name, arguments in settings.items():
+    for name, arguments in ({"exact": {}} | way_down()).items():
         pipe(prompt, seed=seed, **arguments)
         start = time.perf_counter()
         pictures.append(pipe(prompt, seed=seed, **arguments).images[0])

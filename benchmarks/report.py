@@ -138,10 +138,9 @@ def growth_table(bench: Bench) -> str:
 
 
 def fidelity_tables(bench: Bench) -> str:
-    models = [[part["name"], f"{part['psnr']:.1f} dB"] for part in bench.conversions["verified"]["parts"]]
+    models = [[part["name"], decibels(part["psnr"])] for part in bench.conversions["verified"]["parts"]]
     pictures = [
-        [_name(*rival), f"{psnr:.1f} dB", f"{largest}/255"]
-        for rival, (psnr, largest) in compare_pictures(bench).items()
+        [_name(*rival), decibels(psnr), f"{largest}/255"] for rival, (psnr, largest) in compare_pictures(bench).items()
     ]
     return (
         table(["model", "PSNR against PyTorch f32"], models)

@@ -64,12 +64,10 @@ def cut_shallow_model(model: ov.Model) -> ov.Model:
 def full_steps(total: int, interval: int, power: float = 1.0) -> list[bool]:
     """Which of ``total`` steps run the whole U-Net: the first, the last, and as many between as are needed.
 
-    Spread evenly, they are at most ``interval`` apart; ``power`` moves as many of them together at the start.
-
-    The last must, for what a run ends on shows: one that ends on reused features is worse than a shorter one that
-    does not. Of n whole steps after the first, number j = 1, 2, … comes at (total - 1) * (j / n) ** power: evenly for
-    a power of 1, closer together at the start for a larger one (the paper's "non-uniform" schedule is a power law as
-    well).
+    The last does because what a run ends on shows: one that ends on reused features is worse than a shorter one that
+    does not. Of n whole steps after the first, number j = 1, 2, … comes at (total - 1) * (j / n) ** power: evenly and
+    at most ``interval`` apart for a power of 1, as many but closer together at the start for a larger one (the
+    paper's "non-uniform" schedule is a power law as well).
     """
     last = total - 1
     count = math.ceil(last / interval)

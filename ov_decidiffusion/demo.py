@@ -129,7 +129,7 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
     return demo
 
 
-def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, stops: "_Stops", source: Image.Image | None) -> None:
+def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, stops: _Stops, source: Image.Image | None) -> None:
     """One tab's inputs, buttons, result and examples; with ``source`` it asks for a picture too."""
     examples = pipe.defaults.get("example_prompts", [])
     with gr.Row():

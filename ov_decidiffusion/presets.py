@@ -35,3 +35,15 @@ def apply_preset(preset: str, **given: Any) -> dict[str, Any]:
         raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
     chosen = PLAIN | PRESETS[preset]
     return chosen | {name: value for name, value in given.items() if value is not None}
+
+
+def way_down() -> dict[str, dict[str, Any]]:
+    """From exact to fast, one saving after the other: what each adds, and the arguments of a call that has them all."""
+    balanced, fast = PRESETS["balanced"], PRESETS["fast"]
+    uncached = {name: value for name, value in balanced.items() if name != "cache_interval"}
+    return {
+        "INT8": {"quantized": True},
+        f"and DPM-Solver++, {balanced['num_inference_steps']} steps": uncached,
+        f"and caching by {balanced['cache_interval']}: preset balanced": {"preset": "balanced"},
+        f"and {fast['num_inference_steps']} steps: preset fast": {"preset": "fast"},
+    }

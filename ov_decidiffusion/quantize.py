@@ -242,7 +242,7 @@ def _center_inputs_of_transposed_convolutions(model: ov.Model) -> None:
             continue
         low, high = (quantizer.input_value(i).get_node().get_data().astype(np.float32) for i in (1, 2))
         if (low < 0).any():
-            bound = np.maximum(-low, high * 128 / 127).astype(np.float32)
+            bound = np.maximum(-low, high * 128 / 127)
             for i, value in ((1, -bound), (2, bound * 127 / 128), (3, -bound), (4, bound * 127 / 128)):
                 quantizer.input(i).replace_source_output(ops.constant(value.astype(np.float32)).output(0))
     model.validate_nodes_and_infer_types()
