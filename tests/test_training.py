@@ -5,6 +5,8 @@ import random
 import torch
 from torch import nn
 
+from training import little_scenes
+from training.artwork import ICONS
 from training.common import fingerprint, optimizer_step, resume, save_state, step_generator
 from training.evaluate import ASPECTS, Case, accuracy, choose_cases
 from training.oracle import read_picture
@@ -70,3 +72,26 @@ def test_held_out_captions_are_never_drawn_for_training():
     assert {case.caption for case in halves["never trained on"]} <= held_out
     assert not {case.caption for case in halves["trained on"]} & held_out
     assert all(len(cases) == 120 for cases in halves.values())
+
+
+def test_little_scenes_keep_held_out_combinations_from_training():
+    rng = random.Random(0)
+    scenes = [little_scenes.random_scene(rng) for _ in range(6000)]
+    drawn = {(item.name, scene.place) for scene in scenes for item in scene.objects}
+    assert not any(little_scenes.is_held_out(*pair) for pair in drawn)
+    everything = {(name, place) for name in ICONS for place in little_scenes.PLACES}
+    held_out = {pair for pair in everything if little_scenes.is_held_out(*pair)}
+    assert 0.17 < len(held_out) / len(everything) < 0.23
+    assert len(drawn) > 0.9 * len(everything - held_out)
+    assert all(item.left >= 0 and item.left + item.side <= little_scenes.SIDE for s in scenes for item in s.objects)
+
+
+def test_little_scenes_are_said_as_one_would_say_them():
+    rng = random.Random(0)
+    make = little_scenes.make_scene
+    assert make(("octopus",), "under water", "", rng).caption == "an octopus under water"
+    assert make(("owl",), "in the snow at night", "large", rng).caption == "a large owl in the snow at night"
+    assert make(("cherries",), "on an orange background", "", rng).caption == "cherries on an orange background"
+    pair = make(("fox", "umbrella"), "on a beach at sunset", "", rng, colors=False)
+    assert pair.caption == "a fox and an umbrella on a beach at sunset"
+    assert make(("unicorn",), "in space", "", rng).caption == "a unicorn in space"

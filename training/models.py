@@ -36,7 +36,7 @@ def make_vae() -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96),
+        block_out_channels=(32, 64, 96, 128),
         layers_per_block=1,
         norm_num_groups=4,  # four learn faster here than sixteen
         latent_channels=4,

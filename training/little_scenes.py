@@ -1,0 +1,141 @@
+"""The world of the embedded checkpoint: captions such as "a fox in the snow at night", and the pictures that they
+describe. Objects (``artwork.py``) stand in places (``places.py``), at a few sizes, on the grid of the latents."""
+
+import random
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from training.artwork import HUES, ICONS, OWN_HUES, sprite
+from training.places import VARIANTS, draw_place, is_plain, place_names
+
+SIDE = 128  # of the pictures that the measures below are for, in pixels
+GRID = 8
+SIZES = {"small": 48, "": 80, "large": 112, "pair": 56}  # of an object, in pixels
+LEFT = {"small": (24, 40, 56), "": (16, 24, 32), "large": (8,), "pair": (8,)}
+FEET = {"small": 112, "": 112, "large": 120, "pair": 112}  # where an object that stands ends
+FLYING = {"butterfly", "bee", "rocket", "airplane", "balloon", "ufo", "sun", "moon", "rainbow", "star"}
+PLURAL = {"cherries"}
+PLACES = tuple(place_names())
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object of a scene: what it is, and the square that it fills, in pixels of a picture of SIDE."""
+
+    name: str
+    color: str | None
+    left: int
+    top: int
+    side: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.color} {self.name}" if self.color else self.name
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's content. ``size`` is a key of SIZES."""
+
+    objects: tuple[Object, ...]
+    place: str
+    size: str
+    variant: int
+
+    @property
+    def caption(self) -> str:
+        return f"{described(self)} {self.place}"
+
+
+def with_article(words: str) -> str:
+    """The words with "a" or "an" in front, or with nothing for a plural."""
+    if words.split()[-1] in PLURAL:
+        return words
+    return f"{'an' if words[0] in 'aeio' or words == 'umbrella' else 'a'} {words}"
+
+
+def described(scene: Scene) -> str:
+    """The objects of a scene in words, without its place."""
+    if scene.size in ("small", "large"):
+        return with_article(f"{scene.size} {scene.objects[0].words}")
+    return " and ".join(with_article(item.words) for item in scene.objects)
+
+
+def is_held_out(name: str, place: str) -> bool:
+    """Whether an object is kept from a place in training, alone and in pairs, to evaluate on."""
+    return zlib.crc32(f"{name} {place}".encode()) % 5 == 0
+
+
+def make_scene(names: tuple[str, ...], place: str, size: str, rng: random.Random, colors: bool = True) -> Scene:
+    """Put one object of a size, or two, into a place; the rest is drawn from ``rng``."""
+    size = "pair" if len(names) == 2 else size
+    side = SIZES[size]
+    left = rng.choice(LEFT[size])
+    objects = []
+    for name in names:
+        color = rng.choice(list(HUES)) if colors and name in OWN_HUES and rng.random() < 0.5 else None
+        if is_plain(place) or place == "in space":
+            top = (SIDE - side) // 2 // GRID * GRID
+        elif name in FLYING and size != "large":
+            top = FEET[size] - side - (24 if size != "" else 16)
+        else:
+            top = FEET[size] - side
+        objects.append(Object(name, color, left, top, side))
+        left += side + GRID // 2 * (size == "pair") - GRID // 2 * (size == "pair")
+    return Scene(tuple(objects), place, size, rng.randrange(VARIANTS))
+
+
+def random_scene(rng: random.Random) -> Scene:
+    """A scene to train on: mostly one object, never a held-out combination."""
+    kind = rng.choices(("", "large", "small", "pair"), (50, 22, 8, 20))[0]
+    while True:
+        place = rng.choice(PLACES)
+        names = tuple(rng.sample(list(ICONS), 2 if kind == "pair" else 1))
+        if not any(is_held_out(name, place) for name in names):
+            return make_scene(names, place, kind, rng)
+
+
+def draw_scene(scene: Scene, side: int = SIDE) -> Image.Image:
+    """Paint a scene as an RGB picture of side x side pixels."""
+    scale = side / SIDE
+    picture = draw_place(scene.place, scene.variant, side).copy()
+    for item in scene.objects:
+        width = round(item.side * scale)
+        drawn = sprite(item.name, width, item.color)
+        where = round(item.left * scale), round(item.top * scale)
+        if (
+            not (is_plain(scene.place) or scene.place in ("in space", "under water", "on the sea"))
+            and item.name not in FLYING
+        ):
+            picture = _with_shadow(picture, where, width)
+        picture.paste(drawn, where, drawn)
+    return picture
+
+
+def _with_shadow(picture: Image.Image, where: tuple[int, int], width: int) -> Image.Image:
+    shadow = Image.new("L", picture.size, 0)
+    x, y, feet = where[0] + width / 2, where[1] + width * 0.95, width * 0.34
+    ImageDraw.Draw(shadow).ellipse([x - feet, y - width * 0.05, x + feet, y + width * 0.05], fill=70)
+    shadow = shadow.filter(ImageFilter.GaussianBlur(width / 60))
+    dark = Image.fromarray((np.asarray(picture, np.float32) * 0.45).astype(np.uint8))
+    return Image.composite(dark, picture, shadow)
+
+
+def reword(scene: Scene, rng: random.Random) -> str:
+    """The caption as one of many people would write it; mostly the plain one.
+
+    Parts of it alone make negative prompts work: they are what somebody wants to push away.
+    """
+    chance = rng.random()
+    if chance < 0.84:
+        return scene.caption
+    if chance < 0.88:
+        return rng.choice(("a picture of ", "an image of ", "a drawing of ")) + scene.caption
+    if chance < 0.92:
+        return described(scene)
+    if chance < 0.95:
+        return scene.objects[0].name
+    return rng.choice((scene.place, scene.place.split(" ", 1)[-1]))
