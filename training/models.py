@@ -8,8 +8,8 @@ from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 SIDE = 128  # of a picture, in pixels
 VAE_FACTOR = 8
 MAX_TOKENS = 77
-TEXT_WIDTH = 96
-WIDTHS = (64, 96, 160)
+TEXT_WIDTH = 128
+WIDTHS = (64, 128, 192)
 LATENT_NOISE = 0.05  # standard deviation, before scaling, that the decoder is trained to shrug off
 
 
@@ -63,14 +63,14 @@ def make_unet() -> FlexibleUNet2DConditionModel:
             "mix_block_in_forward": True,
             "down_blocks_in_channels": [width[0], width[0], width[1]],
             "down_blocks_out_channels": width,
-            "down_blocks_num_attentions": [0, 1, 2],
+            "down_blocks_num_attentions": [0, 1, 1],
             "down_blocks_num_resnets": [2, 2, 1],
             "add_downsample": [True, True, True],
             "add_upsample_mid_block": True,
             "mid_num_resnets": 1,
             "mid_num_attentions": 1,
             "prev_output_channels": [width[2], width[2], width[1]],
-            "up_blocks_num_attentions": [2, 3, 0],
+            "up_blocks_num_attentions": [1, 3, 0],
             "up_blocks_num_resnets": [2, 3, 3],
             "add_upsample": [True, True, False],
         },
