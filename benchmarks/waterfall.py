@@ -17,8 +17,7 @@ import openvino as ov
 from benchmarks.fidelity import difference
 from benchmarks.report import decibels, machine_facts, table
 from benchmarks.runs import HERE, RESULTS, Bench, pictures_run, require_peers, run_python
-from ov_decidiffusion.checkpoint import QUANTIZATION_REPORT, read_json
-from ov_decidiffusion.models import quantized_sibling
+from ov_decidiffusion.folder import QUANTIZATION_REPORT, quantized_sibling, read_json
 from ov_decidiffusion.precision import choose_precision
 from ov_decidiffusion.presets import way_down
 

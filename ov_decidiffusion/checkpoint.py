@@ -4,11 +4,9 @@ Weights and settings are all that is taken from a checkpoint: no code of it is d
 """
 
 import errno
-import json
 import shutil
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin
@@ -30,6 +28,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ov_decidiffusion.folder import DEFAULTS_FILE
 from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny-decidiffusion"
@@ -46,9 +45,6 @@ WEIGHTED_PARTS = {
     "flexible_unet": ("config.json", ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
     "vae": ("config.json", ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
 }
-DEFAULTS_FILE = "pipeline_defaults.json"
-CONVERSION_REPORT = "conversion_report.json"  # of a model folder: what it was made of
-QUANTIZATION_REPORT = "quantization_report.json"  # of a quantized one
 PLAIN_FILES = ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
 OPTIONAL_FILES = (
     "model_index.json",
@@ -56,29 +52,6 @@ OPTIONAL_FILES = (
     "tokenizer/tokenizer_config.json",
     "tokenizer/special_tokens_map.json",
 )
-# What a checkpoint's makers sample it with, and prompts that suit it; its own file goes before.
-PHOTO_EXAMPLES = {
-    "example_prompts": [
-        ["a lighthouse on a cliff at sunset, oil painting", "people, text"],
-        ["a red fox in fresh snow, photograph", "blurry"],
-        ["a bowl of ramen on a wooden table, soft light", ""],
-        ["a treehouse village in a bamboo forest, watercolour", "photograph"],
-    ],
-    "negative_example": ["a street in a small town", "cars"],
-    "image_example": ["a sunflower against a blue sky", "a sunflower against a stormy sky, oil painting"],
-    "calibration_prompts": [
-        "portrait of an old fisherman, studio light, photograph",
-        "a mountain lake at dawn, mist over the water",
-        "an astronaut riding a bicycle, comic book style",
-        "a crowded night market in the rain, neon signs",
-        "a cat asleep on a stack of books, watercolour",
-        "a modern kitchen with a large window, architectural photograph",
-        "a dragon over a medieval city, fantasy art",
-        "macro photograph of a dew drop on a leaf",
-    ],
-}
-DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.7, **PHOTO_EXAMPLES}
-DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8, **PHOTO_EXAMPLES}
 LOCAL_HINT = (
     f"Without a network, use the embedded checkpoint ({EMBEDDED_CHECKPOINT}), or give the path of a folder that "
     "holds a downloaded checkpoint."
@@ -242,18 +215,6 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
 def weights_size(folder: str | Path) -> int:
     """Bytes of all weights files of a checked checkpoint."""
     return sum(_weights_file(Path(folder), part).stat().st_size for part in WEIGHTED_PARTS)
-
-
-def read_json(file: str | Path) -> dict[str, Any]:
-    """A settings file of a checkpoint.
-
-    Raises:
-        CheckpointError: it is not JSON.
-    """
-    try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}): download it again.") from error
 
 
 def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> CLIPTextModel:

@@ -1,7 +1,6 @@
 """OpenVINO model folder -> compiled models that run on a device."""
 
 import logging
-import re
 import threading
 import time
 from collections import Counter
@@ -15,15 +14,23 @@ import openvino as ov
 import torch
 
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
-from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
+from ov_decidiffusion.folder import (
+    CONVERSION_REPORT,
+    PARTS,
+    QUANTIZATION_REPORT,
+    check_model_dir,
+    config_file,
+    graph_file,
+    quantized_sibling,
+    read_json,
+    weights_file,
+)
 from ov_decidiffusion.memory import forgetting_mapped_weights, trim_heap
 from ov_decidiffusion.precision import INFERENCE_PRECISIONS, choose_precision
 from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms
 
 logger = logging.getLogger(__name__)
 
-MODELS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
-QUANTIZABLE = ("unet", "vae_decoder")  # where computing in INT8 pays
 LARGE = 200e6  # bytes of the U-Net's weights; below, memory is not worth a thirtieth of a second
 TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
 
@@ -59,8 +66,8 @@ class Models:
             logger.info("inference_precision: %s", self.inference_precision)
         self._config = {"PERFORMANCE_HINT": "LATENCY"} | ({} if cache_dir is None else {"CACHE_DIR": str(cache_dir)})
         self.static_shapes = _needs_static_shapes(device)
-        self.unet_config = read_json(folder / "unet" / "config.json")
-        self.vae_config = read_json(folder / "vae_decoder" / "config.json")
+        self.unet_config = read_json(config_file(folder, "unet"))
+        self.vae_config = read_json(config_file(folder, "vae_decoder"))
         self._quantized_folder = quantized_sibling(folder)
         self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
         self.seconds: Counter[str] = Counter()
@@ -69,7 +76,7 @@ class Models:
         self._latest_part: str | None = None  # whose model ran last
         self._large = self._weights("unet", False).stat().st_size > LARGE
         self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
-        for name in MODELS:
+        for name in PARTS:
             if name not in self.quantized_parts:  # else who knows which of the two will be wanted
                 self._models[name, False] = self._compile(name, False)
 
@@ -124,13 +131,15 @@ class Models:
 
     def _weights(self, name: str, quantized: bool) -> Path:
         """The file with a model's weights."""
-        folder = self._quantized_folder if quantized else self._folder
-        return folder / model_part(name) / "openvino_model.bin"
+        return weights_file(self._folder_of(quantized), model_part(name))
+
+    def _folder_of(self, quantized: bool) -> Path:
+        return self._quantized_folder if quantized else self._folder
 
     def _compile(
         self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None = None
     ) -> ov.CompiledModel:
-        model = self._core.read_model(self._weights(name, quantized).with_suffix(".xml"))
+        model = self._core.read_model(graph_file(self._folder_of(quantized), model_part(name)))
         if model_part(name) == "unet":
             _allow_fractional_timesteps(model)
         if change is not None:
@@ -150,18 +159,6 @@ def model_part(name: str) -> str:
     return "unet" if name == TOP_LEVEL else name
 
 
-def quantized_sibling(folder: Path, kind: str = "int8") -> Path:
-    """Where the quantized models of a folder are, or would be: ``models/x-fp16`` -> ``models/x-int8``.
-
-    A folder of INT8 models is its own.
-    """
-    if folder.name in ("", ".."):
-        folder = folder.resolve()
-    if (folder / QUANTIZATION_REPORT).is_file():
-        return folder
-    return folder.with_name(f"{re.sub('-fp(16|32)$', '', folder.name)}-{kind}")
-
-
 def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
     """The parts that a folder holds to compute in INT8; none where it is not there or of another conversion."""
     reports = [folder / QUANTIZATION_REPORT, folder / CONVERSION_REPORT, source / CONVERSION_REPORT]
@@ -179,20 +176,6 @@ def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
 def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -> list[torch.Tensor]:
     results = model(inputs, share_inputs=True, share_outputs=True)
     return [torch.from_numpy(results[i].copy()) for i in range(outputs)]
-
-
-def check_model_dir(folder: Path) -> None:
-    """Refuse a folder that lacks a part.
-
-    Raises:
-        ValueError: names what is missing.
-    """
-    needed = [f"{name}/openvino_model{suffix}" for name in MODELS for suffix in (".xml", ".bin")]
-    needed += ["unet/config.json", "vae_decoder/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"]
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing:
-        what = "does not exist" if not folder.exists() else f"lacks {', '.join(missing)}"
-        raise ValueError(f"`model_dir` {folder} {what}: make it with convert_checkpoint.")
 
 
 def _check_device(core: ov.Core, device: str) -> None:

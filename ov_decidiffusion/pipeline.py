@@ -1,9 +1,6 @@
 """OVStableDiffusionPipeline: text, and a picture where one is wanted, to pictures, on OpenVINO."""
 
 import copy
-import inspect
-import logging
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
 from ov_decidiffusion.arguments import (
@@ -28,19 +23,17 @@ from ov_decidiffusion.arguments import (
     check_whole,
     make_generator,
 )
-from ov_decidiffusion.caching import DEEP_FEATURES, full_steps
-from ov_decidiffusion.checkpoint import DEFAULTS_1_0, DEFAULTS_FILE, read_json
+from ov_decidiffusion.caching import full_steps
+from ov_decidiffusion.denoise import Denoiser, DenoisingStep, Plan, guided_steps, set_timesteps
+from ov_decidiffusion.folder import QUANTIZABLE, read_defaults, read_json, scheduler_file, tokenizer_dir
 from ov_decidiffusion.images import fit_size, make_image_processor
-from ov_decidiffusion.models import QUANTIZABLE, TOP_LEVEL, Models
+from ov_decidiffusion.models import Models
 from ov_decidiffusion.presets import apply_preset
 from ov_decidiffusion.schedulers import check_scheduler, make_scheduler, make_solver
-from ov_decidiffusion.tiles import decode_in_tiles
-
-logger = logging.getLogger(__name__)
+from ov_decidiffusion.text import TextEncoder
+from ov_decidiffusion.vae import Autoencoder
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-MAX_TOKENS = 77
-MAX_PROMPTS = 64
 
 
 @dataclass
@@ -48,17 +41,6 @@ class StableDiffusionOutput(BaseOutput):
     """``images``: PIL pictures, or an array [b, H, W, 3] in 0…1 (np), or a tensor [b, 3, H, W] (pt, latent)."""
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
-
-
-@dataclass
-class DenoisingStep:
-    """One step of ``denoise``. Assign to ``latents`` to go on from other ones."""
-
-    index: int  # from 0
-    total: int
-    timestep: torch.Tensor
-    latents: torch.Tensor  # [b, 4, h, w], after the step
-    quantized: frozenset[str] = frozenset()  # parts that run in INT8, for ``decode_latents``
 
 
 class OVStableDiffusionPipeline:
@@ -77,6 +59,7 @@ class OVStableDiffusionPipeline:
         default_size: (width, height) in pixels of a picture when nothing else is asked for.
         inference_precision: what the models compute in, and why, as a sentence.
         quantized_parts: the models that there are in INT8 too; ``quantize_models`` makes them.
+        denoiser: the U-Net, whole and its top level alone, for those who look inside the loop.
         seconds: spent in each model since the pipeline was loaded.
     """
 
@@ -87,23 +70,23 @@ class OVStableDiffusionPipeline:
         scheduler: SchedulerMixin,
         defaults: dict[str, Any],
     ):
-        unet_config, vae_config = models.unet_config, models.vae_config
         self._models = models
+        self._text_encoder = TextEncoder(models, tokenizer)
+        self._vae = Autoencoder(models)
+        self.denoiser = Denoiser(models)
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self.defaults = defaults
-        self.vae_scaling_factor = vae_config["scaling_factor"]
-        self.vae_scale_factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
-        self.latent_channels = unet_config["in_channels"]
-        self.size_factor = self.vae_scale_factor * _unet_factor(unet_config)
-        side = unet_config["sample_size"] * self.vae_scale_factor
+        self.vae_scaling_factor = self._vae.scaling_factor
+        self.vae_scale_factor = self._vae.scale_factor
+        self.latent_channels = models.unet_config["in_channels"]
+        self.size_factor = self.vae_scale_factor * _unet_factor(models.unet_config)
+        side = models.unet_config["sample_size"] * self.vae_scale_factor
         self.default_size = (side, side)
         self.image_processor = make_image_processor(self.vae_scale_factor)
         self.inference_precision = models.inference_precision
         self.quantized_parts = models.quantized_parts
         self._progress_bar_config: dict[str, Any] = {}
-        self._encoded: dict[str, torch.Tensor] = {}  # prompt -> hidden states, the latest MAX_PROMPTS
-        self._tile_size: int | None = None
 
     @classmethod
     def from_pretrained(
@@ -130,14 +113,11 @@ class OVStableDiffusionPipeline:
         """
         folder = Path(model_dir).expanduser()
         models = Models(folder, device, inference_precision, cache_dir)
-        own_scheduler = folder / "ov_scheduler" / "scheduler_config.json"
-        scheduler_file = own_scheduler if own_scheduler.is_file() else folder / "scheduler" / "scheduler_config.json"
-        defaults_file = folder / DEFAULTS_FILE
         return cls(
             models,
-            CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            make_scheduler(read_json(scheduler_file)),
-            DEFAULTS_1_0 | (read_json(defaults_file) if defaults_file.is_file() else {}),
+            CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True),
+            make_scheduler(read_json(scheduler_file(folder))),
+            read_defaults(folder),
         )
 
     @property
@@ -162,6 +142,37 @@ class OVStableDiffusionPipeline:
     def __call__(
         self,
         prompt: str | list[str],
+        *,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[["OVStableDiffusionPipeline", int, torch.Tensor, dict], dict] | None = None,
+        **arguments: Any,
+    ) -> StableDiffusionOutput:
+        """Generate pictures.
+
+        Args:
+            prompt: what to show; one or a list.
+            output_type: "pil", "np", "pt" or "latent" (before the decoder).
+            callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": latents})`` after each
+                step; if it returns a dictionary, its "latents" are gone on from.
+            arguments: those of ``denoise``.
+
+        Raises:
+            ValueError: an argument has a wrong value; the message says which, and what is allowed.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+        for step in self.denoise(prompt, **arguments):
+            if callback_on_step_end is not None:
+                replaced = callback_on_step_end(self, step.index, step.timestep, {"latents": step.latents})
+                step.latents = (replaced or {}).get("latents", step.latents)
+        if output_type == "latent":
+            return StableDiffusionOutput(images=step.latents)
+        return StableDiffusionOutput(images=self.decode_latents(step.latents, output_type, step.quantized))
+
+    def denoise(
+        self,
+        prompt: str | list[str],
+        *,
         negative_prompt: str | list[str] | None = None,
         image: Image.Image | list[Image.Image] | None = None,
         strength: float = 0.6,
@@ -180,10 +191,11 @@ class OVStableDiffusionPipeline:
         cache_interval: int | None = None,
         cache_power: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
-        output_type: str = "pil",
-        callback_on_step_end: Callable[["OVStableDiffusionPipeline", int, torch.Tensor, dict], dict] | None = None,
-    ) -> StableDiffusionOutput:
-        """Generate pictures.
+    ) -> Iterator[DenoisingStep]:
+        """The denoising loop, a step at a time.
+
+        Everything is checked before the first step runs. Stop iterating to stop generating;
+        ``decode_latents(step.latents)`` shows how far it is.
 
         Args:
             prompt: what to show; one or a list.
@@ -217,70 +229,9 @@ class OVStableDiffusionPipeline:
                 but closer together at the start.
             guidance_interval: (low, high), the noise levels sigma = sqrt((1 - abar) / abar) between which guidance
                 acts; outside, steps cost half (Kynkäänniemi et al. 2024, arXiv 2404.07724). (0, math.inf): always.
-            output_type: "pil", "np", "pt" or "latent" (before the decoder).
-            callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": latents})`` after each
-                step; if it returns a dictionary, its "latents" are gone on from.
 
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
-        """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
-        steps = self.denoise(
-            prompt,
-            negative_prompt=negative_prompt,
-            image=image,
-            strength=strength,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            height=height,
-            width=width,
-            num_images_per_prompt=num_images_per_prompt,
-            generator=generator,
-            seed=seed,
-            latents=latents,
-            preset=preset,
-            solver=solver,
-            quantized=quantized,
-            cache_interval=cache_interval,
-            cache_power=cache_power,
-            guidance_interval=guidance_interval,
-        )
-        for step in steps:
-            if callback_on_step_end is not None:
-                replaced = callback_on_step_end(self, step.index, step.timestep, {"latents": step.latents})
-                step.latents = (replaced or {}).get("latents", step.latents)
-        if output_type == "latent":
-            return StableDiffusionOutput(images=step.latents)
-        return StableDiffusionOutput(images=self.decode_latents(step.latents, output_type, step.quantized))
-
-    def denoise(
-        self,
-        prompt: str | list[str],
-        negative_prompt: str | list[str] | None = None,
-        image: Image.Image | list[Image.Image] | None = None,
-        strength: float = 0.6,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_rescale: float | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        seed: int | list[int] | None = None,
-        latents: torch.Tensor | None = None,
-        preset: str = "exact",
-        solver: str | None = None,
-        quantized: bool | Sequence[str] | None = None,
-        cache_interval: int | None = None,
-        cache_power: float | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-    ) -> Iterator[DenoisingStep]:
-        """The denoising loop, a step at a time; arguments as in the plain call.
-
-        Everything is checked before the first step runs. Stop iterating to stop generating;
-        ``decode_latents(step.latents)`` shows how far it is.
         """
         prompts = check_prompts(prompt)
         negatives = check_negative_prompts(negative_prompt, len(prompts))
@@ -320,147 +271,87 @@ class OVStableDiffusionPipeline:
             if tuple(latents.shape) != expected:
                 raise ValueError(f"`latents` must have the shape {expected}, got {tuple(latents.shape)}.")
         scheduler = self._fresh_scheduler(chosen["solver"])
-        timesteps = _set_timesteps(scheduler, num_inference_steps, strength if images is not None else None)
+        timesteps = set_timesteps(scheduler, num_inference_steps, strength if images is not None else None)
         if cache_interval > 1:
             self._models.prepare_caching("unet" in quantized)
-        plan = _Plan(
+        plan = Plan(
+            scheduler=scheduler,
+            timesteps=timesteps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guided=guided_steps(scheduler, timesteps, guidance_scale, guidance_interval),
+            whole=full_steps(len(timesteps), cache_interval, cache_power),
+            quantized=quantized,
+            generator=generator,
+        )
+        inputs = _Inputs(
             prompts=prompts,
             negatives=negatives if guidance_scale > 1 else None,
             images=images,
             size=(width, height),
             num_images_per_prompt=num_images_per_prompt,
-            scheduler=scheduler,
-            timesteps=timesteps,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            guided=_guided_steps(scheduler, timesteps, guidance_scale, guidance_interval),
-            whole=full_steps(len(timesteps), cache_interval, cache_power),
-            quantized=quantized,
-            generator=generator,
             latents=latents,
         )
-        return self._denoise(plan)
+        return self._run(inputs, plan)
 
     def _fresh_scheduler(self, solver: str | None) -> SchedulerMixin:
         """A scheduler counts its steps; one of its own for each run lets loops interleave."""
         return copy.deepcopy(self.scheduler) if solver is None else make_solver(solver, self.scheduler)
 
     @torch.no_grad()
-    def _denoise(self, plan: "_Plan") -> Iterator[DenoisingStep]:
-        scheduler, timesteps, deep = plan.scheduler, plan.timesteps, None
-        conditional, text = self._encode_prompts(plan)
-        latents = self._first_latents(plan, len(conditional))
-        extra = _extra_step_arguments(scheduler, plan.generator)
-        keeps, quantized = not all(plan.whole), "unet" in plan.quantized
-        for index, timestep in enumerate(tqdm(timesteps, **{"desc": "denoising", **self._progress_bar_config})):
-            guided = plan.guided[index]
-            batch = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-            if plan.whole[index] or len(deep) < len(batch):
-                prediction, deep = self._run_unet(batch, timestep, text if guided else conditional, keeps, quantized)
-            else:
-                prediction = self._run_top_level(batch, timestep, deep[-len(batch) :], quantized)
-            if guided:
-                prediction = _guide(prediction, plan.guidance_scale, plan.guidance_rescale)
-            latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
-            step = DenoisingStep(index, len(timesteps), timestep, latents, plan.quantized)
-            yield step
-            latents = step.latents
+    def _run(self, inputs: "_Inputs", plan: Plan) -> Iterator[DenoisingStep]:
+        conditional, text = self._encode_prompts(inputs)
+        latents = self._first_latents(inputs, plan, len(conditional))
+        yield from self.denoiser.run(plan, latents, conditional, text, self._progress_bar_config)
 
-    def _encode_prompts(self, plan: "_Plan") -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode_prompts(self, inputs: "_Inputs") -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of the prompts, one a picture; and behind those of the negative prompts where there are any."""
-        conditional = self.encode_prompt(plan.prompts).repeat_interleave(plan.num_images_per_prompt, dim=0)
-        if plan.negatives is None:
+        conditional = self.encode_prompt(inputs.prompts).repeat_interleave(inputs.num_images_per_prompt, dim=0)
+        if inputs.negatives is None:
             return conditional, conditional
-        unconditional = self.encode_prompt(plan.negatives).repeat_interleave(plan.num_images_per_prompt, dim=0)
+        unconditional = self.encode_prompt(inputs.negatives).repeat_interleave(inputs.num_images_per_prompt, dim=0)
         return conditional, torch.cat([unconditional, conditional])
 
-    def _first_latents(self, plan: "_Plan", pictures: int) -> torch.Tensor:
+    def _first_latents(self, inputs: "_Inputs", plan: Plan, pictures: int) -> torch.Tensor:
         """Noise, or the source pictures with as much noise as the first timestep has."""
-        if plan.images is not None:
-            clean = self._image_latents(plan.images, plan.size, pictures, plan.generator)
+        if inputs.images is not None:
+            clean = self._image_latents(inputs.images, inputs.size, pictures, plan.generator)
             noise = randn_tensor(clean.shape, generator=plan.generator)
             return plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(pictures))
-        latents = plan.latents
+        latents = inputs.latents
         if latents is None:
-            latents = randn_tensor(self._latent_shape(pictures, *plan.size), generator=plan.generator)
+            latents = randn_tensor(self._latent_shape(pictures, *inputs.size), generator=plan.generator)
         return latents.float() * plan.scheduler.init_noise_sigma
 
     def predict(
         self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, quantized: bool = False
     ) -> torch.Tensor:
         """One run of the U-Net: latents [b, 4, h, w], a timestep and hidden states [b, 77, d] in, [b, 4, h, w] out."""
-        return self._run_unet(sample, timestep, text, keep_deep=False, quantized=quantized)[0]
-
-    def _run_unet(
-        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, keep_deep: bool, quantized: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The prediction, and the deeper levels' features for steps that run the top level only."""
-        inputs = _unet_inputs(sample, timestep) | {"encoder_hidden_states": text.numpy()}
-        outputs = self._models.run("unet", inputs, outputs=2 if keep_deep else 1, quantized=quantized)
-        return outputs[0], outputs[1] if keep_deep else None
-
-    def _run_top_level(
-        self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor, quantized: bool = False
-    ) -> torch.Tensor:
-        """The prediction of the top level, given the deeper levels' features of an earlier step."""
-        inputs = _unet_inputs(sample, timestep) | {DEEP_FEATURES: deep.numpy()}
-        return self._models.run(TOP_LEVEL, inputs, quantized=quantized)[0]
+        return self.denoiser.whole(sample, timestep, text, quantized=quantized)[0]
 
     def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
         """Hidden states [prompts, 77, d] of the text encoder; what does not fit into 77 tokens is left out.
 
         The latest prompts are remembered: many pictures of one prompt encode it once.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        length = self._prompt_length
-        for text, full in zip(prompts, self.tokenizer(prompts).input_ids, strict=True):
-            if len(full) > length:
-                lost = self.tokenizer.decode(full[length - 1 : -1])
-                logger.warning("A prompt holds at most %d tokens; this is left out of %r: %s", length - 2, text, lost)
-        known, wanted = dict(self._encoded), dict.fromkeys(prompts)
-        new = [text for text in wanted if text not in known]
-        if new:
-            states = self._models.run("text_encoder", {"input_ids": self.token_ids(new)})[0]
-            known |= dict(zip(new, states, strict=True))
-        latest = [*(text for text in known if text not in wanted), *wanted][-MAX_PROMPTS:]
-        self._encoded = {text: known[text] for text in latest}  # in one go: other threads read it
-        return torch.stack([known[text] for text in prompts])
+        return self._text_encoder.encode([prompt] if isinstance(prompt, str) else prompt)
 
     def token_ids(self, prompts: list[str]) -> np.ndarray:
         """What the text encoder takes: whole numbers [prompts, 77], padded, and cut off where a prompt is longer."""
-        length = self._prompt_length
-        padded = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-        return padded.input_ids.astype(np.int64)
-
-    @property
-    def _prompt_length(self) -> int:
-        return min(self.tokenizer.model_max_length, MAX_TOKENS)
+        return self._text_encoder.token_ids(prompts)
 
     def encode_image(
         self, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> torch.Tensor:
         """Scaled latents [b, 4, H / 8, W / 8] of pixels [b, 3, H, W] in -1…1, drawn from the encoder's distribution."""
-        moments = self._models.run("vae_encoder", {"sample": pixels.numpy()})[0]
-        if isinstance(generator, list):
-            drawn = [DiagonalGaussianDistribution(moments[i : i + 1]).sample(one) for i, one in enumerate(generator)]
-            return torch.cat(drawn) * self.vae_scaling_factor
-        return DiagonalGaussianDistribution(moments).sample(generator) * self.vae_scaling_factor
+        return self._vae.encode(pixels, generator)
 
     def decode_latents(
         self, latents: torch.Tensor, output_type: str = "pil", quantized: bool | Collection[str] = False
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low."""
-        int8 = "vae_decoder" in self._check_quantized(quantized)
-
-        def decode(one: torch.Tensor) -> torch.Tensor:
-            return self._models.run("vae_decoder", {"latent_sample": one.numpy()}, quantized=int8)[0]
-
-        scaled = (latents / self.vae_scaling_factor).split(1)
-        if self._tile_size is not None:
-            decoded = [decode_in_tiles(decode, one, self._tile_size, self.vae_scale_factor) for one in scaled]
-        else:
-            decoded = [decode(one) for one in scaled]
-        return self.image_processor.postprocess(torch.cat(decoded), output_type=output_type)
+        decoded = self._vae.decode(latents, "vae_decoder" in self._check_quantized(quantized))
+        return self.image_processor.postprocess(decoded, output_type=output_type)
 
     def enable_vae_tiling(self, tile_size: int | None = None) -> None:
         """Decode pictures larger than a tile piece by piece, in the memory that one piece takes.
@@ -471,13 +362,11 @@ class OVStableDiffusionPipeline:
         Raises:
             ValueError: ``tile_size`` is below 8 latent positions.
         """
-        tile_size = self.default_size[0] if tile_size is None else tile_size
-        check_whole("tile_size", tile_size, 8 * self.vae_scale_factor)
-        self._tile_size = tile_size // self.vae_scale_factor
+        self._vae.use_tiles(self.default_size[0] if tile_size is None else tile_size)
 
     def disable_vae_tiling(self) -> None:
         """Decode pictures whole again."""
-        self._tile_size = None
+        self._vae.tile_size = None
 
     def _check_quantized(self, quantized: bool | Collection[str]) -> frozenset[str]:
         """The parts to run in INT8: all that there are for True, else those named."""
@@ -539,77 +428,15 @@ class OVStableDiffusionPipeline:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One denoising run, all its arguments checked and its defaults filled in."""
+class _Inputs:
+    """What one run starts from, all of it checked."""
 
     prompts: list[str]
     negatives: list[str] | None  # None without guidance
     images: list[Image.Image] | None
     size: tuple[int, int]
     num_images_per_prompt: int
-    scheduler: SchedulerMixin
-    timesteps: torch.Tensor
-    guidance_scale: float
-    guidance_rescale: float
-    guided: list[bool]  # of each step
-    whole: list[bool]  # of each step: the whole U-Net runs, not only its top level
-    quantized: frozenset[str]  # parts that run in INT8
-    generator: torch.Generator | list[torch.Generator] | None
     latents: torch.Tensor | None
-
-
-def _unet_inputs(sample: torch.Tensor, timestep: torch.Tensor) -> dict[str, np.ndarray]:
-    return {"sample": sample.numpy(), "timestep": timestep.reshape(1).float().numpy()}
-
-
-def _guided_steps(
-    scheduler: SchedulerMixin,
-    timesteps: torch.Tensor,
-    guidance_scale: float,
-    guidance_interval: tuple[float, float] | None,
-) -> list[bool]:
-    """Which steps are guided: none up to a scale of 1, else those with a noise level in the interval."""
-    if guidance_scale <= 1 or guidance_interval is None:
-        return [guidance_scale > 1] * len(timesteps)
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"`guidance_interval` needs noise levels, which {type(scheduler).__name__} does not tell.")
-    abar = scheduler.alphas_cumprod.double().numpy()
-    sigmas = np.interp(timesteps.double().numpy(), np.arange(len(abar)), np.sqrt((1 - abar) / abar))
-    low, high = guidance_interval
-    return [low <= sigma <= high for sigma in sigmas]
-
-
-def _set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, strength: float | None) -> torch.Tensor:
-    """The timesteps to run; in image-to-image, the first ones are left out."""
-    scheduler.set_timesteps(num_inference_steps)
-    if strength is None:
-        return scheduler.timesteps
-    steps = scheduler.num_inference_steps
-    running = min(int(steps * strength), steps)
-    if running < 1:
-        raise ValueError(
-            f"`strength` {strength} of {steps} steps leaves no step to run: use at least "
-            f"{math.ceil(1000 / steps) / 1000}, or take more steps."
-        )
-    begin = (steps - running) * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(begin)
-    return scheduler.timesteps[begin:]
-
-
-def _guide(prediction: torch.Tensor, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:
-    """Classifier-free guidance on a batch [unconditional, conditional], and its rescaling."""
-    unconditional, conditional = prediction.chunk(2)
-    guided = unconditional + guidance_scale * (conditional - unconditional)
-    if guidance_rescale > 0:
-        dims = list(range(1, guided.ndim))
-        contrast = conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
-        guided = guidance_rescale * (guided * contrast) + (1 - guidance_rescale) * guided
-    return guided
-
-
-def _extra_step_arguments(scheduler: SchedulerMixin, generator: Any) -> dict[str, Any]:
-    return {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
 
 def _unet_factor(config: dict[str, Any]) -> int:

@@ -9,11 +9,9 @@ higher precision until it does; a part that does not get there stays as it was.
 import argparse
 import contextlib
 import logging
-import os
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +25,22 @@ from openvino import opset13 as ops
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_whole
-from ov_decidiffusion.checkpoint import CONVERSION_REPORT, QUANTIZATION_REPORT, read_json
-from ov_decidiffusion.convert import psnr, write_json
-from ov_decidiffusion.models import QUANTIZABLE, check_model_dir, quantized_sibling
+from ov_decidiffusion.folder import (
+    CONVERSION_REPORT,
+    QUANTIZABLE,
+    QUANTIZATION_REPORT,
+    building,
+    check_model_dir,
+    config_file,
+    graph_file,
+    quantized_sibling,
+    read_json,
+    weights_file,
+    write_json,
+)
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.rewrites import merge_upsampling
+from ov_decidiffusion.trace import psnr
 
 BUDGETS = {"unet": 30.0, "vae_decoder": 35.0}  # dB
 SPARE = 0.5  # dB asked of NNCF beyond the budget, for what is done to the ranges after it
@@ -110,9 +119,8 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
     pipe.set_progress_bar_config(disable=True)
     recorded, checked = record_runs(pipe, chosen)
     del pipe
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        names = QUANTIZABLE if mode == "int8" else ("unet", "text_encoder")
+    names = QUANTIZABLE if mode == "int8" else ("unet", "text_encoder")
+    with building(target) as partial:
         shutil.copytree(model_dir, partial, ignore=shutil.ignore_patterns(*names))
         parts = [
             _quantize_part(name, model_dir, partial, mode, recorded[name], checked[name])
@@ -121,9 +129,6 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
         report = QuantizationReport(target, mode, tuple(parts))
         content = {"mode": mode, "nncf": nncf.__version__, "parts": [asdict(part) for part in parts]}
         write_json(partial / QUANTIZATION_REPORT, content)
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return report
 
 
@@ -178,7 +183,7 @@ def _quantize_part(
 ) -> QuantizedPart:
     """Write one quantized part, unless it disagrees too much with the plain one."""
     start = time.perf_counter()
-    core, file = ov.Core(), source / name / "openvino_model.xml"
+    core, file = ov.Core(), graph_file(source, name)
     expected = _outputs(core.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), checks)
     model = core.read_model(file)
     if mode == "int8":
@@ -194,11 +199,11 @@ def _quantize_part(
     good_enough = mode != "int8" or agreement >= BUDGETS[name]
     if good_enough:
         (target / name).mkdir()
-        ov.save_model(model, target / name / "openvino_model.xml", compress_to_fp16=True)
-        shutil.copy(source / name / "config.json", target / name)
+        ov.save_model(model, graph_file(target, name), compress_to_fp16=True)
+        shutil.copy(config_file(source, name), config_file(target, name))
     else:
         shutil.copytree(source / name, target / name)
-    sizes = [(folder / name / "openvino_model.bin").stat().st_size / 1e6 for folder in (target, source)]
+    sizes = [weights_file(folder, name).stat().st_size / 1e6 for folder in (target, source)]
     return QuantizedPart(name, good_enough, *sizes, time.perf_counter() - start, agreement)
 
 

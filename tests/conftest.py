@@ -11,9 +11,9 @@ from ov_decidiffusion.checkpoint import (
     load_tokenizer,
     load_unet,
     load_vae,
-    read_json,
 )
 from ov_decidiffusion.convert import ConversionReport, convert_checkpoint
+from ov_decidiffusion.folder import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizationReport, quantize_models
 from ov_decidiffusion.schedulers import make_scheduler

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ov_decidiffusion.caching import full_steps
-from ov_decidiffusion.convert import psnr
 from ov_decidiffusion.rewrites import merge_upsampling
+from ov_decidiffusion.trace import psnr
 from training.oracle import read_picture
 from training.scenes import draw_scene, random_scene
 
@@ -49,13 +49,13 @@ def test_top_level_on_this_steps_own_features_is_the_whole_unet(pipe):
     sample, text = some_inputs()
     for side in (16, 24):
         latents = torch.nn.functional.interpolate(sample, side)
-        pipe._models.prepare_caching()
-        whole, deep = pipe._run_unet(latents, torch.tensor(420), text, keep_deep=True)
-        top = pipe._run_top_level(latents, torch.tensor(420), deep)
+        pipe.denoiser.prepare_caching()
+        whole, deep = pipe.denoiser.whole(latents, torch.tensor(420), text, keep_deep=True)
+        top = pipe.denoiser.top_level(latents, torch.tensor(420), deep)
         agreement = psnr(top.numpy(), whole.numpy())
         print(f"top level on its own features, {side}x{side}: {agreement:.0f} dB")
         assert agreement >= 60
-        assert psnr(pipe._run_top_level(latents, torch.tensor(420), 0 * deep).numpy(), whole.numpy()) < 40
+        assert psnr(pipe.denoiser.top_level(latents, torch.tensor(420), 0 * deep).numpy(), whole.numpy()) < 40
 
 
 @pytest.mark.parametrize("pictures", ["text to image", "image to image"])

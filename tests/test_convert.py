@@ -12,7 +12,8 @@ import torch
 
 from ov_decidiffusion import convert
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_text_encoder, load_tokenizer, load_unet, load_vae
-from ov_decidiffusion.convert import ConversionError, convert_checkpoint, psnr
+from ov_decidiffusion.convert import ConversionError, convert_checkpoint
+from ov_decidiffusion.trace import psnr
 
 PORTS = {
     "text_encoder": ({"input_ids": "i64"}, ["last_hidden_state", "pooler_output"]),
@@ -100,19 +101,19 @@ def test_a_second_call_returns_at_once_and_other_folders_are_left_alone(conversi
     assert (precious / "chapter1.txt").read_text() == "words"
 
 
-@pytest.mark.parametrize("broken", ["load_vae", "_convert_tokenizer", "_write_settings"])
+@pytest.mark.parametrize("broken", ["trace.load_vae", "convert._convert_tokenizer", "convert._write_settings"])
 def test_an_interrupted_conversion_leaves_nothing_behind(monkeypatch, tmp_path, broken):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, broken, interrupt)
+    monkeypatch.setattr(f"ov_decidiffusion.{broken}", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path / "models" / "tiny", verify=False)
     assert not list((tmp_path / "models").iterdir())
 
 
 def test_a_model_that_disagrees_with_pytorch_fails_the_conversion(monkeypatch, tmp_path):
-    original = convert._measure_agreement
+    original = convert.measure_agreement
 
     def on_other_numbers(file, example, reference):
         noise = np.random.default_rng(0)
@@ -122,7 +123,7 @@ def test_a_model_that_disagrees_with_pytorch_fails_the_conversion(monkeypatch, t
             [value + 0.05 * np.abs(value).max() * noise.standard_normal(value.shape) for value in reference],
         )
 
-    monkeypatch.setattr(convert, "_measure_agreement", on_other_numbers)
+    monkeypatch.setattr(convert, "measure_agreement", on_other_numbers)
     with pytest.raises(ConversionError, match="text_encoder agrees with PyTorch to 2.* dB only"):
         convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path / "tiny")
     assert not list(tmp_path.iterdir())

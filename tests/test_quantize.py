@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from ov_decidiffusion import quantize
-from ov_decidiffusion.checkpoint import CONVERSION_REPORT, read_json
-from ov_decidiffusion.convert import psnr, write_json
-from ov_decidiffusion.models import quantized_sibling
+from ov_decidiffusion.folder import CONVERSION_REPORT, quantized_sibling, read_json, write_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import BUDGETS, quantize_models, record_runs
+from ov_decidiffusion.trace import psnr
 
 PROMPT = "a large red star on a blue background"
 
@@ -62,9 +61,9 @@ def test_genai_makes_our_int8_picture_from_the_int8_folder(int8_pipe, quantizati
 def test_top_level_on_this_steps_own_features_is_the_whole_int8_unet(int8_pipe):
     generator = torch.Generator().manual_seed(0)
     sample, text = torch.randn((2, 4, 16, 16), generator=generator), int8_pipe.encode_prompt(["", PROMPT])
-    int8_pipe._models.prepare_caching(quantized=True)
-    whole, deep = int8_pipe._run_unet(sample, torch.tensor(420), text, keep_deep=True, quantized=True)
-    top = int8_pipe._run_top_level(sample, torch.tensor(420), deep, quantized=True)
+    int8_pipe.denoiser.prepare_caching(quantized=True)
+    whole, deep = int8_pipe.denoiser.whole(sample, torch.tensor(420), text, keep_deep=True, quantized=True)
+    top = int8_pipe.denoiser.top_level(sample, torch.tensor(420), deep, quantized=True)
     agreement = psnr(top.numpy(), whole.numpy())
     print(f"INT8 top level on its own features: {agreement:.0f} dB")
     assert agreement >= 40

@@ -7,8 +7,8 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
-from ov_decidiffusion.convert import psnr
 from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms
+from ov_decidiffusion.trace import psnr
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 

@@ -9,8 +9,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, read_json
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.folder import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers import SqueezedDPMSolverMultistepScheduler, make_scheduler, squeeze_timesteps
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ov_decidiffusion.convert import psnr
-from ov_decidiffusion.tiles import decode_in_tiles
+from ov_decidiffusion.trace import psnr
+from ov_decidiffusion.vae import decode_in_tiles
 
 PROMPT = "a large red star on a blue background"
 

@@ -1,0 +1,159 @@
+"""The model folder, the contract between conversion and use: names of parts and files, and how one comes about.
+
+The layout is the one that Optimum Intel, OpenVINO GenAI and OpenVINO Model Server load as it is. Whoever has such a
+folder needs no torch weights, no hub and no checkpoint.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+QUANTIZABLE = ("unet", "vae_decoder")  # where computing in INT8 pays
+CONVERSION_REPORT = "conversion_report.json"  # what a folder was made of
+QUANTIZATION_REPORT = "quantization_report.json"  # how a quantized one was made
+DEFAULTS_FILE = "pipeline_defaults.json"  # of a checkpoint too
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+# What a checkpoint's makers sample it with, and prompts that suit it; its own file goes before.
+PHOTO_EXAMPLES = {
+    "example_prompts": [
+        ["a lighthouse on a cliff at sunset, oil painting", "people, text"],
+        ["a red fox in fresh snow, photograph", "blurry"],
+        ["a bowl of ramen on a wooden table, soft light", ""],
+        ["a treehouse village in a bamboo forest, watercolour", "photograph"],
+    ],
+    "negative_example": ["a street in a small town", "cars"],
+    "image_example": ["a sunflower against a blue sky", "a sunflower against a stormy sky, oil painting"],
+    "calibration_prompts": [
+        "portrait of an old fisherman, studio light, photograph",
+        "a mountain lake at dawn, mist over the water",
+        "an astronaut riding a bicycle, comic book style",
+        "a crowded night market in the rain, neon signs",
+        "a cat asleep on a stack of books, watercolour",
+        "a modern kitchen with a large window, architectural photograph",
+        "a dragon over a medieval city, fantasy art",
+        "macro photograph of a dew drop on a leaf",
+    ],
+}
+DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.7, **PHOTO_EXAMPLES}
+DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8, **PHOTO_EXAMPLES}
+
+
+def default_model_dir(checkpoint: str | Path, weight_format: str = "fp16") -> Path:
+    """``models/<name>-<format>`` in the current folder, the name being the last part of the folder or hub id."""
+    return Path("models") / f"{Path(checkpoint).name}-{weight_format}"
+
+
+def quantized_sibling(folder: Path, kind: str = "int8") -> Path:
+    """Where the quantized models of a folder are, or would be: ``models/x-fp16`` -> ``models/x-int8``.
+
+    A folder of INT8 models is its own.
+    """
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    if (folder / QUANTIZATION_REPORT).is_file():
+        return folder
+    return folder.with_name(f"{re.sub('-fp(16|32)$', '', folder.name)}-{kind}")
+
+
+def graph_file(folder: Path, part: str) -> Path:
+    """The graph of a part; what reads or writes it finds the weights beside it."""
+    return folder / part / "openvino_model.xml"
+
+
+def weights_file(folder: Path, part: str) -> Path:
+    """The weights of a part."""
+    return graph_file(folder, part).with_suffix(".bin")
+
+
+def config_file(folder: Path, part: str) -> Path:
+    """The settings of a part."""
+    return folder / part / "config.json"
+
+
+def tokenizer_dir(folder: Path) -> Path:
+    """The files of the tokenizer, and beside them the same as an OpenVINO model for other tools."""
+    return folder / "tokenizer"
+
+
+def scheduler_file(folder: Path) -> Path:
+    """The settings of the scheduler to use: the checkpoint's own, where other tools have to be given another."""
+    own = folder / "ov_scheduler" / "scheduler_config.json"
+    return own if own.is_file() else folder / "scheduler" / "scheduler_config.json"
+
+
+def read_defaults(folder: Path) -> dict[str, Any]:
+    """The number of steps, the guidance and the example prompts that suit a folder's models."""
+    file = folder / DEFAULTS_FILE
+    return DEFAULTS_1_0 | (read_json(file) if file.is_file() else {})
+
+
+def write_settings(
+    target: Path, scheduler: dict[str, Any], scheduler_for_peers: dict[str, Any], defaults: dict[str, Any]
+) -> None:
+    """The scheduler, the pipeline's defaults, and the index that other tools start from."""
+    write_json(target / "scheduler" / "scheduler_config.json", scheduler_for_peers)
+    if scheduler_for_peers is not scheduler:
+        write_json(target / "ov_scheduler" / "scheduler_config.json", scheduler)
+    write_json(target / DEFAULTS_FILE, defaults)
+    index = MODEL_INDEX | {"scheduler": ["diffusers", scheduler_for_peers["_class_name"]]}
+    write_json(target / "model_index.json", index)
+
+
+def check_model_dir(folder: Path) -> None:
+    """Refuse a folder that lacks a part.
+
+    Raises:
+        ValueError: names what is missing.
+    """
+    needed = [file(folder, part) for part in PARTS for file in (graph_file, weights_file)]
+    needed += [config_file(folder, "unet"), config_file(folder, "vae_decoder")]
+    needed += [folder / "scheduler" / "scheduler_config.json", tokenizer_dir(folder) / "vocab.json"]
+    missing = [file.relative_to(folder).as_posix() for file in needed if not file.is_file()]
+    if missing:
+        what = "does not exist" if not folder.exists() else f"lacks {', '.join(missing)}"
+        raise ValueError(f"`model_dir` {folder} {what}: make it with convert_checkpoint.")
+
+
+@contextlib.contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target`` to write into, which takes its place at the end; after an error, nothing stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_json(file: str | Path) -> dict[str, Any]:
+    """A settings file.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): download it again.") from error
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write beside the file's place and move it there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(partial, file)

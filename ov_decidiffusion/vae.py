@@ -1,0 +1,110 @@
+"""Pixels <-> latents: the autoencoder of a model folder, for large pictures in overlapping tiles."""
+
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from ov_decidiffusion.arguments import check_whole
+from ov_decidiffusion.models import Models
+
+OVERLAP = 0.25  # of a tile's side
+
+
+class Autoencoder:
+    """The encoder and the decoder of a model folder.
+
+    Args:
+        models: the compiled models.
+
+    Attributes:
+        scaling_factor: what the denoiser's latents are multiplied by against the autoencoder's own.
+        scale_factor: pixels to one latent position, along a side.
+        tile_size: side of a tile in latent positions, or None to decode pictures whole.
+    """
+
+    def __init__(self, models: Models):
+        self._models = models
+        self.scaling_factor: float = models.vae_config["scaling_factor"]
+        self.scale_factor: int = 2 ** (len(models.vae_config["block_out_channels"]) - 1)
+        self.tile_size: int | None = None
+
+    def encode(
+        self, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> torch.Tensor:
+        """Scaled latents [b, 4, H / 8, W / 8] of pixels [b, 3, H, W] in -1…1, drawn from the encoder's distribution."""
+        moments = self._models.run("vae_encoder", {"sample": pixels.numpy()})[0]
+        if isinstance(generator, list):
+            drawn = [DiagonalGaussianDistribution(moments[i : i + 1]).sample(one) for i, one in enumerate(generator)]
+            return torch.cat(drawn) * self.scaling_factor
+        return DiagonalGaussianDistribution(moments).sample(generator) * self.scaling_factor
+
+    def decode(self, latents: torch.Tensor, quantized: bool = False) -> torch.Tensor:
+        """Pixels [b, 3, H, W], about -1…1, of scaled latents [b, 4, h, w]; one picture at a time keeps memory low."""
+
+        def decode_one(one: torch.Tensor) -> torch.Tensor:
+            return self._models.run("vae_decoder", {"latent_sample": one.numpy()}, quantized=quantized)[0]
+
+        scaled = (latents / self.scaling_factor).split(1)
+        if self.tile_size is None:
+            return torch.cat([decode_one(one) for one in scaled])
+        return torch.cat([decode_in_tiles(decode_one, one, self.tile_size, self.scale_factor) for one in scaled])
+
+    def use_tiles(self, tile_size: int) -> None:
+        """Decode pictures larger than ``tile_size`` pixels piece by piece.
+
+        Raises:
+            ValueError: ``tile_size`` is below 8 latent positions.
+        """
+        check_whole("tile_size", tile_size, 8 * self.scale_factor)
+        self.tile_size = tile_size // self.scale_factor
+
+
+def decode_in_tiles(
+    decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, tile: int, scale: int
+) -> torch.Tensor:
+    """Decode tile by tile and blend the overlaps linearly, so that no seam shows.
+
+    Args:
+        decode: latents [1, c, h, w] to pixels [1, 3, scale * h, scale * w].
+        latents: [1, c, h, w]; decoded in one piece if it is no larger than a tile.
+        tile: side of a tile in latent positions, at least 4.
+        scale: pixels to one latent position, along a side.
+
+    Returns:
+        pixels [1, 3, scale * h, scale * w].
+    """
+    height, width = latents.shape[-2:]
+    if max(height, width) <= tile:
+        return decode(latents)
+    overlap = int(tile * OVERLAP)
+    total = torch.zeros((1, 3, scale * height, scale * width))
+    weights = torch.zeros((1, 1, scale * height, scale * width))
+    for (top, bottom), (left, right) in product(_windows(height, tile, overlap), _windows(width, tile, overlap)):
+        weight = _ramps(top, bottom, height, overlap, scale)[:, None] * _ramps(left, right, width, overlap, scale)
+        region = (..., slice(scale * top, scale * bottom), slice(scale * left, scale * right))
+        total[region] += decode(latents[..., top:bottom, left:right].contiguous()) * weight
+        weights[region] += weight
+    return total / weights
+
+
+def _windows(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Beginnings and ends of equally long windows that cover a length, neighbours overlapping by at least so much."""
+    if length <= tile:
+        return [(0, length)]
+    count = -(-(length - overlap) // (tile - overlap))
+    starts = [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    return [(start, start + tile) for start in starts]
+
+
+def _ramps(begin: int, end: int, length: int, overlap: int, scale: int) -> torch.Tensor:
+    """Weights along one side of a tile, in pixels: 1 inside, falling linearly towards sides with a neighbour."""
+    pixels = scale * (end - begin)
+    position = torch.arange(pixels) + 0.5
+    weight = torch.ones(pixels)
+    if begin > 0:
+        weight = torch.minimum(weight, position / (scale * overlap))
+    if end < length:
+        weight = torch.minimum(weight, position.flip(0) / (scale * overlap))
+    return weight
