@@ -3,6 +3,7 @@
 All functions raise ValueError.
 """
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,43 @@ from PIL import Image
 
 from ov_decidiffusion.images import to_rgb
 
+MAX_SEED = 2**64 - 1  # what torch.Generator takes
+MAX_GUIDANCE = 1000  # far beyond all use; at 1e38 numbers overflow
+SHOWN = 120  # characters of a value in a message
 
-def check_prompts(prompt: str | list[str]) -> list[str]:
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short."""
+    try:
+        text = repr(value)
+    except Exception:  # a value whose repr fails is still to be refused by name
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def check_prompts(prompt: str | list[str], name: str = "prompt") -> list[str]:
     """The prompts as a list."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"`prompt` must be a string or a list of strings, got {prompt!r}.")
+        raise ValueError(f"`{name}` must be a string or a list of strings, got {shown(prompt)}.")
+    for text in prompts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            broken = text[error.start : error.end]
+            raise ValueError(
+                f"`{name}` must be text, but holds {broken!r} at position {error.start}, half of a character."
+            ) from error
     return list(prompts)
 
 
 def check_negative_prompts(negative_prompt: str | list[str] | None, count: int) -> list[str]:
     """One negative prompt for each of ``count`` prompts; empty ones where there is none."""
-    if negative_prompt is None or isinstance(negative_prompt, str):
-        return [negative_prompt or ""] * count
-    negatives = check_prompts(negative_prompt)
+    if negative_prompt is None:
+        return [""] * count
+    negatives = check_prompts(negative_prompt, "negative_prompt")
+    if isinstance(negative_prompt, str):
+        return negatives * count
     if len(negatives) != count:
         raise ValueError(f"`negative_prompt` has {len(negatives)} entries, but `prompt` has {count}.")
     return negatives
@@ -38,28 +62,66 @@ def check_images(image: Image.Image | list[Image.Image], prompts: int) -> list[I
     return [to_rgb(one) for one in images]
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}.")
+def check_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number from ``least`` to ``most``, of Python or numpy."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"`{name}` must be a whole number {allowed}, got {shown(value)}.")
+    return int(value)
 
 
-def check_range(name: str, value: Any, low: float, high: float | None) -> None:
-    """Refuse what is no number from ``low`` to ``high``; None: without an upper end."""
+def check_range(name: str, value: Any, low: float, high: float | None) -> float:
+    """A number from ``low`` to ``high``, of Python or numpy; None: without an upper end."""
     allowed = f"a number of at least {low}" if high is None else f"a number from {low} to {high}"
-    number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not value >= low or (high is not None and value > high):
-        raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")
+        raise ValueError(f"`{name}` must be {allowed}, got {shown(value)}.")
+    return float(value)
 
 
-def check_guidance_interval(interval: Any) -> None:
-    """Refuse what is neither None nor two noise levels in order."""
+def check_choice(name: str, value: Any, allowed: Any) -> str:
+    """One of the names in ``allowed``."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}.")
+    return value
+
+
+def check_guidance_interval(interval: Any) -> tuple[float, float] | None:
+    """None, or two noise levels in order."""
     if interval is None:
-        return
+        return None
     if not isinstance(interval, (list, tuple)) or len(interval) != 2:
-        raise ValueError(f"`guidance_interval` must be (low, high), two noise levels, or None, got {interval!r}.")
-    check_range("guidance_interval[0]", interval[0], 0, None)
-    check_range("guidance_interval[1]", interval[1], interval[0], None)
+        raise ValueError(f"`guidance_interval` must be (low, high), two noise levels, or None, got {shown(interval)}.")
+    low = check_range("guidance_interval[0]", interval[0], 0, None)
+    return low, check_range("guidance_interval[1]", interval[1], low, None)
+
+
+def check_latents(name: str, latents: Any, expected: tuple[int, ...]) -> torch.Tensor:
+    """Latents of the expected shape, from a tensor or a numpy array, as a float32 tensor on the CPU."""
+    if isinstance(latents, np.ndarray) and latents.dtype.kind in "fiu":
+        latents = torch.from_numpy(latents.astype(np.float32))
+    if not isinstance(latents, torch.Tensor) or latents.is_complex():
+        raise ValueError(f"`{name}` must be a tensor or an array of numbers {expected}, got {shown(latents)}.")
+    if tuple(latents.shape) != tuple(expected):
+        raise ValueError(f"`{name}` must have the shape {tuple(expected)}, got {tuple(latents.shape)}.")
+    latents = latents.detach().cpu().float()
+    if not torch.isfinite(latents).all():
+        raise ValueError(f"`{name}` must hold numbers only, but has NaN or infinity in it.")
+    return latents
+
+
+def check_callback(callback: Any) -> None:
+    """Refuse what cannot be called."""
+    if callback is not None and not callable(callback):
+        raise ValueError(f"`callback_on_step_end` must be a function or None, got {shown(callback)}.")
+
+
+def check_callback_result(result: Any) -> dict[str, Any]:
+    """What a callback gave back: a dictionary, or None for no change."""
+    if result is not None and not isinstance(result, dict):
+        raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {shown(result)}.")
+    return result or {}
 
 
 def make_generator(
@@ -69,13 +131,20 @@ def make_generator(
     if seed is not None:
         if generator is not None:
             raise ValueError("Give `seed` or `generator`, not both.")
-        seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
-        for value in seeds:
-            check_whole("seed", value, 0)
-        made = [torch.Generator().manual_seed(int(value)) for value in seeds]
-        generator = made if isinstance(seed, (list, tuple)) else made[0]
-    if isinstance(generator, (list, tuple)) and len(generator) != pictures:
-        raise ValueError(
-            f"A list of seeds or generators needs one for each of the {pictures} pictures, got {len(generator)}."
-        )
-    return list(generator) if isinstance(generator, tuple) else generator
+        several = isinstance(seed, (list, tuple, np.ndarray))
+        seeds = [check_whole("seed", value, 0, MAX_SEED) for value in (seed if several else [seed])]
+        made = [torch.Generator().manual_seed(value) for value in seeds]
+        generator = made if several else made[0]
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != pictures:
+            raise ValueError(
+                f"`{'generator' if seed is None else 'seed'}` is a list and needs one for each of the {pictures} "
+                f"pictures, got {len(generator)}."
+            )
+        generator = list(generator)
+    for one in generator if isinstance(generator, list) else [generator]:
+        if one is not None and not isinstance(one, torch.Generator):
+            raise ValueError(
+                f"`generator` must be a torch.Generator or a list of them, got {shown(one)}; whole numbers are `seed`s."
+            )
+    return generator

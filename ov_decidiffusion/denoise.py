@@ -11,6 +11,7 @@ import torch
 from diffusers import SchedulerMixin
 from tqdm.auto import tqdm
 
+from ov_decidiffusion.arguments import check_latents
 from ov_decidiffusion.caching import DEEP_FEATURES
 from ov_decidiffusion.models import TOP_LEVEL, Models
 
@@ -29,15 +30,31 @@ class Plan:
     generator: torch.Generator | list[torch.Generator] | None
 
 
-@dataclass
 class DenoisingStep:
-    """One step of ``denoise``. Assign to ``latents`` to go on from other ones."""
+    """One step of ``denoise``. Assign to ``latents`` to go on from other ones.
 
-    index: int  # from 0
-    total: int
-    timestep: torch.Tensor
-    latents: torch.Tensor  # [b, 4, h, w], after the step
-    quantized: frozenset[str] = frozenset()  # parts that run in INT8, for ``decode_latents``
+    Attributes:
+        index: from 0.
+        total: steps of the run.
+        timestep: of the schedule.
+        latents: [b, 4, h, w], after the step; ValueError where others of another shape, or NaN, are assigned.
+        quantized: parts that run in INT8, for ``decode_latents``.
+    """
+
+    def __init__(
+        self, index: int, total: int, timestep: torch.Tensor, latents: torch.Tensor, quantized: frozenset[str]
+    ):
+        self.index, self.total, self.timestep, self.quantized = index, total, timestep, quantized
+        self._latents = latents
+
+    @property
+    def latents(self) -> torch.Tensor:
+        return self._latents
+
+    @latents.setter
+    def latents(self, latents: torch.Tensor) -> None:
+        if latents is not self._latents:
+            self._latents = check_latents("latents", latents, tuple(self._latents.shape))
 
 
 class Denoiser:
@@ -113,6 +130,12 @@ class Denoiser:
             if guided:
                 prediction = guide(prediction, plan.guidance_scale, plan.guidance_rescale)
             latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+            if not torch.isfinite(latents).all():
+                raise FloatingPointError(
+                    f"Step {index + 1} of {len(plan.timesteps)} gave NaN or infinity instead of a picture: the weights "
+                    'may be damaged, or the numbers too large for the format; try inference_precision="f32", or a '
+                    "lower guidance_scale."
+                )
             step = DenoisingStep(index, len(plan.timesteps), timestep, latents, plan.quantized)
             yield step
             latents = step.latents

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-MADV_DONTNEED = 4
+MADV_PAGEOUT = 21  # since Linux 5.4; whatever lies at the addresses by then, none of it is lost
 
 
 def release_freed_memory() -> None:
@@ -25,8 +25,7 @@ def trim_heap() -> None:
 def forget_mapped_weights(file: Path) -> None:
     """The pages of a weights file that OpenVINO has mapped: read again from the file if they are needed again.
 
-    After a model's first run its weights are there a second time, packed for the processor. Only mappings that
-    nobody can write through are touched, so nothing can be lost.
+    After a model's first run its weights are there a second time, packed for the processor.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError, ValueError):
         madvise = ctypes.CDLL(None).madvise
@@ -35,7 +34,7 @@ def forget_mapped_weights(file: Path) -> None:
             addresses, access, *_, name = line.split(maxsplit=5)
             if name == str(file.resolve()) and "w" not in access:
                 begin, end = (int(address, 16) for address in addresses.split("-"))
-                madvise(begin, end - begin, MADV_DONTNEED)
+                madvise(begin, end - begin, MADV_PAGEOUT)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from ov_decidiffusion.folder import (
     weights_file,
 )
 from ov_decidiffusion.memory import forgetting_mapped_weights, trim_heap
-from ov_decidiffusion.precision import INFERENCE_PRECISIONS, choose_precision
+from ov_decidiffusion.precision import INFERENCE_PRECISIONS, choose_precision, runs_on_cpu
 from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Models:
             allowed = ", ".join(INFERENCE_PRECISIONS)
             raise ValueError(f"`inference_precision` must be one of {allowed}, got {inference_precision!r}.")
         self._core = ov.Core()
-        _check_device(self._core, device)
+        device = find_device(self._core, device)
         self._folder, self._device = folder, device
         self._precision, self.inference_precision = inference_precision, f"{inference_precision}, as asked for"
         if inference_precision == "auto":
@@ -91,11 +91,23 @@ class Models:
             packs_weights = (name, quantized) not in self._packed
             self._hand_over(model_part(name))
             start = time.perf_counter()
-            with forgetting_mapped_weights(self._weights(name, quantized)) if packs_weights else nullcontext():
-                results = self._run_rows(model, inputs, outputs) if self.static_shapes else _run(model, inputs, outputs)
+            try:
+                with forgetting_mapped_weights(self._weights(name, quantized)) if packs_weights else nullcontext():
+                    run = self._run_rows if self.static_shapes else _run
+                    results = run(model, inputs, outputs)
+            except RuntimeError:  # its one infer request may be left in a state that fails on every later call
+                self._forget(name, quantized)
+                raise
             self.seconds[name] += time.perf_counter() - start
             self._packed.add((name, quantized))
             return results
+
+    def _forget(self, name: str, quantized: bool) -> None:
+        """Compile a model anew the next time it is asked for."""
+        names = ("unet", TOP_LEVEL) if model_part(name) == "unet" else (name,)
+        for one in names:
+            self._models.pop((one, quantized), None)
+            self._packed.discard((one, quantized))
 
     def _hand_over(self, part: str) -> None:
         """Free what the models of another part computed in, where that is worth the time: together they need it all."""
@@ -145,7 +157,7 @@ class Models:
         if change is not None:
             model = change(model)
         hint = _precision_hint(name, self._device, self._precision)
-        if self._device == "CPU":
+        if runs_on_cpu(self._core, self._device):
             merge_upsampling(model)
             if quantized and hint.get("INFERENCE_PRECISION_HINT") == "f32":  # 16 bits are too coarse for its squares
                 split_group_norms(model)
@@ -178,11 +190,23 @@ def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -
     return [torch.from_numpy(results[i].copy()) for i in range(outputs)]
 
 
-def _check_device(core: ov.Core, device: str) -> None:
+def find_device(core: ov.Core, device: str | torch.device) -> str:
+    """A device as OpenVINO names it: "cpu" and ``torch.device("cpu")`` are "CPU", "auto:gpu,cpu" is "AUTO:GPU,CPU".
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
     available = core.available_devices
-    families = {name.split(".")[0] for name in available} | {"AUTO", "MULTI", "HETERO", "BATCH"}
-    if device.split(":")[0].split(".")[0] not in families:
+    name = str(device).upper() if isinstance(device, (str, torch.device)) else ""
+    family, _, listed = name.partition(":")
+    if family in ("AUTO", "MULTI", "HETERO") and (listed or family == "AUTO"):
+        candidates = listed.split(",") if listed else []
+    else:
+        candidates = [name]
+    whole = {one.split(".")[0] for one in available}
+    if not all(one.removeprefix("-") in (*available, *whole, "CPU.0") for one in candidates):
         raise ValueError(f"`device` must be AUTO or one of {', '.join(available)} on this machine, got {device!r}.")
+    return "CPU" if name == "CPU.0" else name
 
 
 def _needs_static_shapes(device: str) -> bool:

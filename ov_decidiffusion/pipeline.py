@@ -15,13 +15,19 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from ov_decidiffusion.arguments import (
+    MAX_GUIDANCE,
+    check_callback,
+    check_callback_result,
+    check_choice,
     check_guidance_interval,
     check_images,
+    check_latents,
     check_negative_prompts,
     check_prompts,
     check_range,
     check_whole,
     make_generator,
+    shown,
 )
 from ov_decidiffusion.caching import full_steps
 from ov_decidiffusion.denoise import Denoiser, DenoisingStep, Plan, guided_steps, set_timesteps
@@ -142,7 +148,7 @@ class OVStableDiffusionPipeline:
     def __call__(
         self,
         prompt: str | list[str],
-        *,
+        *others: Any,
         output_type: str = "pil",
         callback_on_step_end: Callable[["OVStableDiffusionPipeline", int, torch.Tensor, dict], dict] | None = None,
         **arguments: Any,
@@ -159,12 +165,17 @@ class OVStableDiffusionPipeline:
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+        if others:
+            raise TypeError(
+                "Only `prompt` may be given without its name, as in pipe(prompt, image=picture, height=512); got "
+                f"{len(others)} more: {shown(others[0])}."
+            )
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_callback(callback_on_step_end)
         for step in self.denoise(prompt, **arguments):
             if callback_on_step_end is not None:
-                replaced = callback_on_step_end(self, step.index, step.timestep, {"latents": step.latents})
-                step.latents = (replaced or {}).get("latents", step.latents)
+                result = callback_on_step_end(self, step.index, step.timestep, {"latents": step.latents})
+                step.latents = check_callback_result(result).get("latents", step.latents)
         if output_type == "latent":
             return StableDiffusionOutput(images=step.latents)
         return StableDiffusionOutput(images=self.decode_latents(step.latents, output_type, step.quantized))
@@ -244,43 +255,38 @@ class OVStableDiffusionPipeline:
             cache_power=cache_power,
             guidance_interval=guidance_interval,
         )
-        cache_interval, cache_power = chosen["cache_interval"], chosen["cache_power"]
-        guidance_interval = chosen["guidance_interval"]
-        num_inference_steps = self._or_default("num_inference_steps", chosen["num_inference_steps"])
+        steps = self._or_default("num_inference_steps", chosen["num_inference_steps"])
+        steps = check_whole("num_inference_steps", steps, 1, self.scheduler.config.num_train_timesteps)
         guidance_scale = self._or_default("guidance_scale", guidance_scale)
+        guidance_scale = check_range("guidance_scale", guidance_scale, 0, MAX_GUIDANCE)
         guidance_rescale = self._or_default("guidance_rescale", guidance_rescale)
-        check_whole("num_inference_steps", num_inference_steps, 1)
-        check_whole("num_images_per_prompt", num_images_per_prompt, 1)
-        check_range("guidance_rescale", guidance_rescale, 0, 1)
-        check_range("guidance_scale", guidance_scale, 0, None)
-        check_whole("cache_interval", cache_interval, 1)
-        check_range("cache_power", cache_power, 1, 3)
-        check_guidance_interval(guidance_interval)
+        guidance_rescale = check_range("guidance_rescale", guidance_rescale, 0, 1)
+        num_images_per_prompt = check_whole("num_images_per_prompt", num_images_per_prompt, 1)
+        cache_interval = check_whole("cache_interval", chosen["cache_interval"], 1)
+        cache_power = check_range("cache_power", chosen["cache_power"], 1, 3)
+        guidance_interval = check_guidance_interval(chosen["guidance_interval"])
         quantized = self._check_quantized(chosen["quantized"])
         pictures = len(prompts) * num_images_per_prompt
         generator = make_generator(generator, seed, pictures)
         images = None
         if image is not None:
-            check_range("strength", strength, 0, 1)
+            strength = check_range("strength", strength, 0, 1)
             if latents is not None:
                 raise ValueError("`latents` starts text-to-image; it cannot be given together with `image`.")
             images = check_images(image, len(prompts))
         width, height = self._size(width, height, images)
         if latents is not None:
-            expected = self._latent_shape(pictures, width, height)
-            if tuple(latents.shape) != expected:
-                raise ValueError(f"`latents` must have the shape {expected}, got {tuple(latents.shape)}.")
+            latents = check_latents("latents", latents, self._latent_shape(pictures, width, height))
         scheduler = self._fresh_scheduler(chosen["solver"])
-        timesteps = set_timesteps(scheduler, num_inference_steps, strength if images is not None else None)
-        if cache_interval > 1:
-            self._models.prepare_caching("unet" in quantized)
+        timesteps = set_timesteps(scheduler, steps, strength if images is not None else None)
+        whole = full_steps(len(timesteps), cache_interval, cache_power)
         plan = Plan(
             scheduler=scheduler,
             timesteps=timesteps,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             guided=guided_steps(scheduler, timesteps, guidance_scale, guidance_interval),
-            whole=full_steps(len(timesteps), cache_interval, cache_power),
+            whole=whole,
             quantized=quantized,
             generator=generator,
         )
@@ -292,6 +298,8 @@ class OVStableDiffusionPipeline:
             num_images_per_prompt=num_images_per_prompt,
             latents=latents,
         )
+        if not all(whole):
+            self.denoiser.prepare_caching("unet" in quantized)
         return self._run(inputs, plan)
 
     def _fresh_scheduler(self, solver: str | None) -> SchedulerMixin:
@@ -334,7 +342,7 @@ class OVStableDiffusionPipeline:
 
         The latest prompts are remembered: many pictures of one prompt encode it once.
         """
-        return self._text_encoder.encode([prompt] if isinstance(prompt, str) else prompt)
+        return self._text_encoder.encode(check_prompts(prompt))
 
     def token_ids(self, prompts: list[str]) -> np.ndarray:
         """What the text encoder takes: whole numbers [prompts, 77], padded, and cut off where a prompt is longer."""
@@ -350,6 +358,7 @@ class OVStableDiffusionPipeline:
         self, latents: torch.Tensor, output_type: str = "pil", quantized: bool | Collection[str] = False
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low."""
+        check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
         decoded = self._vae.decode(latents, "vae_decoder" in self._check_quantized(quantized))
         return self.image_processor.postprocess(decoded, output_type=output_type)
 
@@ -372,8 +381,9 @@ class OVStableDiffusionPipeline:
         """The parts to run in INT8: all that there are for True, else those named."""
         if quantized is False:
             return frozenset()
-        if quantized is not True and (isinstance(quantized, str) or not set(quantized) <= set(QUANTIZABLE)):
-            raise ValueError(f"`quantized` must be True, False or some of {QUANTIZABLE}, got {quantized!r}.")
+        named = isinstance(quantized, (list, tuple, set, frozenset)) and all(one in QUANTIZABLE for one in quantized)
+        if quantized is not True and not named:
+            raise ValueError(f"`quantized` must be True, False or some of {QUANTIZABLE}, got {shown(quantized)}.")
         wanted = self.quantized_parts if quantized is True else frozenset(quantized)
         missing = wanted - self.quantized_parts
         if missing or (quantized is True and not wanted):
@@ -398,7 +408,7 @@ class OVStableDiffusionPipeline:
             own_width, own_height = fit_size(*images[0].size, own_width * own_height, self.size_factor)
         width, height = own_width if width is None else width, own_height if height is None else height
         for name, value in (("width", width), ("height", height)):
-            check_whole(name, value, 1)
+            value = check_whole(name, value, 1)
             if value % self.size_factor:
                 below = max(1, value // self.size_factor) * self.size_factor
                 raise ValueError(

@@ -18,7 +18,16 @@ from platformdirs import user_cache_path
 INFERENCE_PRECISIONS = ("auto", "f32", "bf16", "f16")
 CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our names -> OpenVINO's
 WORTH_IT = 0.95  # a lower precision has to save at least 5 % of the time
-MEMORY_FILE = user_cache_path("ov_decidiffusion") / "precision.json"
+
+
+def _memory_file() -> Path | None:
+    """Where the answer is remembered; None for a user without a home."""
+    with contextlib.suppress(RuntimeError, OSError, KeyError):
+        return user_cache_path("ov_decidiffusion") / "precision.json"
+    return None
+
+
+MEMORY_FILE = _memory_file()
 
 
 def choose_precision(core: ov.Core, device: str) -> tuple[str | None, str]:
@@ -30,8 +39,7 @@ def choose_precision(core: ov.Core, device: str) -> tuple[str | None, str]:
     Returns:
         "f32", "bf16" or "f16", or None to leave the choice to OpenVINO; and a sentence that says why.
     """
-    only_cpu = core.available_devices == ["CPU"]
-    if device.split(".")[0] != "CPU" and not (device == "AUTO" and only_cpu):
+    if not runs_on_cpu(core, device):
         return None, f"{device}: OpenVINO's own choice"
     key = f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}, {os.cpu_count()} threads, OpenVINO {ov.__version__}"
     remembered = _remembered()
@@ -43,6 +51,11 @@ def choose_precision(core: ov.Core, device: str) -> tuple[str | None, str]:
     chosen = fastest if milliseconds[fastest] < WORTH_IT * milliseconds["f32"] else "f32"
     measured = ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items())
     return chosen, f"{chosen} is fastest here ({measured} in a probe)" if len(milliseconds) > 1 else "f32 is all it has"
+
+
+def runs_on_cpu(core: ov.Core, device: str) -> bool:
+    """Whether models run on the CPU and nowhere else."""
+    return device.split(".")[0] == "CPU" or (device.split(":")[0] == "AUTO" and core.available_devices == ["CPU"])
 
 
 def probe(core: ov.Core) -> dict[str, float]:
@@ -86,6 +99,8 @@ def _piece_of_unet(channels: int = 640, side: int = 16) -> tuple[ov.Model, np.nd
 
 
 def _remembered() -> dict:
+    if MEMORY_FILE is None:
+        return {}
     try:
         content = json.loads(MEMORY_FILE.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -95,6 +110,8 @@ def _remembered() -> dict:
 
 def _remember(content: dict) -> None:
     """A machine whose cache folder cannot be written to is probed every time."""
+    if MEMORY_FILE is None:
+        return
     with contextlib.suppress(OSError):
         MEMORY_FILE.parent.mkdir(parents=True, exist_ok=True)
         partial = MEMORY_FILE.with_name(f"{MEMORY_FILE.name}.{os.getpid()}")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ov_decidiffusion.arguments import check_choice
+
 # What a call uses where neither the caller nor the preset says otherwise. None: as the checkpoint or pipeline has it.
 PLAIN = {
     "solver": None,
@@ -31,8 +33,7 @@ def apply_preset(preset: str, **given: Any) -> dict[str, Any]:
     Raises:
         ValueError: no such preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
+    check_choice("preset", preset, PRESETS)
     chosen = PLAIN | PRESETS[preset]
     return chosen | {name: value for name, value in given.items() if value is not None}
 

@@ -10,6 +10,8 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
+from ov_decidiffusion.arguments import check_choice
+
 SQUEEZE_MODES = {"10,6": (10, 6), "11,7": (11, 7)}  # timesteps that run, and how many of them are kept as they are
 PEER_SCHEDULERS = (
     "DDIMScheduler",
@@ -173,8 +175,7 @@ def make_solver(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     Raises:
         ValueError: no such solver.
     """
-    if name not in SOLVERS:
-        raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {name!r}.")
+    check_choice("solver", name, SOLVERS)
     solver, settings = SOLVERS[name]
     return solver.from_config(scheduler.config, **settings)
 

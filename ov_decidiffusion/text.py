@@ -1,6 +1,7 @@
 """Prompts -> hidden states of the text encoder, the latest of them remembered."""
 
 import logging
+import threading
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 77
 MAX_PROMPTS = 64
+SHOWN = 80  # characters of a prompt in the log
 
 
 class TextEncoder:
@@ -25,15 +27,11 @@ class TextEncoder:
     def __init__(self, models: Models, tokenizer: CLIPTokenizer):
         self._models = models
         self.tokenizer = tokenizer
+        self._tokenizing = threading.Lock()
         self._encoded: dict[str, torch.Tensor] = {}  # prompt -> hidden states, the latest MAX_PROMPTS
 
     def encode(self, prompts: list[str]) -> torch.Tensor:
         """Hidden states [prompts, 77, d]; what does not fit into 77 tokens is left out, and said."""
-        length = self._prompt_length
-        for text, full in zip(prompts, self.tokenizer(prompts).input_ids, strict=True):
-            if len(full) > length:
-                lost = self.tokenizer.decode(full[length - 1 : -1])
-                logger.warning("A prompt holds at most %d tokens; this is left out of %r: %s", length - 2, text, lost)
         known, wanted = dict(self._encoded), dict.fromkeys(prompts)
         new = [text for text in wanted if text not in known]
         if new:
@@ -45,10 +43,21 @@ class TextEncoder:
 
     def token_ids(self, prompts: list[str]) -> np.ndarray:
         """What the text encoder takes: whole numbers [prompts, 77], padded, and cut off where a prompt is longer."""
-        length = self._prompt_length
-        padded = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np")
-        return padded.input_ids.astype(np.int64)
-
-    @property
-    def _prompt_length(self) -> int:
-        return min(self.tokenizer.model_max_length, MAX_TOKENS)
+        length, end = min(self.tokenizer.model_max_length, MAX_TOKENS), self.tokenizer.eos_token_id
+        # Padding and cutting off are settings of the tokenizer that all threads share, so they are not its work.
+        with self._tokenizing:
+            found = self.tokenizer(prompts, verbose=False).input_ids
+        rows = np.full((len(prompts), length), self.tokenizer.pad_token_id, np.int64)
+        for row, text, ids in zip(rows, prompts, found, strict=True):
+            if len(ids) > length:
+                start = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+                logger.warning(
+                    "A prompt holds at most %d tokens; the last %d of %d are left out of %r.",
+                    length - 2,
+                    len(ids) - length,
+                    len(ids) - 2,
+                    start,
+                )
+                ids = [*ids[: length - 1], end]
+            row[: len(ids)] = ids
+        return rows

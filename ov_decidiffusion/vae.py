@@ -44,7 +44,12 @@ class Autoencoder:
         """Pixels [b, 3, H, W], about -1…1, of scaled latents [b, 4, h, w]; one picture at a time keeps memory low."""
 
         def decode_one(one: torch.Tensor) -> torch.Tensor:
-            return self._models.run("vae_decoder", {"latent_sample": one.numpy()}, quantized=quantized)[0]
+            pixels = self._models.run("vae_decoder", {"latent_sample": one.numpy()}, quantized=quantized)[0]
+            if not torch.isfinite(pixels).all():
+                raise FloatingPointError(
+                    "The decoder gave NaN or infinity instead of a picture: are its weights damaged?"
+                )
+            return pixels
 
         scaled = (latents / self.scaling_factor).split(1)
         if self.tile_size is None:

@@ -1,0 +1,140 @@
+"""Whatever a call is given: pictures of the promised size and number, or a refusal that names the argument."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ov_decidiffusion.models import find_device
+
+PROMPT = "a large red star on a blue background"
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=5),
+    st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=3)), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.sampled_from(
+        [object(), np.float32(3), np.int64(7), np.zeros(3), torch.zeros(2), torch.Generator(), {1, 2}, math, math.nan]
+    ),
+)
+NAMES = (
+    ("negative_prompt", "num_inference_steps", "guidance_scale", "guidance_rescale", "height", "width", "generator")
+    + ("num_images_per_prompt", "seed", "latents", "preset", "solver", "quantized", "cache_interval", "cache_power")
+    + ("guidance_interval", "image", "strength")
+)
+ARGUMENTS = st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3)
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    arguments=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3), prompt=st.one_of(st.just("a"), ANYTHING)
+)
+def test_any_arguments_are_taken_or_refused_by_name(loaded_pipe, arguments, prompt):
+    small = {"num_images_per_prompt": 4, "height": 1024, "width": 1024}
+    for name, most in small.items():
+        if isinstance(arguments.get(name), int) and arguments[name] > most:
+            del arguments[name]
+    try:
+        loaded_pipe.denoise(prompt, **arguments)  # never iterated: nothing runs
+    except ValueError as error:
+        words = str(error)
+        assert any(f"`{name}" in words for name in ("prompt", *NAMES)) or "INT8" in words, words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generator": 42}, "`generator` must be a torch.Generator.*got 42; whole numbers are `seed`s"),
+        ({"generator": [1]}, "`generator` must be"),
+        ({"generator": np.random.default_rng(0)}, "`generator` must be"),
+        ({"latents": [[1.0]]}, "`latents` must be a tensor or an array"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, r"`latents` must have the shape \(1, 4, 16, 16\)"),
+        ({"latents": torch.full((1, 4, 16, 16), math.nan)}, "`latents` must hold numbers only"),
+        ({"preset": []}, r"`preset` must be one of exact, balanced, fast, got \[\]"),
+        ({"solver": []}, "`solver` must be one of"),
+        ({"quantized": 1}, "`quantized` must be True, False or some of"),
+        ({"seed": 2**64}, "`seed` must be a whole number from 0 to 18446744073709551615"),
+        ({"guidance_scale": math.inf}, "`guidance_scale` must be a number from 0 to 1000, got inf"),
+        ({"guidance_scale": 1e38}, "`guidance_scale`"),
+        ({"prompt": "a \ud800 b"}, "`prompt` must be text.*position 2"),
+        ({"num_inference_steps": 10**6}, "`num_inference_steps` must be a whole number from 1 to 1000"),
+        ({"callback_on_step_end": 3}, "`callback_on_step_end` must be a function"),
+        ({"callback_on_step_end": lambda *_: 7}, "`callback_on_step_end` must return a dictionary or None, got 7"),
+        (
+            {"callback_on_step_end": lambda *_: {"latents": torch.zeros(2, 4, 16, 16)}},
+            r"`latents` must have the shape \(1, 4, 16, 16\), got \(2, 4, 16, 16\)",
+        ),
+        ({"callback_on_step_end": lambda *_: {"latents": torch.full((1, 4, 16, 16), math.nan)}}, "`latents` must hold"),
+    ],
+)  # fmt: skip
+def test_what_used_to_end_in_other_errors_is_refused_and_harms_no_later_call(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"prompt": PROMPT, "num_inference_steps": 2} | arguments)
+    assert pipe(PROMPT, num_inference_steps=1, seed=0).images[0].size == (128, 128)
+
+
+def test_more_than_the_prompt_without_a_name_is_refused_in_a_sentence(pipe):
+    for others in ((64, 64), (Image.new("RGB", (8, 8)),)):
+        with pytest.raises(TypeError, match="Only `prompt` may be given without its name"):
+            pipe(PROMPT, *others)
+
+
+def test_numpy_numbers_and_arrays_are_as_good_as_pythons_and_torchs(pipe):
+    noise = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(3))
+    plain = pipe(PROMPT, latents=noise, guidance_scale=7, num_inference_steps=3, output_type="np").images
+    numpys = pipe(
+        PROMPT, latents=noise.numpy(), guidance_scale=np.int64(7), num_inference_steps=np.int32(3), output_type="np"
+    ).images
+    np.testing.assert_array_equal(plain, numpys)
+
+
+def test_a_failed_run_leaves_models_that_work(pipe):
+    with pytest.raises(RuntimeError):
+        pipe.predict(torch.zeros(1, 3, 16, 16), torch.tensor(1), torch.zeros(1, 77, 96))
+    assert np.asarray(pipe(PROMPT, num_inference_steps=4, seed=0).images[0]).std() > 5
+
+
+def test_devices_by_any_name_that_people_use(pipe):
+    import openvino as ov
+
+    core = ov.Core()
+    assert {find_device(core, name) for name in ("cpu", "CPU", "CPU.0", torch.device("cpu"))} == {"CPU"}
+    assert find_device(core, "auto:cpu") == "AUTO:CPU"
+    for wrong in ("MULTI", "AUTO:TOASTER,CPU", None, "", "GPU.7", 3):
+        with pytest.raises(ValueError, match="`device` must be AUTO or one of CPU"):
+            find_device(core, wrong)
+
+
+def test_prompts_of_all_lengths_from_many_threads_are_encoded_as_alone(pipe):
+    prompts = [" ".join(["a red fox"] * (1 + i % 40)) for i in range(160)]
+    expected = pipe.token_ids(prompts)
+    assert expected.shape == (160, 77)
+    wrong = []
+
+    def encode(thread: int) -> None:
+        for i in range(thread, 1600, 8):
+            found = pipe.token_ids([prompts[i % 160]])
+            if not np.array_equal(found[0], expected[i % 160]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=encode, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_token_ids_are_the_tokenizers_own(pipe):
+    prompts = ["", "a star", "red " * 200]
+    own = pipe.tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="np").input_ids
+    np.testing.assert_array_equal(pipe.token_ids(prompts), own)
