@@ -8,6 +8,7 @@ import gradio as gr
 from PIL import Image, ImageDraw
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,9 +22,12 @@ LICENSE_NOTE = (
 )
 # The browser itself then refuses to ask any other host for anything.
 CONTENT_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
-    "base-uri 'self'; object-src 'none'"
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; object-src 'none'; "
+    "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:* vscode-webview:"
 )
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_UPLOAD = "30mb"
+MAX_WAITING = 32  # pictures in the queue
 
 
 class _StayLocal(BaseHTTPMiddleware):
@@ -40,13 +44,18 @@ class DemoBlocks(gr.Blocks):
         """Gradio's ``launch``; every argument can be given as usual."""
         fonts = ["system-ui", "sans-serif"]
         mono = ["ui-monospace", "monospace"]
+        middleware = [Middleware(_StayLocal)]
+        if kwargs.get("server_name", "127.0.0.1") in LOOPBACK and not kwargs.get("share"):
+            # A page elsewhere whose name was made to point to this machine would send its own name as Host.
+            middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
         defaults = {
             "server_name": "127.0.0.1",
             "share": False,
             "show_error": True,
             "ssr_mode": False,
             "theme": gr.themes.Soft(font=fonts, font_mono=mono),
-            "app_kwargs": {"middleware": [Middleware(_StayLocal)]},
+            "app_kwargs": {"middleware": middleware},
+            "max_file_size": MAX_UPLOAD,
             "footer_links": [],
         }
         return super().launch(**(defaults | kwargs))
@@ -115,7 +124,7 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         progress=gr.Progress(),  # noqa: B008
     ):
         if image is None:
-            raise gr.Error("Choose a source picture first: upload one, or click an example.")
+            raise gr.Error("Choose a source picture first: upload one, or click an example.", print_exception=False)
         arguments = _arguments(prompt, negative_prompt, preset, seed, steps, guidance_scale)
         arguments |= {"image": image, "strength": strength}
         return _generate(pipe, arguments, progress, lambda: stops.wanted(request))
@@ -126,7 +135,7 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
             _tab(pipe, text_to_image, stops, None)
         with gr.Tab("Image to image"):
             _tab(pipe, image_to_image, stops, example_source(pipe.default_size[0]))
-    return demo
+    return demo.queue(api_open=False, max_size=MAX_WAITING)
 
 
 def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, stops: _Stops, source: Image.Image | None) -> None:
@@ -170,11 +179,11 @@ def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, stops: _Stops, sou
             )
             used = gr.Markdown()
     # One picture at a time, over both tabs: two at once would only slow each other down.
-    button.click(
+    at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    # First forgotten, then generated: a wish to stop counts for the pictures asked for before it.
+    button.click(stops.forget, **at_once).then(
         generate, inputs, [result, used], show_progress_on=result, concurrency_limit=1, concurrency_id="pipeline"
     )
-    at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    button.click(stops.forget, **at_once)
     stop_button.click(stops.want, **at_once)
     if examples:
         rows = [[source, text, negative] if source is not None else [text, negative] for text, negative in examples]
@@ -198,7 +207,7 @@ def _arguments(
     prompt: str, negative_prompt: str, preset: str, seed: float, steps: float, guidance_scale: float
 ) -> dict[str, Any]:
     if not (prompt or "").strip():
-        raise gr.Error("Write a prompt first: what should the picture show?")
+        raise gr.Error("Write a prompt first: what should the picture show?", print_exception=False)
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt or None,
@@ -223,6 +232,6 @@ def _generate(
             progress((step.index + 1, step.total + 1), desc="denoising", unit="steps")
         progress((step.total, step.total + 1), desc="decoding", unit="steps")
         picture = pipe.decode_latents(step.latents, quantized=step.quantized)[0]
-    except ValueError as error:
-        raise gr.Error(str(error)) from error
+    except (ValueError, FloatingPointError) as error:
+        raise gr.Error(str(error), print_exception=False) from error
     return picture, f"seed {arguments['seed']}"

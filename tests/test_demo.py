@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 
-import gradio as gr
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
@@ -91,6 +90,11 @@ def test_in_a_browser_it_makes_a_picture_stops_one_and_asks_no_other_host(demo, 
         page.get_by_text("denoising").first.wait_for(timeout=20_000)
         page.get_by_role("button", name="Stop").first.click()
         page.get_by_text(re.compile(r"^stopped after step \d+ of 100$")).first.wait_for(timeout=20_000)
+        page.get_by_role("button", name="Stop").first.click()  # while nothing runs: harms no later picture
+        page.wait_for_timeout(300)
+        page.get_by_label("number input for Steps").first.fill("3")
+        page.get_by_role("button", name="Generate").first.click()
+        page.get_by_text(re.compile(r"^seed \d+$")).first.wait_for(timeout=20_000)
         page.get_by_label("Prompt", exact=True).first.fill("")
         page.get_by_role("button", name="Generate").first.click()
         page.get_by_text("Write a prompt first").first.wait_for(timeout=20_000)
@@ -105,11 +109,35 @@ def test_the_command_serves_what_it_converted_and_quantized(quantization, model_
     monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", "--model-dir", str(model_dir), "--quantize"])
     main()
     demo, arguments = served[0]
-    assert arguments == {"server_name": "127.0.0.1", "server_port": None}
+    assert arguments == {"server_name": "127.0.0.1", "server_port": None, "auth": None}
     assert str(quantization) in capsys.readouterr().out
     presets = [block for block in demo.blocks.values() if getattr(block, "label", None) == "Preset"]
     assert [[value for _, value in block.choices] for block in presets] == [list(PRESETS)] * 2
 
 
-def test_is_a_gradio_page(demo):
-    assert isinstance(demo, gr.Blocks)
+def test_other_machines_are_asked_for_a_password_unless_told_otherwise(monkeypatch, model_dir, capsys):
+    served = []
+    monkeypatch.setattr(DemoBlocks, "launch", lambda demo, **arguments: served.append(arguments["auth"]))
+    command = ["ov_decidiffusion", "--model-dir", str(model_dir), "--host", "0.0.0.0"]
+    for more in ([], ["--auth", "ann:secret"], ["--no-auth"]):
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        main()
+    made, given, none = served
+    assert f"user: {made[0]}, password: {made[1]}" in capsys.readouterr().out and len(made[1]) >= 12
+    assert given == ("ann", "secret") and none is None
+    monkeypatch.setattr(sys, "argv", [*command, "--auth", "ann"])
+    with pytest.raises(SystemExit, match="--auth must be USER:PASSWORD, got 'ann'"):
+        main()
+
+
+def test_answers_to_its_own_name_only_and_has_no_way_past_the_queue(demo):
+    import httpx
+
+    assert "DeciDiffusion on OpenVINO" in httpx.get(demo.local_url).text
+    assert httpx.get(demo.local_url, headers={"Host": "evil.example"}).status_code == 400
+    policy = httpx.get(demo.local_url).headers["content-security-policy"]
+    assert "frame-ancestors" in policy and "form-action 'self'" in policy and "ws:" not in policy
+    arguments = {"data": ["a star", "", "exact", 1, 1, 4], "fn_index": 0}
+    for route in ("run/predict", "run/text_to_image", "api/text_to_image"):
+        answer = httpx.post(f"{demo.local_url}gradio_api/{route}", json=arguments)
+        assert answer.status_code >= 400, (route, answer.text[:200])
