@@ -94,7 +94,7 @@ def check_guidance_interval(interval: Any) -> tuple[float, float] | None:
     if not isinstance(interval, (list, tuple)) or len(interval) != 2:
         raise ValueError(f"`guidance_interval` must be (low, high), two noise levels, or None, got {shown(interval)}.")
     low = check_range("guidance_interval[0]", interval[0], 0, None)
-    return low, check_range("guidance_interval[1]", interval[1], low, None)
+    return low, check_range("guidance_interval[1]", interval[1], interval[0], None)
 
 
 def check_latents(name: str, latents: Any, expected: tuple[int, ...]) -> torch.Tensor:
