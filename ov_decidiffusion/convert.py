@@ -1,6 +1,8 @@
 """Checkpoint folder -> OpenVINO model folder, a component at a time."""
 
 import hashlib
+import json
+import logging
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -24,10 +26,16 @@ from ov_decidiffusion.folder import (
     DEFAULTS_1_0,
     DEFAULTS_2_0,
     DEFAULTS_FILE,
+    FORMAT,
     building,
+    check_model_dir,
     config_file,
     default_model_dir,
+    describe_files,
     graph_file,
+    hashes,
+    is_free,
+    only_one,
     read_json,
     tokenizer_dir,
     weights_file,
@@ -38,6 +46,9 @@ from ov_decidiffusion.memory import release_freed_memory
 from ov_decidiffusion.schedulers import make_scheduler, peer_scheduler_config
 from ov_decidiffusion.trace import TRACED, load_part, measure_agreement, run_torch, trace
 
+logger = logging.getLogger(__name__)
+
+REPORT_FIELDS = ("format", "checkpoint", "revision", "weight_format", "fingerprint", "read", "files", "parts")
 WEIGHT_FORMATS = ("fp16", "fp32")
 MIN_PSNR = 40.0  # dB
 SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise
@@ -103,24 +114,36 @@ def convert_checkpoint(
     if weight_format not in WEIGHT_FORMATS:
         raise ValueError(f"`weight_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}.")
     model_dir = default_model_dir(checkpoint, weight_format) if model_dir is None else Path(model_dir).expanduser()
-    if model_dir.exists():
-        return _existing_report(model_dir, checkpoint, revision, weight_format, verify)
+    with only_one(model_dir):
+        if not is_free(model_dir):
+            found = _existing_report(model_dir, checkpoint, revision, weight_format, verify)
+            if found is not None:
+                return found
+        return _convert(checkpoint, model_dir, weight_format, verify, revision)
+
+
+def _convert(
+    checkpoint: str | Path, model_dir: Path, weight_format: str, verify: bool | None, revision: str | None
+) -> ConversionReport:
     folder = find_checkpoint(checkpoint, revision)
     make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))  # refused now, not after the work
     if verify is None:
         verify = weights_size(folder) <= SMALL_CHECKPOINT
+    read = source_files(folder)
     with building(model_dir) as partial:
         parts = _convert_parts(folder, partial, weight_format, verify)
         _write_settings(folder, partial)
-        source = _source(checkpoint, revision) | {"fingerprint": _fingerprint(folder), "weight_format": weight_format}
-        write_json(partial / CONVERSION_REPORT, source | {"parts": [asdict(part) for part in parts]})
+        content = {"format": FORMAT} | _source(checkpoint, revision)
+        content |= {"weight_format": weight_format, "fingerprint": _fingerprint(read), "read": read}
+        content |= {"files": describe_files(partial), "parts": [asdict(part) for part in parts]}
+        write_json(partial / CONVERSION_REPORT, content)
     return ConversionReport(model_dir, weight_format, tuple(parts), converted=True)
 
 
 def _existing_report(
     model_dir: Path, checkpoint: str | Path, revision: str | None, weight_format: str, verify: bool | None
-) -> ConversionReport:
-    """The report of a complete folder; anything else in the way is left alone and refused."""
+) -> ConversionReport | None:
+    """The report of a complete folder, or None for one of an older format; anything else is left alone and refused."""
     report_file = model_dir / CONVERSION_REPORT
     missing = [name for name in TRACED if not weights_file(model_dir, name).is_file()]
     if missing or not report_file.is_file():
@@ -129,10 +152,20 @@ def _existing_report(
             f"{', '.join(missing) or CONVERSION_REPORT}): delete it or choose another folder."
         )
     report = read_json(report_file)
+    if "format" not in report and report.get("fingerprint"):
+        logger.warning("%s is of an older format, without hashes of what it was made of: converting anew.", model_dir)
+        return None
+    lacking = [name for name in REPORT_FIELDS if name not in report]
+    if lacking or report["format"] != FORMAT:
+        raise ValueError(
+            f"{report_file} is no report of this version ({', '.join(lacking) or 'another format'}): delete "
+            f"{model_dir} or choose another folder."
+        )
+    check_model_dir(model_dir)
     wanted = _source(checkpoint, revision) | {"weight_format": weight_format}
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
-        wanted["fingerprint"] = _fingerprint(folder)
+        wanted["fingerprint"] = _fingerprint(source_files(folder, report["read"]))
     differing = [name for name, value in wanted.items() if report[name] != value]
     if differing:
         raise ValueError(
@@ -163,14 +196,27 @@ def _source(checkpoint: str | Path, revision: str | None) -> dict[str, str | Non
     return {"checkpoint": folder.resolve().name if folder.is_dir() else str(checkpoint), "revision": revision}
 
 
-def _fingerprint(folder: Path) -> str:
-    """Tells trainings of one architecture apart: names, sizes and beginnings of all files of a checkpoint."""
-    digest = hashlib.sha256()
+def source_files(folder: Path, known: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """Size, time of change and sha256 of every file that a conversion reads.
+
+    Args:
+        known: what was found of them before: a file of the same size and time is not read again.
+    """
+    found = {}
     for file in checkpoint_files(folder):
-        digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(1 << 20))
-    return digest.hexdigest()[:32]
+        stat = file.stat()
+        found[file.relative_to(folder).as_posix()] = {"size": stat.st_size, "changed": stat.st_mtime_ns}
+    known = known or {}
+    same = {name: known[name] for name, now in found.items() if now.items() <= known.get(name, {}).items()}
+    read = hashes(folder, [name for name in found if name not in same])
+    return {name: same.get(name) or now | {"sha256": read[name]} for name, now in found.items()}
+
+
+def _fingerprint(read: dict[str, dict[str, Any]]) -> str:
+    """One number for the contents of all files of a checkpoint."""
+    return hashlib.sha256(
+        json.dumps({name: file["sha256"] for name, file in sorted(read.items())}).encode()
+    ).hexdigest()
 
 
 def _convert_parts(folder: Path, target: Path, weight_format: str, verify: bool) -> list[PartReport]:

@@ -5,14 +5,24 @@ folder needs no torch weights, no hub and no checkpoint.
 """
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 2  # of the reports; a folder of another one is converted anew
 
 PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 QUANTIZABLE = ("unet", "vae_decoder")  # where computing in INT8 pays
@@ -53,7 +63,9 @@ DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_resc
 
 def default_model_dir(checkpoint: str | Path, weight_format: str = "fp16") -> Path:
     """``models/<name>-<format>`` in the current folder, the name being the last part of the folder or hub id."""
-    return Path("models") / f"{Path(checkpoint).name}-{weight_format}"
+    path = Path(checkpoint).expanduser()
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return Path("models") / f"{name}-{weight_format}"
 
 
 def quantized_sibling(folder: Path, kind: str = "int8") -> Path:
@@ -113,10 +125,10 @@ def write_settings(
 
 
 def check_model_dir(folder: Path) -> None:
-    """Refuse a folder that lacks a part.
+    """Refuse a folder that lacks a part, or has a file of another size than was written.
 
     Raises:
-        ValueError: names what is missing.
+        ValueError: names what is missing or of another size.
     """
     needed = [file(folder, part) for part in PARTS for file in (graph_file, weights_file)]
     needed += [config_file(folder, "unet"), config_file(folder, "vae_decoder")]
@@ -125,30 +137,127 @@ def check_model_dir(folder: Path) -> None:
     if missing:
         what = "does not exist" if not folder.exists() else f"lacks {', '.join(missing)}"
         raise ValueError(f"`model_dir` {folder} {what}: make it with convert_checkpoint.")
+    damaged = [
+        name for name, written in _written_files(folder).items() if not _has_size(folder / name, written["size"])
+    ]
+    if damaged:
+        raise ValueError(_damage(folder, damaged, "of another size than was written"))
+
+
+def verify_model_dir(folder: str | Path) -> None:
+    """Read every file of a model folder and compare it with what was written: some seconds for the real models.
+
+    Raises:
+        ValueError: names the files that are missing or damaged, or the folder has no hashes to compare with.
+    """
+    folder = Path(folder).expanduser()
+    check_model_dir(folder)
+    written = _written_files(folder)
+    if not written:
+        raise ValueError(f"`model_dir` {folder} has no hashes to compare with: convert the checkpoint anew.")
+    found = hashes(folder, written)
+    damaged = [name for name, hashed in found.items() if hashed != written[name]["sha256"]]
+    if damaged:
+        raise ValueError(_damage(folder, damaged, "not what was written"))
+
+
+def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The sha256 of files of a folder, by name."""
+
+    def sha256(name: str) -> str:
+        with (folder / name).open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+
+    names = list(names)
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        return dict(zip(names, pool.map(sha256, names), strict=True))
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file of a folder but its reports, for a report."""
+    reports = (CONVERSION_REPORT, QUANTIZATION_REPORT)
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    found = hashes(folder, [name for name in names if name not in reports])
+    return {name: {"size": (folder / name).stat().st_size, "sha256": sha256} for name, sha256 in found.items()}
+
+
+def _written_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the latest report says of the files of a folder; nothing where there is none."""
+    for name in (QUANTIZATION_REPORT, CONVERSION_REPORT):
+        if (folder / name).is_file():
+            files = read_json(folder / name).get("files")
+            return files if isinstance(files, dict) else {}
+    return {}
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+def _damage(folder: Path, names: list[str], what: str) -> str:
+    verb = "is" if len(names) == 1 else "are"
+    return f"`model_dir` {folder} is damaged: {', '.join(names)} {verb} {what}. Delete the folder and convert anew."
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a new folder may be made there: nothing is there, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+@contextlib.contextmanager
+def only_one(target: Path) -> Iterator[None]:
+    """Wait for other processes that make the same folder, and remove what a killed one left beside it."""
+    place = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    lock = FileLock(Path(tempfile.gettempdir()) / f"ov_decidiffusion-{user}-{place}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("Another process is writing %s: waiting for it.", target)
+        lock.acquire()
+    try:
+        for left in target.parent.glob(f".{target.name}.*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """A new folder beside ``target`` to write into, which takes its place at the end; after an error, nothing stays."""
+    """A new folder beside ``target`` to write into, which takes its place at the end; after an error, nothing stays.
+
+    A folder that is there already is replaced. To be used within ``only_one``.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old.partial")
     try:
+        partial.mkdir()
         yield partial
+        if target.exists():
+            os.replace(target, old)
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def read_json(file: str | Path) -> dict[str, Any]:
+def read_json(file: str | Path, remedy: str = "make the folder anew") -> dict[str, Any]:
     """A settings file.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is missing, or holds something else than a JSON object; ``remedy`` ends the message.
     """
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): download it again.") from error
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror or error}): {remedy}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): {remedy}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, but holds a {type(content).__name__}: {remedy}.")
+    return content
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

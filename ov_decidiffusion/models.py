@@ -177,10 +177,10 @@ def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
     if not all(report.is_file() for report in reports):
         return frozenset()
     quantization, copied, conversion = map(read_json, reports)
-    if copied["fingerprint"] != conversion["fingerprint"]:
+    if copied.get("fingerprint") != conversion.get("fingerprint"):
         logger.warning("%s was made from another checkpoint than %s: not used.", folder, source)
         return frozenset()
-    if quantization["mode"] != "int8":  # its weights are stored in fewer bits, and that is all
+    if quantization.get("mode") != "int8":  # its weights are stored in fewer bits, and that is all
         return frozenset()
     return frozenset(part["name"] for part in quantization["parts"] if part["quantized"])
 

@@ -27,12 +27,16 @@ from tqdm.auto import tqdm
 from ov_decidiffusion.arguments import check_whole
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
+    FORMAT,
     QUANTIZABLE,
     QUANTIZATION_REPORT,
     building,
     check_model_dir,
     config_file,
+    describe_files,
     graph_file,
+    is_free,
+    only_one,
     quantized_sibling,
     read_json,
     weights_file,
@@ -41,6 +45,8 @@ from ov_decidiffusion.folder import (
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.rewrites import merge_upsampling
 from ov_decidiffusion.trace import psnr
+
+logger = logging.getLogger(__name__)
 
 BUDGETS = {"unet": 30.0, "vae_decoder": 35.0}  # dB
 SPARE = 0.5  # dB asked of NNCF beyond the budget, for what is done to the ranges after it
@@ -112,8 +118,12 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
         raise ValueError(f"`model_dir` {model_dir} holds quantized models; give the folder that they were made from.")
     check_model_dir(model_dir)
     target = quantized_sibling(model_dir, mode)
-    if target.exists():
-        return _existing_report(target, model_dir)
+    with only_one(target):
+        found = None if is_free(target) else _existing_report(target, model_dir)
+        return found or _quantize(model_dir, target, mode, prompts)
+
+
+def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> QuantizationReport:
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
     chosen = pipe.defaults["calibration_prompts"][:prompts]
     pipe.set_progress_bar_config(disable=True)
@@ -121,24 +131,28 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
     del pipe
     names = QUANTIZABLE if mode == "int8" else ("unet", "text_encoder")
     with building(target) as partial:
-        shutil.copytree(model_dir, partial, ignore=shutil.ignore_patterns(*names))
+        shutil.copytree(model_dir, partial, ignore=shutil.ignore_patterns(*names), dirs_exist_ok=True)
         parts = [
             _quantize_part(name, model_dir, partial, mode, recorded[name], checked[name])
             for name in tqdm(names, desc=f"quantizing ({mode})", unit="part")
         ]
         report = QuantizationReport(target, mode, tuple(parts))
-        content = {"mode": mode, "nncf": nncf.__version__, "parts": [asdict(part) for part in parts]}
-        write_json(partial / QUANTIZATION_REPORT, content)
+        content = {"format": FORMAT, "mode": mode, "nncf": nncf.__version__, "files": describe_files(partial)}
+        write_json(partial / QUANTIZATION_REPORT, content | {"parts": [asdict(part) for part in parts]})
     return report
 
 
-def _existing_report(target: Path, model_dir: Path) -> QuantizationReport:
-    """The report of a complete folder; anything else in the way is left alone and refused."""
+def _existing_report(target: Path, model_dir: Path) -> QuantizationReport | None:
+    """The report of a complete folder, or None for one of an older format; anything else is left alone and refused."""
     if not (target / QUANTIZATION_REPORT).is_file():
         raise ValueError(f"{target} exists and holds no quantized models of ours: delete or move it.")
-    if read_json(target / CONVERSION_REPORT)["fingerprint"] != read_json(model_dir / CONVERSION_REPORT)["fingerprint"]:
+    content, copied = read_json(target / QUANTIZATION_REPORT), read_json(target / CONVERSION_REPORT)
+    if "format" not in content:
+        logger.warning("%s is of an older format, without hashes: quantizing anew.", target)
+        return None
+    if copied.get("fingerprint") != read_json(model_dir / CONVERSION_REPORT).get("fingerprint"):
         raise ValueError(f"{target} was made from another checkpoint than {model_dir}: delete or move it.")
-    content = read_json(target / QUANTIZATION_REPORT)
+    check_model_dir(target)
     return QuantizationReport(target, content["mode"], tuple(QuantizedPart(**part) for part in content["parts"]))
 
 

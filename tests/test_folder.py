@@ -1,0 +1,106 @@
+"""The model folder: changes of the checkpoint and damage are noticed, and two makers end in one folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.folder import default_model_dir, verify_model_dir
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+
+@pytest.fixture
+def copied(model_dir, tmp_path) -> Path:
+    return shutil.copytree(model_dir, tmp_path / "tiny")
+
+
+def flip_a_bit(file: Path, place: float) -> None:
+    position = int(place * (file.stat().st_size - 1))
+    with file.open("r+b") as opened:
+        opened.seek(position)
+        byte = opened.read(1)[0]
+        opened.seek(position)
+        opened.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("name", ["unet/openvino_model.bin", "tokenizer/vocab.json", "vae_encoder/config.json"])
+def test_a_flipped_bit_is_found_on_request(copied, name):
+    verify_model_dir(copied)
+    for place in (0.1, 0.9):
+        flip_a_bit(copied / name, place)
+        with pytest.raises(ValueError, match=f"is damaged: {name} is not what was written.*convert anew"):
+            verify_model_dir(copied)
+        flip_a_bit(copied / name, place)
+    verify_model_dir(copied)
+
+
+def test_a_file_cut_short_is_found_whenever_the_folder_is_loaded(copied):
+    os.truncate(copied / "unet" / "openvino_model.bin", 1000)
+    for use in (
+        OVStableDiffusionPipeline.from_pretrained,
+        lambda folder: convert_checkpoint(EMBEDDED_CHECKPOINT, folder),
+    ):
+        with pytest.raises(ValueError, match="unet/openvino_model.bin is of another size than was written"):
+            use(copied)
+
+
+def test_any_changed_byte_of_a_checkpoint_is_seen_and_a_new_time_alone_is_none(model_dir, tmp_path):
+    checkpoint = shutil.copytree(EMBEDDED_CHECKPOINT, tmp_path / EMBEDDED_CHECKPOINT.name)
+    weights = checkpoint / "flexible_unet" / "diffusion_pytorch_model.safetensors"
+    os.utime(weights)
+    assert not convert_checkpoint(checkpoint, model_dir).converted
+    flip_a_bit(weights, 0.8)  # far behind the first megabyte
+    with pytest.raises(ValueError, match="fingerprint differs"):
+        convert_checkpoint(checkpoint, model_dir)
+
+
+def test_a_folder_of_an_older_format_is_converted_anew(copied, caplog):
+    file = copied / "conversion_report.json"
+    report = json.loads(file.read_text())
+    for name in ("format", "read", "files"):
+        del report[name]
+    file.write_text(json.dumps(report | {"fingerprint": "0123"}))
+    (copied / "of-old").write_text("")
+    assert convert_checkpoint(EMBEDDED_CHECKPOINT, copied, verify=False).converted
+    assert "older format" in caplog.text and not (copied / "of-old").exists()
+    verify_model_dir(copied)
+    assert [left.name for left in copied.parent.iterdir()] == [copied.name]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"format": 3}'])
+def test_a_broken_report_is_told_by_its_name(copied, content):
+    (copied / "conversion_report.json").write_text(content)
+    with pytest.raises(ValueError, match="conversion_report.json"):
+        convert_checkpoint(EMBEDDED_CHECKPOINT, copied)
+
+
+def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_path):
+    target = tmp_path / "models" / "tiny"
+    left = target.with_name(f".{target.name}.0123abcd.partial")
+    left.mkdir(parents=True)
+    (left / "half").write_text("of a model")
+    code = (
+        "import sys; from ov_decidiffusion.convert import convert_checkpoint; "
+        "print(convert_checkpoint(sys.argv[1], sys.argv[2], verify=False))"
+    )
+    command = [sys.executable, "-c", code, str(EMBEDDED_CHECKPOINT), str(target)]
+    root = Path(__file__).parent.parent
+    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    reports = [process.communicate(timeout=300)[0] for process in both]
+    assert sorted("converted to" in report for report in reports) == [False, True]
+    assert all(str(target) in report for report in reports)
+    assert [one.name for one in target.parent.iterdir()] == [target.name]
+
+
+def test_an_empty_folder_is_a_place_to_convert_to_and_names_come_from_real_ones(tmp_path, monkeypatch):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert convert_checkpoint(EMBEDDED_CHECKPOINT, empty, verify=False).converted
+    monkeypatch.chdir(tmp_path / "empty")
+    assert default_model_dir(".") == Path("models/empty-fp16")
