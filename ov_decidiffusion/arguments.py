@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-
-from ov_decidiffusion.images import to_rgb
 
 MAX_SEED = 2**64 - 1  # what torch.Generator takes
 MAX_GUIDANCE = 1000  # far beyond all use; at 1e38 numbers overflow
@@ -54,12 +51,47 @@ def check_negative_prompts(negative_prompt: str | list[str] | None, count: int) 
     return negatives
 
 
-def check_images(image: Image.Image | list[Image.Image], prompts: int) -> list[Image.Image]:
-    """One source picture, or one for each prompt, in RGB."""
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
-    if len(images) not in (1, prompts):
-        raise ValueError(f"`image` must be one picture or one for each of the {prompts} prompts, got {len(images)}.")
-    return [to_rgb(one) for one in images]
+def check_embeds(name: str, embeds: Any, width: int, count: int | None = None) -> torch.Tensor:
+    """Hidden states [count, n, width] of a text encoder; any count if None."""
+    if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or embeds.shape[-1] != width or 0 in embeds.shape:
+        found = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else shown(embeds)
+        raise ValueError(
+            f"`{name}` must be a tensor [prompts, tokens, {width}], as encode_prompt makes it, got {found}."
+        )
+    return check_latents(name, embeds, (count or len(embeds), *embeds.shape[1:]))
+
+
+def check_schedule(name: str, values: Any, high: float) -> list[Any] | None:
+    """None, or timesteps or noise levels, falling, from ``high`` to 0."""
+    if values is None:
+        return None
+    if isinstance(values, (np.ndarray, torch.Tensor)):
+        values = values.tolist()
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError(f"`{name}` must be a list of falling numbers, got {shown(values)}.")
+    check = check_whole if name == "timesteps" else check_range
+    checked = [check(f"{name}[{i}]", value, 0, high) for i, value in enumerate(values)]
+    if any(later >= earlier for earlier, later in zip(checked, checked[1:], strict=False)):
+        raise ValueError(f"`{name}` must be falling, got {shown(values)}.")
+    return checked
+
+
+def check_quantized(quantized: Any, there_are: frozenset[str], possible: tuple[str, ...]) -> frozenset[str]:
+    """The parts to run in INT8: all that there are for True, else those named."""
+    if quantized is False:
+        return frozenset()
+    named = isinstance(quantized, (list, tuple, set, frozenset)) and all(one in possible for one in quantized)
+    if quantized is not True and not named:
+        raise ValueError(f"`quantized` must be True, False or some of {possible}, got {shown(quantized)}.")
+    wanted = there_are if quantized is True else frozenset(quantized)
+    missing = wanted - there_are
+    if missing or (quantized is True and not wanted):
+        raise ValueError(
+            f"There is no INT8 {' and '.join(sorted(missing)) or 'model'} for this folder: make it with "
+            "quantize_models from the folder that convert_checkpoint wrote, and load the pipeline anew. A part "
+            "that was kept as it was, since INT8 harmed it too much, has none."
+        )
+    return wanted
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -115,6 +147,15 @@ def check_callback(callback: Any) -> None:
     """Refuse what cannot be called."""
     if callback is not None and not callable(callback):
         raise ValueError(f"`callback_on_step_end` must be a function or None, got {shown(callback)}.")
+
+
+def check_callback_tensors(names: Any, possible: tuple[str, ...]) -> list[str]:
+    """The tensors that a callback is given."""
+    if not isinstance(names, (list, tuple)) or not all(name in possible for name in names):
+        raise ValueError(
+            f"`callback_on_step_end_tensor_inputs` must be a list of some of {', '.join(possible)}, got {shown(names)}."
+        )
+    return list(names)
 
 
 def check_callback_result(result: Any) -> dict[str, Any]:

@@ -235,12 +235,21 @@ def building(target: Path) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
+        for file in partial.rglob("*"):
+            _write_through(file)
         if target.exists():
             os.replace(target, old)
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_through(file: Path) -> None:
+    """To the disk, so that a folder which is there is whole after a power cut too."""
+    if file.is_file():
+        with file.open("r+b") as opened:
+            os.fsync(opened.fileno())
 
 
 def read_json(file: str | Path, remedy: str = "make the folder anew") -> dict[str, Any]:

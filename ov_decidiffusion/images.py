@@ -1,27 +1,94 @@
-"""PIL pictures <-> the tensors that the models take and give."""
+"""PIL pictures, arrays and tensors -> the tensors that the models take, and back; sizes."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 
+from ov_decidiffusion.arguments import check_whole
 
-def to_rgb(image: Image.Image) -> Image.Image:
+RESIZE_MODES = ("crop", "fill", "stretch")
+AREA_TOLERANCE = 0.15  # of the default's area: how far a size may go to be closer to a source's shape
+
+
+def to_pictures(image: Any, name: str = "image") -> list[Image.Image]:
+    """Source pictures in whatever form, as upright RGB ones.
+
+    Args:
+        image: a PIL picture, an array [H, W], [H, W, 3] or [b, H, W, 3], a tensor [3, H, W] or [b, 3, H, W], or a list
+            of such. Whole numbers are 0…255. Others are 0…1, and tensors with negative numbers -1…1, as in diffusers.
+
+    Raises:
+        ValueError: something else, or a picture that cannot be read.
+    """
+    if isinstance(image, (list, tuple)):
+        return [picture for one in image for picture in to_pictures(one, name)]
+    if isinstance(image, Image.Image):
+        return [to_rgb(image, name)]
+    if isinstance(image, torch.Tensor):
+        return _tensor_to_pictures(image, name)
+    if isinstance(image, np.ndarray):
+        return _array_to_pictures(image, name)
+    raise ValueError(f"`{name}` must be a PIL picture, an array or a tensor, got {type(image).__name__}.")
+
+
+def check_images(image: Any, prompts: int) -> list[Image.Image]:
+    """One source picture, or one for each prompt, in RGB."""
+    images = to_pictures(image)
+    if len(images) not in (1, prompts):
+        raise ValueError(f"`image` must be one picture or one for each of the {prompts} prompts, got {len(images)}.")
+    return images
+
+
+def _tensor_to_pictures(tensor: torch.Tensor, name: str) -> list[Image.Image]:
+    batch = tensor.detach().cpu()[None] if tensor.ndim == 3 else tensor.detach().cpu()
+    if batch.ndim != 4 or batch.shape[1] not in (1, 3) or batch.is_complex():
+        raise ValueError(f"`{name}` as a tensor must be [3, H, W] or [b, 3, H, W], got {tuple(tensor.shape)}.")
+    if batch.is_floating_point() and batch.numel() and batch.min() < 0:
+        batch = batch / 2 + 0.5
+    array = batch.permute(0, 2, 3, 1)
+    return _array_to_pictures(array.float().numpy() if array.is_floating_point() else array.numpy(), name)
+
+
+def _array_to_pictures(array: np.ndarray, name: str) -> list[Image.Image]:
+    batch = array[None] if array.ndim in (2, 3) and not (array.ndim == 3 and array.shape[-1] not in (1, 3)) else array
+    batch = batch[..., None] if batch.ndim == 3 else batch
+    if batch.ndim != 4 or batch.shape[-1] not in (1, 3) or 0 in batch.shape or array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"`{name}` as an array must be [H, W], [H, W, 3] or [b, H, W, 3] of numbers, got {array.shape} of "
+            f"{array.dtype}."
+        )
+    values = batch.astype(np.float32) * (255 if array.dtype.kind in "fb" else 1)
+    if not np.isfinite(values).all() or values.min() < -0.5 or values.max() > 255.5:
+        allowed = "0…1" if array.dtype.kind == "f" else "0…255"
+        raise ValueError(
+            f"`{name}` as an array of {array.dtype} must be in {allowed}, got {array.min()} to {array.max()}."
+        )
+    rgb = np.broadcast_to(values.round().clip(0, 255).astype(np.uint8), (*batch.shape[:3], 3))
+    return [Image.fromarray(np.ascontiguousarray(one)) for one in rgb]
+
+
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     """Any PIL picture as an upright RGB one.
 
     EXIF rotation is applied, transparency is laid on white, and 16-bit and floating-point greys keep their
     range instead of being cut off.
 
     Raises:
-        ValueError: not a PIL picture, or an empty one.
+        ValueError: not a PIL picture, an empty one, or a file that is cut short or damaged.
     """
     if not isinstance(image, Image.Image):
-        raise ValueError(f"`image` must be a PIL picture, got {type(image).__name__}.")
+        raise ValueError(f"`{name}` must be a PIL picture, got {type(image).__name__}.")
     if min(image.size) < 1:
-        raise ValueError(f"`image` is empty: {image.width}x{image.height} pixels.")
-    image = ImageOps.exif_transpose(image)
+        raise ValueError(f"`{name}` is empty: {image.width}x{image.height} pixels.")
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
+        raise ValueError(f"`{name}` cannot be read, it may be cut short or damaged: {error}") from error
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _wide_grey_to_rgb(image)
     if image.has_transparency_data:
@@ -32,31 +99,100 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_grey_to_rgb(image: Image.Image) -> Image.Image:
-    grey = np.nan_to_num(np.asarray(image, np.float32))
-    if image.mode == "F" and grey.max(initial=0) <= 1:
+    """16 bits are 0…65535. "I" and "F" do not say their range: up to 1 (F) and up to 255 are taken for it."""
+    grey = np.asarray(image, np.float32)
+    largest = grey[np.isfinite(grey)].max(initial=0)
+    if image.mode == "F" and largest <= 1:
         grey = grey * 255
-    elif grey.max(initial=0) > 255:
+    elif image.mode.startswith("I;16") or largest > 255:
         grey = grey / 257  # 65535 / 255
+    grey = np.nan_to_num(grey, nan=0, posinf=255, neginf=0)
     return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
 
 
-def fit_size(width: int, height: int, max_area: int, factor: int) -> tuple[int, int]:
-    """The size to generate at for a source picture: its own, unless that is too large.
+def fit_size(width: int, height: int, area: int, factor: int) -> tuple[int, int]:
+    """The size to generate at for a source picture: the one closest to its shape among those of about ``area``.
 
     Args:
         width, height: of the source, in pixels.
-        max_area: pixels; a larger source is scaled down to it, keeping its shape.
-        factor: both sides are rounded to multiples of it, and are at least it.
+        area: pixels of the default size; sizes may have up to 15 % more or less.
+        factor: both sides are multiples of it.
 
     Returns:
-        (width, height), in pixels, with an area of at most ``max_area`` wherever the factor allows it.
+        (width, height), in pixels.
     """
-    scale = min(1.0, math.sqrt(max_area / (width * height)))
-    sides = [max(factor, round(side * scale / factor) * factor) for side in (width, height)]
-    while sides[0] * sides[1] > max_area and max(sides) > factor:  # rounding up went past the area
-        longer = sides.index(max(sides))
-        sides[longer] -= factor
-    return sides[0], sides[1]
+    units = area / factor**2
+    most = max(1, math.floor(units * (1 + AREA_TOLERANCE)))
+    least = units * (1 - AREA_TOLERANCE)
+    candidates = [(i, j) for i in range(1, most + 1) for j in range(1, most // i + 1) if i * j >= least]
+    wanted = math.log(width / height)
+
+    def distance(size: tuple[int, int]) -> tuple[float, float]:
+        i, j = size
+        return round(abs(math.log(i / j) - wanted), 9), abs(i * j - units)
+
+    i, j = min(candidates or [(1, 1)], key=distance)
+    return i * factor, j * factor
+
+
+def choose_size(
+    width: Any,
+    height: Any,
+    images: list[Image.Image] | None,
+    default: tuple[int, int],
+    factor: int,
+    fixed: bool = False,
+) -> tuple[int, int]:
+    """The size of the pictures to make, in pixels.
+
+    Args:
+        width, height: as asked for; None for the default's, or with ``images`` for what is closest to their shape.
+        default: (width, height).
+        factor: sides are multiples of it.
+        fixed: whether the default is the only size there is.
+
+    Raises:
+        ValueError: another multiple, sources of different sizes, or another size than the only one.
+    """
+    own = default
+    if images is not None and not fixed and (width is None or height is None):
+        if len({image.size for image in images}) > 1:
+            raise ValueError("`image` holds pictures of different sizes: give `height` and `width`.")
+        own = fit_size(*images[0].size, default[0] * default[1], factor)
+    chosen = []
+    for name, asked, otherwise in (("width", width, own[0]), ("height", height, own[1])):
+        value = otherwise if asked is None else check_whole(name, asked, 1)
+        if value % factor:
+            below = max(1, value // factor) * factor
+            raise ValueError(
+                f"`{name}` must be a multiple of {factor}, got {value}; the nearest are {below} and {below + factor}."
+            )
+        chosen.append(value)
+    if fixed and tuple(chosen) != default:
+        raise ValueError(
+            f"On this device pictures are {default[0]}x{default[1]} pixels, got `width` {chosen[0]} and `height` "
+            f"{chosen[1]}: leave them out, or choose another device."
+        )
+    return chosen[0], chosen[1]
+
+
+def resize(picture: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
+    """Bring a picture to a size (width, height).
+
+    Args:
+        mode: "crop" scales it to cover the size and cuts the rest off evenly; "fill" scales it to lie within and
+            repeats its edges around it; "stretch" changes its shape.
+    """
+    if picture.size == size:
+        return picture
+    if mode == "stretch":
+        return picture.resize(size, Image.Resampling.LANCZOS)
+    if mode == "crop":
+        return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    inside = ImageOps.contain(picture, size, Image.Resampling.LANCZOS)
+    left, top = ((size[i] - inside.size[i]) // 2 for i in (0, 1))
+    around = ((top, size[1] - inside.height - top), (left, size[0] - inside.width - left), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(inside), around, "edge"))
 
 
 def make_image_processor(vae_scale_factor: int) -> VaeImageProcessor:

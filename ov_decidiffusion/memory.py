@@ -1,13 +1,39 @@
-"""Hand memory back to the system that this process holds and does not need. They only do something on Linux."""
+"""Refuse what needs too much memory, and hand back what this process holds and does not need (on Linux)."""
 
 import contextlib
 import ctypes
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
+LIMIT_VARIABLE = "OV_DECIDIFFUSION_MEMORY_GB"
 MADV_PAGEOUT = 21  # since Linux 5.4; whatever lies at the addresses by then, none of it is lost
+
+
+def check_memory(needed: int) -> None:
+    """Refuse what needs more memory than the machine has free.
+
+    Args:
+        needed: bytes, an estimate. ``OV_DECIDIFFUSION_MEMORY_GB`` says how many gigabytes may be used instead.
+
+    Raises:
+        ValueError: says the estimate, and what to do.
+    """
+    told = os.environ.get(LIMIT_VARIABLE)
+    try:
+        free = float(told) * 1e9 if told else psutil.virtual_memory().available
+    except ValueError as error:
+        raise ValueError(f"{LIMIT_VARIABLE} must be a number of gigabytes, got {told!r}.") from error
+    if needed > free:
+        raise ValueError(
+            f"`width`, `height` and the number of pictures need about {needed / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free: make smaller pictures, or fewer at a time. {LIMIT_VARIABLE} says how many "
+            "gigabytes may be used where this is wrong."
+        )
 
 
 def release_freed_memory() -> None:

@@ -1,6 +1,5 @@
 """OVStableDiffusionPipeline: text, and a picture where one is wanted, to pictures, on OpenVINO."""
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,31 +14,29 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from ov_decidiffusion.arguments import (
-    MAX_GUIDANCE,
     check_callback,
-    check_callback_result,
+    check_callback_tensors,
     check_choice,
-    check_guidance_interval,
-    check_images,
     check_latents,
-    check_negative_prompts,
     check_prompts,
+    check_quantized,
     check_range,
     check_whole,
     make_generator,
     shown,
 )
-from ov_decidiffusion.caching import full_steps
-from ov_decidiffusion.denoise import Denoiser, DenoisingStep, Plan, guided_steps, set_timesteps
+from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
+from ov_decidiffusion.denoise import Denoiser, DenoisingStep, Plan, make_plan
 from ov_decidiffusion.folder import QUANTIZABLE, read_defaults, read_json, scheduler_file, tokenizer_dir
-from ov_decidiffusion.images import fit_size, make_image_processor
+from ov_decidiffusion.images import RESIZE_MODES, check_images, choose_size, make_image_processor, resize
+from ov_decidiffusion.memory import check_memory
 from ov_decidiffusion.models import Models
-from ov_decidiffusion.presets import apply_preset
-from ov_decidiffusion.schedulers import check_scheduler, make_scheduler, make_solver
-from ov_decidiffusion.text import TextEncoder
+from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
+from ov_decidiffusion.text import Text, TextEncoder, check_text
 from ov_decidiffusion.vae import Autoencoder
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+PictureLike = Image.Image | np.ndarray | torch.Tensor
 
 
 @dataclass
@@ -49,7 +46,7 @@ class StableDiffusionOutput(BaseOutput):
     images: list[Image.Image] | np.ndarray | torch.Tensor
 
 
-class OVStableDiffusionPipeline:
+class OVStableDiffusionPipeline(RunState):
     """Text-to-image and text-guided image-to-image with an OpenVINO model folder.
 
     Argument names and meanings are those of diffusers' ``StableDiffusionPipeline`` and
@@ -76,6 +73,7 @@ class OVStableDiffusionPipeline:
         scheduler: SchedulerMixin,
         defaults: dict[str, Any],
     ):
+        super().__init__()
         self._models = models
         self._text_encoder = TextEncoder(models, tokenizer)
         self._vae = Autoencoder(models)
@@ -147,23 +145,30 @@ class OVStableDiffusionPipeline:
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *others: Any,
         output_type: str = "pil",
+        return_dict: bool = True,
         callback_on_step_end: Callable[["OVStableDiffusionPipeline", int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **arguments: Any,
-    ) -> StableDiffusionOutput:
+    ) -> StableDiffusionOutput | tuple:
         """Generate pictures.
 
         Args:
             prompt: what to show; one or a list.
             output_type: "pil", "np", "pt" or "latent" (before the decoder).
-            callback_on_step_end: called as ``callback(pipe, step, timestep, {"latents": latents})`` after each
-                step; if it returns a dictionary, its "latents" are gone on from.
+            return_dict: False gives a tuple, as in diffusers: the pictures, and None for a safety check.
+            callback_on_step_end: called as ``callback(pipe, step, timestep, tensors)`` after each step; if it returns
+                a dictionary, what is in it is gone on from. It may set ``pipe._interrupt``, which ends the run with
+                the picture as it is, and ``pipe._guidance_scale``. diffusers' own callbacks work.
+            callback_on_step_end_tensor_inputs: the tensors that it is given: "latents", "prompt_embeds",
+                "negative_prompt_embeds". As in diffusers, "prompt_embeds" of a guided run has both.
             arguments: those of ``denoise``.
 
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
+            FloatingPointError: the models gave NaN or infinity instead of a picture.
         """
         if others:
             raise TypeError(
@@ -172,30 +177,42 @@ class OVStableDiffusionPipeline:
             )
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_callback(callback_on_step_end)
-        for step in self.denoise(prompt, **arguments):
-            if callback_on_step_end is not None:
-                result = callback_on_step_end(self, step.index, step.timestep, {"latents": step.latents})
-                step.latents = check_callback_result(result).get("latents", step.latents)
-        if output_type == "latent":
-            return StableDiffusionOutput(images=step.latents)
-        return StableDiffusionOutput(images=self.decode_latents(step.latents, output_type, step.quantized))
+        names = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        names = check_callback_tensors(names, CALLBACK_TENSORS)
+        with self._running() as at:
+            for step in self.denoise(prompt, **arguments):
+                at(step)
+                if callback_on_step_end is not None:
+                    call_back(callback_on_step_end, self, step, names)
+                if self.interrupt:
+                    break
+        images = step.latents
+        if output_type != "latent":
+            images = self.decode_latents(step.latents, output_type, step.quantized)
+        return StableDiffusionOutput(images=images) if return_dict else (images, None)
 
     def denoise(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         *,
         negative_prompt: str | list[str] | None = None,
-        image: Image.Image | list[Image.Image] | None = None,
-        strength: float = 0.6,
+        image: PictureLike | list[PictureLike] | None = None,
+        strength: float = 0.8,
+        resize_mode: str = "crop",
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
+        eta: float = 0.0,
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | list[int] | None = None,
-        latents: torch.Tensor | None = None,
+        latents: torch.Tensor | np.ndarray | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
         preset: str = "exact",
         solver: str | None = None,
         quantized: bool | Sequence[str] | None = None,
@@ -212,15 +229,22 @@ class OVStableDiffusionPipeline:
             prompt: what to show; one or a list.
             negative_prompt: what to keep away from; one for all prompts, or a list of the same length. It acts
                 through guidance, so ``guidance_scale`` has to be above 1.
-            image: a source picture, or one for each prompt, of any size and mode; makes it image-to-image.
+            image: a source picture, or one for each prompt, of any size; makes it image-to-image. PIL pictures of any
+                mode, arrays and tensors as ``to_pictures`` takes them.
             strength: with ``image``, how much of it to redo, above 0 and at most 1: that share of the steps runs.
+            resize_mode: how a source of another shape than the picture's is brought to it: "crop" cuts it off evenly,
+                "fill" repeats its edges, "stretch" changes its shape.
             num_inference_steps: denoising steps, at least 1; None for the checkpoint's own.
+            timesteps, sigmas: the steps themselves, by number or noise level, falling, for schedulers that take them;
+                in place of ``num_inference_steps``.
             guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); it is off at
                 1 or below; None for the checkpoint's own.
             guidance_rescale: share, 0…1, by which guidance's contrast is pulled back (Lin et al. 2023, arXiv
                 2305.08891, section 3.4); None for the checkpoint's own.
-            height, width: in pixels, multiples of ``size_factor``. None: the checkpoint's default, or with
-                ``image`` its own size, scaled down to the default's area; several must then be of one size.
+            eta: of DDIM, 0…1: the share of its noise that is drawn anew at each step (Song et al. 2021, arXiv
+                2010.02502, equation 16); others ignore it.
+            height, width: in pixels, multiples of ``size_factor``. None: the checkpoint's default, or with ``image``
+                the size closest to its shape that has about the default's area; several must then be of one size.
             num_images_per_prompt: pictures to make of each prompt.
             generator: source of the noise; a list of them, one a picture, makes each picture independent of the
                 batch.
@@ -228,6 +252,8 @@ class OVStableDiffusionPipeline:
                 with ``generator``.
             latents: noise to start from instead of drawn noise, [pictures, 4, height / 8, width / 8]; text-to-image
                 only.
+            prompt_embeds, negative_prompt_embeds: hidden states [prompts, 77, d], as ``encode_prompt`` makes them, in
+                place of the prompts.
             preset: "exact", "balanced" or "fast": values, listed in ``PRESETS``, for those of the following arguments
                 and ``num_inference_steps`` that are None.
             solver: "ddim", "dpm++" or "squeezed" in place of ``scheduler``, on its noise schedule. "squeezed" runs
@@ -244,98 +270,66 @@ class OVStableDiffusionPipeline:
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
         """
-        prompts = check_prompts(prompt)
-        negatives = check_negative_prompts(negative_prompt, len(prompts))
-        chosen = apply_preset(
-            preset,
-            solver=solver,
+        width_of_text = self._models.unet_config["cross_attention_dim"]
+        text = check_text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, width_of_text)
+        num_images_per_prompt = check_whole("num_images_per_prompt", num_images_per_prompt, 1)
+        pictures = len(text[0]) * num_images_per_prompt
+        strength = check_range("strength", strength, 0, 1)
+        check_choice("resize_mode", resize_mode, RESIZE_MODES)
+        images = None if image is None else check_images(image, len(text[0]))
+        if images is not None and latents is not None:
+            raise ValueError("`latents` starts text-to-image; it cannot be given together with `image`.")
+        size = choose_size(width, height, images, self.default_size, self.size_factor, self._models.static_shapes)
+        shape = (pictures, self.latent_channels, *(side // self.vae_scale_factor for side in reversed(size)))
+        if latents is not None:
+            latents = check_latents("latents", latents, shape)
+        plan = make_plan(
+            self.scheduler,
+            self.defaults,
+            self.quantized_parts,
+            strength=None if images is None else strength,
+            generator=make_generator(generator, seed, pictures),
             num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            eta=eta,
+            preset=preset,
+            solver=solver,
             quantized=quantized,
             cache_interval=cache_interval,
             cache_power=cache_power,
             guidance_interval=guidance_interval,
         )
-        steps = self._or_default("num_inference_steps", chosen["num_inference_steps"])
-        steps = check_whole("num_inference_steps", steps, 1, self.scheduler.config.num_train_timesteps)
-        guidance_scale = self._or_default("guidance_scale", guidance_scale)
-        guidance_scale = check_range("guidance_scale", guidance_scale, 0, MAX_GUIDANCE)
-        guidance_rescale = self._or_default("guidance_rescale", guidance_rescale)
-        guidance_rescale = check_range("guidance_rescale", guidance_rescale, 0, 1)
-        num_images_per_prompt = check_whole("num_images_per_prompt", num_images_per_prompt, 1)
-        cache_interval = check_whole("cache_interval", chosen["cache_interval"], 1)
-        cache_power = check_range("cache_power", chosen["cache_power"], 1, 3)
-        guidance_interval = check_guidance_interval(chosen["guidance_interval"])
-        quantized = self._check_quantized(chosen["quantized"])
-        pictures = len(prompts) * num_images_per_prompt
-        generator = make_generator(generator, seed, pictures)
-        images = None
-        if image is not None:
-            strength = check_range("strength", strength, 0, 1)
-            if latents is not None:
-                raise ValueError("`latents` starts text-to-image; it cannot be given together with `image`.")
-            images = check_images(image, len(prompts))
-        width, height = self._size(width, height, images)
-        if latents is not None:
-            latents = check_latents("latents", latents, self._latent_shape(pictures, width, height))
-        scheduler = self._fresh_scheduler(chosen["solver"])
-        timesteps = set_timesteps(scheduler, steps, strength if images is not None else None)
-        whole = full_steps(len(timesteps), cache_interval, cache_power)
-        plan = Plan(
-            scheduler=scheduler,
-            timesteps=timesteps,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            guided=guided_steps(scheduler, timesteps, guidance_scale, guidance_interval),
-            whole=whole,
-            quantized=quantized,
-            generator=generator,
-        )
-        inputs = _Inputs(
-            prompts=prompts,
-            negatives=negatives if guidance_scale > 1 else None,
-            images=images,
-            size=(width, height),
-            num_images_per_prompt=num_images_per_prompt,
-            latents=latents,
-        )
-        if not all(whole):
-            self.denoiser.prepare_caching("unet" in quantized)
-        return self._run(inputs, plan)
-
-    def _fresh_scheduler(self, solver: str | None) -> SchedulerMixin:
-        """A scheduler counts its steps; one of its own for each run lets loops interleave."""
-        return copy.deepcopy(self.scheduler) if solver is None else make_solver(solver, self.scheduler)
+        check_memory(self._models.estimated_memory(pictures * (1 + (plan.guidance_scale > 1)), size))
+        if not all(plan.whole):
+            self.denoiser.prepare_caching("unet" in plan.quantized)
+        sources = None if images is None else [resize(one, size, resize_mode) for one in images]
+        return self._run(plan, text, num_images_per_prompt, sources, latents, shape)
 
     @torch.no_grad()
-    def _run(self, inputs: "_Inputs", plan: Plan) -> Iterator[DenoisingStep]:
-        conditional, text = self._encode_prompts(inputs)
-        latents = self._first_latents(inputs, plan, len(conditional))
-        yield from self.denoiser.run(plan, latents, conditional, text, self._progress_bar_config)
-
-    def _encode_prompts(self, inputs: "_Inputs") -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states of the prompts, one a picture; and behind those of the negative prompts where there are any."""
-        conditional = self.encode_prompt(inputs.prompts).repeat_interleave(inputs.num_images_per_prompt, dim=0)
-        if inputs.negatives is None:
-            return conditional, conditional
-        unconditional = self.encode_prompt(inputs.negatives).repeat_interleave(inputs.num_images_per_prompt, dim=0)
-        return conditional, torch.cat([unconditional, conditional])
-
-    def _first_latents(self, inputs: "_Inputs", plan: Plan, pictures: int) -> torch.Tensor:
-        """Noise, or the source pictures with as much noise as the first timestep has."""
-        if inputs.images is not None:
-            clean = self._image_latents(inputs.images, inputs.size, pictures, plan.generator)
+    def _run(
+        self,
+        plan: Plan,
+        text: tuple[Text, Text],
+        num_images_per_prompt: int,
+        sources: list[Image.Image] | None,
+        latents: torch.Tensor | None,
+        shape: tuple[int, ...],
+    ) -> Iterator[DenoisingStep]:
+        """A task is how its inputs are prepared; there is one loop."""
+        wanted = text if plan.guidance_scale > 1 else text[:1]
+        prompt_embeds = self._text_encoder.prepare(wanted, num_images_per_prompt)
+        if sources is not None:
+            pixels = self.image_processor.preprocess(sources)
+            clean = self._vae.encode(pixels, plan.generator, pictures=shape[0])
             noise = randn_tensor(clean.shape, generator=plan.generator)
-            return plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(pictures))
-        latents = inputs.latents
-        if latents is None:
-            latents = randn_tensor(self._latent_shape(pictures, *inputs.size), generator=plan.generator)
-        return latents.float() * plan.scheduler.init_noise_sigma
-
-    def predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, quantized: bool = False
-    ) -> torch.Tensor:
-        """One run of the U-Net: latents [b, 4, h, w], a timestep and hidden states [b, 77, d] in, [b, 4, h, w] out."""
-        return self.denoiser.whole(sample, timestep, text, quantized=quantized)[0]
+            latents = plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(shape[0]))
+        else:
+            latents = randn_tensor(shape, generator=plan.generator) if latents is None else latents
+            latents = latents * plan.scheduler.init_noise_sigma
+        yield from self.denoiser.run(plan, latents, prompt_embeds, self._progress_bar_config)
 
     def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
         """Hidden states [prompts, 77, d] of the text encoder; what does not fit into 77 tokens is left out.
@@ -359,7 +353,9 @@ class OVStableDiffusionPipeline:
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low."""
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
-        decoded = self._vae.decode(latents, "vae_decoder" in self._check_quantized(quantized))
+        decoded = self._vae.decode(
+            latents, "vae_decoder" in check_quantized(quantized, self.quantized_parts, QUANTIZABLE)
+        )
         return self.image_processor.postprocess(decoded, output_type=output_type)
 
     def enable_vae_tiling(self, tile_size: int | None = None) -> None:
@@ -376,77 +372,6 @@ class OVStableDiffusionPipeline:
     def disable_vae_tiling(self) -> None:
         """Decode pictures whole again."""
         self._vae.tile_size = None
-
-    def _check_quantized(self, quantized: bool | Collection[str]) -> frozenset[str]:
-        """The parts to run in INT8: all that there are for True, else those named."""
-        if quantized is False:
-            return frozenset()
-        named = isinstance(quantized, (list, tuple, set, frozenset)) and all(one in QUANTIZABLE for one in quantized)
-        if quantized is not True and not named:
-            raise ValueError(f"`quantized` must be True, False or some of {QUANTIZABLE}, got {shown(quantized)}.")
-        wanted = self.quantized_parts if quantized is True else frozenset(quantized)
-        missing = wanted - self.quantized_parts
-        if missing or (quantized is True and not wanted):
-            raise ValueError(
-                f"There is no INT8 {' and '.join(sorted(missing)) or 'model'} for this folder: make it with "
-                "quantize_models from the folder that convert_checkpoint wrote, and load the pipeline anew. A part "
-                "that was kept as it was, since INT8 harmed it too much, has none."
-            )
-        return wanted
-
-    def _or_default(self, name: str, value: float | None) -> float:
-        return self.defaults[name] if value is None else value
-
-    def _latent_shape(self, pictures: int, width: int, height: int) -> tuple[int, int, int, int]:
-        return (pictures, self.latent_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
-
-    def _size(self, width: int | None, height: int | None, images: list[Image.Image] | None) -> tuple[int, int]:
-        own_width, own_height = self.default_size
-        if images is not None and not self._models.static_shapes and (width is None or height is None):
-            if len({image.size for image in images}) > 1:
-                raise ValueError("`image` holds pictures of different sizes: give `height` and `width`.")
-            own_width, own_height = fit_size(*images[0].size, own_width * own_height, self.size_factor)
-        width, height = own_width if width is None else width, own_height if height is None else height
-        for name, value in (("width", width), ("height", height)):
-            value = check_whole(name, value, 1)
-            if value % self.size_factor:
-                below = max(1, value // self.size_factor) * self.size_factor
-                raise ValueError(
-                    f"`{name}` must be a multiple of {self.size_factor}, got {value}; the nearest are {below} and "
-                    f"{below + self.size_factor}."
-                )
-        if self._models.static_shapes and (width, height) != self.default_size:
-            raise ValueError(
-                f"On this device pictures are {self.default_size[0]}x{self.default_size[1]} pixels, got "
-                f"{width}x{height}: leave out `width` and `height`, or choose another device."
-            )
-        return int(width), int(height)
-
-    def _image_latents(
-        self,
-        images: list[Image.Image],
-        size: tuple[int, int],
-        pictures: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> torch.Tensor:
-        """Latents of the source pictures, one for each picture to make."""
-        pixels = self.image_processor.preprocess(images, width=size[0], height=size[1])
-        if isinstance(generator, list):  # every picture draws its own
-            pixels = pixels.repeat_interleave(pictures // len(pixels), dim=0)
-        clean = self.encode_image(pixels, generator)
-        return clean.repeat_interleave(pictures // len(clean), dim=0)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What one run starts from, all of it checked."""
-
-    prompts: list[str]
-    negatives: list[str] | None  # None without guidance
-    images: list[Image.Image] | None
-    size: tuple[int, int]
-    num_images_per_prompt: int
-    latents: torch.Tensor | None
 
 
 def _unet_factor(config: dict[str, Any]) -> int:

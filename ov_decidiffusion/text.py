@@ -2,11 +2,14 @@
 
 import logging
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
+from ov_decidiffusion.arguments import check_embeds, check_negative_prompts, check_prompts
 from ov_decidiffusion.models import Models
 
 logger = logging.getLogger(__name__)
@@ -14,6 +17,34 @@ logger = logging.getLogger(__name__)
 MAX_TOKENS = 77
 MAX_PROMPTS = 64
 SHOWN = 80  # characters of a prompt in the log
+Text = list[str] | torch.Tensor  # prompts, or their hidden states [prompts, n, d]
+
+
+def check_text(
+    prompt: Any, negative_prompt: Any, prompt_embeds: Any, negative_prompt_embeds: Any, width: int
+) -> tuple[Text, Text]:
+    """What is asked for and what is not, of the same number.
+
+    Args:
+        prompt, negative_prompt, prompt_embeds, negative_prompt_embeds: as a call of the pipeline is given them.
+        width: of the hidden states.
+
+    Raises:
+        ValueError: one of them is wrong, or given both in words and as hidden states.
+    """
+    for name, words, embeds in (
+        ("prompt", prompt, prompt_embeds),
+        ("negative_prompt", negative_prompt, negative_prompt_embeds),
+    ):
+        if words is not None and embeds is not None:
+            raise ValueError(f"Give `{name}` or `{name}_embeds`, not both.")
+    if prompt_embeds is None:
+        conditional = check_prompts(prompt)
+    else:
+        conditional = check_embeds("prompt_embeds", prompt_embeds, width)
+    if negative_prompt_embeds is None:
+        return conditional, check_negative_prompts(negative_prompt, len(conditional))
+    return conditional, check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, len(conditional))
 
 
 class TextEncoder:
@@ -29,6 +60,15 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self._tokenizing = threading.Lock()
         self._encoded: dict[str, torch.Tensor] = {}  # prompt -> hidden states, the latest MAX_PROMPTS
+
+    def prepare(self, texts: Sequence[Text], times: int) -> torch.Tensor:
+        """Hidden states for the loop, each ``times`` over.
+
+        Args:
+            texts: what is asked for, and in a guided run behind it what is not, which comes first in the loop.
+        """
+        states = [one if isinstance(one, torch.Tensor) else self.encode(one) for one in texts]
+        return torch.cat([one.repeat_interleave(times, dim=0) for one in reversed(states)])
 
     def encode(self, prompts: list[str]) -> torch.Tensor:
         """Hidden states [prompts, 77, d]; what does not fit into 77 tokens is left out, and said."""

@@ -31,14 +31,29 @@ class Autoencoder:
         self.tile_size: int | None = None
 
     def encode(
-        self, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+        self,
+        pixels: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        pictures: int | None = None,
     ) -> torch.Tensor:
-        """Scaled latents [b, 4, H / 8, W / 8] of pixels [b, 3, H, W] in -1…1, drawn from the encoder's distribution."""
-        moments = self._models.run("vae_encoder", {"sample": pixels.numpy()})[0]
+        """Scaled latents, drawn from the encoder's distribution; one picture at a time keeps memory low.
+
+        Args:
+            pixels: [b, 3, H, W] in -1…1.
+            generator: one, or a list of one for each picture to make.
+            pictures: to make, a multiple of b; those of a source follow each other. None: b.
+
+        Returns:
+            [pictures, 4, H / 8, W / 8]. Those of one source differ only with a list of generators.
+        """
+        moments = torch.cat([self._models.run("vae_encoder", {"sample": one.numpy()})[0] for one in pixels.split(1)])
+        times = 1 if pictures is None else pictures // len(pixels)
         if isinstance(generator, list):
-            drawn = [DiagonalGaussianDistribution(moments[i : i + 1]).sample(one) for i, one in enumerate(generator)]
+            each = moments.repeat_interleave(times, dim=0).split(1)
+            drawn = [DiagonalGaussianDistribution(one).sample(g) for one, g in zip(each, generator, strict=True)]
             return torch.cat(drawn) * self.scaling_factor
-        return DiagonalGaussianDistribution(moments).sample(generator) * self.scaling_factor
+        drawn = DiagonalGaussianDistribution(moments).sample(generator)
+        return drawn.repeat_interleave(times, dim=0) * self.scaling_factor
 
     def decode(self, latents: torch.Tensor, quantized: bool = False) -> torch.Tensor:
         """Pixels [b, 3, H, W], about -1…1, of scaled latents [b, 4, h, w]; one picture at a time keeps memory low."""

@@ -42,7 +42,7 @@ def test_without_caching_the_prediction_is_that_of_the_folders_model_as_rewritte
     merge_upsampling(model)  # as the pipeline does, with or without caching
     plain = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     expected = plain({"sample": sample, "timestep": np.array([420]), "encoder_hidden_states": text})[0]
-    np.testing.assert_array_equal(pipe.predict(sample, torch.tensor(420), text), expected)
+    np.testing.assert_array_equal(pipe.denoiser.whole(sample, torch.tensor(420), text)[0], expected)
 
 
 def test_top_level_on_this_steps_own_features_is_the_whole_unet(pipe):

@@ -165,7 +165,7 @@ def test_fit_size(size, expected):
         ({"negative_prompt": ["a", "b"]}, "`negative_prompt` has 2 entries"),
         ({"height": 100}, "`height` must be a multiple of 64, got 100; the nearest are 64 and 128"),
         ({"width": -64}, "`width` must be a whole number of at least 1, got -64"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number of at least 1, got 0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number from 1 to 1000, got 0"),
         ({"num_inference_steps": 2.5}, "`num_inference_steps`"),
         ({"num_images_per_prompt": 0}, "`num_images_per_prompt`"),
         ({"guidance_rescale": 1.5}, "`guidance_rescale` must be a number from 0 to 1, got 1.5"),

@@ -145,6 +145,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing_behind(model_dir, tmp_path
     with pytest.raises(ValueError, match="`prompts` must be a whole number of at least 2, got 1"):
         quantize_models(alone, prompts=1)
     (tmp_path / "alone-int8").mkdir()
+    (tmp_path / "alone-int8" / "chapter1.txt").write_text("words")
     with pytest.raises(ValueError, match="alone-int8 exists and holds no quantized models of ours"):
         quantize_models(alone)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone-fp16", "alone-int8"]
