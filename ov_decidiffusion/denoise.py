@@ -230,8 +230,11 @@ def guided_steps(
     """Which steps guidance acts on: those with a noise level in the interval, or all."""
     if guidance_interval is None:
         return [True] * len(timesteps)
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(f"`guidance_interval` needs noise levels, which {type(scheduler).__name__} does not tell.")
+    if not hasattr(scheduler, "alphas_cumprod") or type(scheduler).__name__ == "PNDMScheduler":
+        raise ValueError(
+            f"`guidance_interval` cannot be used with {type(scheduler).__name__}, which does not tell its noise "
+            "levels, or makes one step of several."
+        )
     abar = scheduler.alphas_cumprod.double().numpy()
     sigmas = np.interp(timesteps.double().numpy(), np.arange(len(abar)), np.sqrt((1 - abar) / abar))
     low, high = guidance_interval
@@ -252,7 +255,12 @@ def set_timesteps(
             raise ValueError(f"`{name}` cannot be given to {type(scheduler).__name__}: it lays out its own.")
         scheduler.set_timesteps(**{name: given})
     else:
-        scheduler.set_timesteps(num_inference_steps)
+        try:
+            scheduler.set_timesteps(num_inference_steps)
+        except ValueError as error:
+            raise ValueError(
+                f"`num_inference_steps` {num_inference_steps} is too few for {type(scheduler).__name__}: {error}"
+            ) from error
     if strength is None:
         return scheduler.timesteps
     steps = scheduler.num_inference_steps or len(scheduler.timesteps)

@@ -127,9 +127,9 @@ def fit_size(width: int, height: int, area: int, factor: int) -> tuple[int, int]
     candidates = [(i, j) for i in range(1, most + 1) for j in range(1, most // i + 1) if i * j >= least]
     wanted = math.log(width / height)
 
-    def distance(size: tuple[int, int]) -> tuple[float, float]:
-        i, j = size
-        return round(abs(math.log(i / j) - wanted), 9), abs(i * j - units)
+    def distance(size: tuple[int, int]) -> tuple[float, ...]:
+        shape = math.log(size[0] / size[1])
+        return round(abs(shape - wanted), 9), abs(shape), abs(size[0] * size[1] - units)
 
     i, j = min(candidates or [(1, 1)], key=distance)
     return i * factor, j * factor

@@ -55,7 +55,7 @@ class OVStableDiffusionPipeline(RunState):
     Make one with ``from_pretrained``.
 
     Attributes:
-        scheduler: any of diffusers' ``KarrasDiffusionSchedulers``; assign another to change it.
+        scheduler: one of ``SUPPORTED_SCHEDULERS``; assign another to change it.
         defaults: the checkpoint's own ``num_inference_steps``, ``guidance_scale`` and ``guidance_rescale``.
         vae_scale_factor: pixels to one latent position, along a side.
         size_factor: pictures' sides are multiples of this.

@@ -10,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from ov_decidiffusion.arguments import check_choice
+from ov_decidiffusion.arguments import check_choice, check_whole
 
 SQUEEZE_MODES = {"10,6": (10, 6), "11,7": (11, 7)}  # timesteps that run, and how many of them are kept as they are
 PEER_SCHEDULERS = (
@@ -134,11 +134,19 @@ class SqueezedDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
 
 
 OWN_SCHEDULERS = {"SqueezedDPMSolverMultistepScheduler": SqueezedDPMSolverMultistepScheduler}
-SUPPORTED_SCHEDULERS = (*(scheduler.name for scheduler in KarrasDiffusionSchedulers), *OWN_SCHEDULERS)
+UNSUITABLE = {
+    "EDMEulerScheduler",  # for models of another kind, which predict on another scale
+    "DPMSolverSDEScheduler",  # needs a library that nothing here installs
+}
+SUPPORTED_SCHEDULERS = (
+    *(scheduler.name for scheduler in KarrasDiffusionSchedulers if scheduler.name not in UNSUITABLE),
+    *OWN_SCHEDULERS,
+)
+MAX_TRAIN_TIMESTEPS = 100_000
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Refuse a scheduler that is neither ours nor one of diffusers' ``KarrasDiffusionSchedulers``.
+    """Refuse a scheduler that is neither ours nor among the ``KarrasDiffusionSchedulers`` of diffusers that suit.
 
     Raises:
         ValueError: names the scheduler and those that work.
@@ -152,11 +160,17 @@ def make_scheduler(config: dict[str, Any]) -> SchedulerMixin:
     """Build the scheduler that a ``scheduler_config.json`` names.
 
     Raises:
-        ValueError: the name is missing or not supported.
+        ValueError: the name is missing or not supported, or a setting is wrong.
     """
     name = config.get("_class_name")
-    if name not in SUPPORTED_SCHEDULERS:
+    if not isinstance(name, str) or name not in SUPPORTED_SCHEDULERS:
         raise ValueError(f"The scheduler must be one of {', '.join(SUPPORTED_SCHEDULERS)}, got {name!r}.")
+    check_whole("num_train_timesteps", config.get("num_train_timesteps", 1000), 1, MAX_TRAIN_TIMESTEPS)
+    try:
+        scheduler = (OWN_SCHEDULERS.get(name) or getattr(diffusers, name)).from_config(config)
+        scheduler.set_timesteps(min(20, scheduler.config.num_train_timesteps))
+    except Exception as error:  # whatever a wrong setting leads to
+        raise ValueError(f"The settings of the scheduler {name} do not work: {error}") from error
     return (OWN_SCHEDULERS.get(name) or getattr(diffusers, name)).from_config(config)
 
 

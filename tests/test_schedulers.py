@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,13 @@ from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.folder import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.schedulers import SqueezedDPMSolverMultistepScheduler, make_scheduler, squeeze_timesteps
+from ov_decidiffusion.schedulers import (
+    OWN_SCHEDULERS,
+    SUPPORTED_SCHEDULERS,
+    SqueezedDPMSolverMultistepScheduler,
+    make_scheduler,
+    squeeze_timesteps,
+)
 
 LINEAR_16 = [967, 907, 846, 786, 725, 665, 604, 544, 484, 423, 363, 302, 242, 181, 121, 60]
 
@@ -88,3 +95,39 @@ def test_a_checkpoint_that_names_it_gets_it_and_peers_get_ddim_on_its_betas(tmp_
     peers = read_json(folder / "scheduler" / "scheduler_config.json")
     assert peers["_class_name"] == "DDIMScheduler" and peers["prediction_type"] == "v_prediction"
     np.testing.assert_allclose(make_scheduler(peers).betas, pipe.scheduler.betas)
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+@pytest.mark.parametrize("name", sorted(set(SUPPORTED_SCHEDULERS) - set(OWN_SCHEDULERS)))
+def test_every_promised_scheduler_makes_diffusers_pictures(pipe, diffusers_text2img, diffusers_img2img, name, steps):
+    scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
+    if (name, steps) == ("PNDMScheduler", 1):
+        pipe.scheduler = scheduler
+        with pytest.raises(ValueError, match="`num_inference_steps` 1 is too few for PNDMScheduler"):
+            pipe.denoise("a star", num_inference_steps=steps)
+        return
+    noise = np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)
+    source = Image.fromarray(noise).resize((128, 128))
+    for theirs, task in ((diffusers_text2img, {}), (diffusers_img2img, {"image": source, "strength": 1.0})):
+        settings = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "np"} | task
+        theirs.scheduler = getattr(diffusers, name).from_config(scheduler.config)
+        pipe.scheduler = scheduler
+        prompt = "a large red star on a blue background"
+        expected = theirs(prompt, generator=torch.Generator().manual_seed(5), **settings).images
+        made = pipe(prompt, seed=5, guidance_rescale=0.0, **settings).images
+        assert np.abs(made - expected).max() <= 2 / 255
+
+
+def test_schedulers_that_cannot_work_are_not_promised(pipe):
+    assert not {"EDMEulerScheduler", "DPMSolverSDEScheduler"} & set(SUPPORTED_SCHEDULERS)
+    pipe.scheduler = diffusers.PNDMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="`guidance_interval` cannot be used with PNDMScheduler"):
+        pipe.denoise("a star", guidance_interval=(1, 5))
+    for wrong in (
+        {"beta_schedule": "magic"},
+        {"num_train_timesteps": 10**9},
+        {"num_train_timesteps": "x"},
+        {"beta_end": []},
+    ):
+        with pytest.raises(ValueError, match="scheduler DDIMScheduler do not work|`num_train_timesteps`"):
+            make_scheduler({"_class_name": "DDIMScheduler"} | wrong)
