@@ -55,6 +55,7 @@ WEIGHT_MODES = {
     "int4-weights": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 32},  # divides every width there is
 }
 MODES = ("int8", *WEIGHT_MODES)
+PLAIN_METRIC = 100.0
 STEPS = 8  # of a calibration run
 HELD_OUT = 4  # every so many prompts, one is for checking only
 CROP = 32  # latent positions: a decoder's input for calibration, cut out to save memory
@@ -202,7 +203,7 @@ def _quantize_part(
     model = core.read_model(file)
     if mode == "int8":
         merge_upsampling(model)  # which INT8 weights no longer allow
-        model = _quantize_within_budget(model, rows, checks, expected, BUDGETS[name] + SPARE)
+        model = quantize_within_budget(model, rows, checks, expected, BUDGETS[name] + SPARE)
         _center_inputs_of_transposed_convolutions(model)
     else:
         with _bars_for_terminals_only():
@@ -210,7 +211,7 @@ def _quantize_part(
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     agreement = _agreement(_outputs(compiled, checks), expected)
     del compiled
-    good_enough = mode != "int8" or agreement >= BUDGETS[name]
+    good_enough = mode != "int8" or (agreement >= BUDGETS[name] and _computes_in_int8(model))
     if good_enough:
         (target / name).mkdir()
         ov.save_model(model, graph_file(target, name), compress_to_fp16=True)
@@ -221,24 +222,37 @@ def _quantize_part(
     return QuantizedPart(name, good_enough, *sizes, time.perf_counter() - start, agreement)
 
 
-def _quantize_within_budget(
+def quantize_within_budget(
     model: ov.Model, rows: list[Inputs], checks: list[Inputs], expected: list[np.ndarray], budget: float
 ) -> ov.Model:
-    """INT8 weights and activations, as much of them as the budget allows."""
+    """INT8 weights and activations, as much of them as the budget allows.
 
-    def shortfall(compiled: ov.CompiledModel, items: Iterable[tuple[Inputs, np.ndarray]]) -> tuple[float, list]:
-        """NNCF's metric: 0 within the budget, so that a drop from the plain model is what is missing in dB."""
+    Where INT8 misses the budget, NNCF ranks the layers by the harm that each does and takes them back to full
+    precision one after the other until the budget holds. That compiles the model once for each of them.
+
+    Args:
+        rows: inputs to calibrate on.
+        checks: inputs left out of the calibration, and ``expected``, the plain model's outputs for them.
+        budget: the agreement to keep, in dB.
+    """
+
+    def metric(compiled: ov.CompiledModel, items: Iterable[tuple[Inputs, np.ndarray]]) -> tuple[float, list[float]]:
+        """The plain model's, which NNCF divides by, less what is missing of the budget in dB: of all, and of each.
+
+        Numbers for each, for NNCF ranks layers by them rightly; by outputs for each it would start with the harmless.
+        """
         items = list(items)
         made = _outputs(compiled, [inputs for inputs, _ in items])
-        missing = max(0.0, budget - _agreement(made, [reference for _, reference in items]))
-        return -missing, [[output] for output in made]
+        missing = budget - _agreement(made, [reference for _, reference in items])
+        each = [budget - _agreement([one], [reference]) for one, (_, reference) in zip(made, items, strict=True)]
+        return PLAIN_METRIC - max(0.0, missing), [PLAIN_METRIC - max(0.0, one) for one in each]
 
     with _bars_for_terminals_only():
         return nncf.quantize_with_accuracy_control(
             model,
             nncf.Dataset(rows),
             nncf.Dataset(list(zip(checks, expected, strict=True)), lambda pair: pair[0]),
-            validation_fn=shortfall,
+            validation_fn=metric,
             max_drop=1e-3,
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
@@ -247,6 +261,11 @@ def _quantize_within_budget(
                 ranking_subset_size=2, num_ranking_workers=1
             ),
         )
+
+
+def _computes_in_int8(model: ov.Model) -> bool:
+    """Whether anything is left in INT8 after layers were taken back."""
+    return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
 
 
 def _center_inputs_of_transposed_convolutions(model: ov.Model) -> None:

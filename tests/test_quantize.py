@@ -8,6 +8,7 @@ import openvino as ov
 import openvino_genai
 import pytest
 import torch
+from openvino import opset13 as ops
 
 from ov_decidiffusion import quantize
 from ov_decidiffusion.folder import CONVERSION_REPORT, quantized_sibling, read_json, write_json
@@ -95,7 +96,7 @@ def test_lighter_weights_are_smaller_and_agree(model_dir, mode, share, floor):
 
 def test_a_part_that_int8_harms_too_much_is_kept_as_it_was(model_dir, tmp_path, monkeypatch):
     alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
-    monkeypatch.setattr(quantize, "_quantize_within_budget", lambda model, *_: model)
+    monkeypatch.setattr(quantize, "quantize_within_budget", lambda model, *_: model)
     monkeypatch.setattr(quantize, "_agreement", lambda *_: 29.0)
     report = quantize_models(alone, prompts=2)
     assert not any(part.quantized for part in report.parts) and "too low: kept as it was" in str(report)
@@ -119,7 +120,7 @@ def test_an_interruption_leaves_nothing_behind(model_dir, tmp_path, monkeypatch)
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quantize, "_quantize_within_budget", interrupt)
+    monkeypatch.setattr(quantize, "quantize_within_budget", interrupt)
     with pytest.raises(KeyboardInterrupt):
         quantize_models(alone, prompts=2)
     assert [path.name for path in tmp_path.iterdir()] == ["alone-fp16"]
@@ -149,3 +150,48 @@ def test_what_cannot_be_is_refused_and_leaves_nothing_behind(model_dir, tmp_path
     with pytest.raises(ValueError, match="alone-int8 exists and holds no quantized models of ours"):
         quantize_models(alone)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone-fp16", "alone-int8"]
+
+
+def a_model_that_int8_harms() -> ov.Model:
+    """Five convolutions; the fourth ignores a channel a thousand times as large as the others."""
+    rng = np.random.default_rng(0)
+
+    def weights(scale_in=1.0, scale_out=1.0):
+        drawn = rng.standard_normal((8, 8, 3, 3)).astype(np.float32) / 8
+        drawn[:, 0] *= scale_in
+        drawn[0] *= scale_out
+        return ops.constant(drawn)
+
+    sample = ops.parameter([1, 8, 16, 16], np.float32, "sample")
+    sample.output(0).get_tensor().set_names({"sample"})
+    hidden = sample
+    for scales in ({}, {}, {"scale_out": 1000.0}, {"scale_in": 0.0}, {}):
+        hidden = ops.convolution(hidden, weights(**scales), [1, 1], [1, 1], [1, 1], [1, 1])
+        hidden = ops.relu(hidden)
+    return ov.Model([hidden], [sample], "harmed")
+
+
+def agreement_of(model: ov.Model, checks, expected) -> float:
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    made = [compiled(row)[0].copy() for row in checks]
+    return min(psnr(one, other) for one, other in zip(made, expected, strict=True))
+
+
+def quantized_layers(model: ov.Model) -> int:
+    return sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+
+
+def test_int8_that_misses_its_budget_is_mended_layer_by_layer():
+    rng = np.random.default_rng(1)
+    rows = [{"sample": rng.standard_normal((1, 8, 16, 16)).astype(np.float32)} for _ in range(8)]
+    rows, checks = rows[:6], rows[6:]
+    plain = ov.Core().compile_model(a_model_that_int8_harms(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    expected = [plain(row)[0].copy() for row in checks]
+    found = {}
+    for budget in (5.0, 30.0, 90.0):
+        model = quantize.quantize_within_budget(a_model_that_int8_harms(), rows, checks, expected, budget)
+        found[budget] = agreement_of(model, checks, expected), quantized_layers(model)
+    print(found)
+    assert found[5.0][0] < 30 and found[5.0][1] > found[30.0][1] > 0, "the first try misses the second budget"
+    assert found[30.0][0] >= 30
+    assert found[90.0] == (found[90.0][0], 0), "no mix reaches the third: nothing stays in INT8"
