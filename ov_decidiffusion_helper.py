@@ -16,9 +16,10 @@ from matplotlib.patches import FancyBboxPatch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, KNOWN_CHECKPOINTS, CheckpointError, find_checkpoint
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, KNOWN_CHECKPOINTS, CheckpointError
 from ov_decidiffusion.convert import ConversionReport, convert_checkpoint
 from ov_decidiffusion.demo import make_demo
+from ov_decidiffusion.download import find_checkpoint
 from ov_decidiffusion.folder import default_model_dir
 from ov_decidiffusion.images import latents_to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline

@@ -20,6 +20,11 @@ class RunState:
         self._current = threading.local()  # the step that each thread's call is at
         self._stops = 0  # how often another thread has asked to end what is going on
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A pipeline cannot be pickled or copied: call OVStableDiffusionPipeline.from_pretrained in each process."
+        )
+
     @contextlib.contextmanager
     def _running(self) -> Iterator[Callable[[DenoisingStep], None]]:
         """A run of this thread: tell it each step, and ask ``interrupt`` after it."""

@@ -1,35 +1,24 @@
-"""Find, download and check a DeciDiffusion checkpoint, and build its torch modules.
+"""A DeciDiffusion checkpoint: what is in it, whether it is whole, and its torch modules.
 
 Weights and settings are all that is taken from a checkpoint: no code of it is downloaded, none is run.
 """
 
-import errno
+import logging
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
-from huggingface_hub.errors import (
-    CachedRepoTreeNotFoundError,
-    DryRunError,
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    XetDownloadError,
-)
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ov_decidiffusion.folder import DEFAULTS_FILE
+from ov_decidiffusion.folder import DEFAULTS_FILE, read_json
 from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny-decidiffusion"
 KNOWN_CHECKPOINTS = {
@@ -38,149 +27,116 @@ KNOWN_CHECKPOINTS = {
     "DeciDiffusion 2.0": "Deci/DeciDiffusion-v2-0",
 }
 
-# Part -> (config file, weights by preference). Safetensors hold numbers only; a pickle is a last resort, and
-# diffusers and transformers then read it with weights_only=True.
+# Part -> (config file, weights by preference). Safetensors hold numbers only. A pickle is taken where the caller allows
+# it, and diffusers and transformers then read it with weights_only=True.
 WEIGHTED_PARTS = {
     "text_encoder": ("config.json", ("model.safetensors", "pytorch_model.bin")),
     "flexible_unet": ("config.json", ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
     "vae": ("config.json", ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
 }
 PLAIN_FILES = ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
-OPTIONAL_FILES = (
-    "model_index.json",
-    DEFAULTS_FILE,
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/special_tokens_map.json",
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "added_tokens.json",
 )
-LOCAL_HINT = (
-    f"Without a network, use the embedded checkpoint ({EMBEDDED_CHECKPOINT}), or give the path of a folder that "
-    "holds a downloaded checkpoint."
-)
+OPTIONAL_FILES = ("model_index.json", DEFAULTS_FILE, *(f"tokenizer/{name}" for name in TOKENIZER_FILES[2:]))
+LFS_POINTER = b"version https://git-lfs"
+MAX_NUMBER = 1_000_000  # of any size, width or count in a configuration
+MAX_LAYERS = 100
+REMEDY = "download it again"
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be found, downloaded or used; the message says why and what to do."""
 
 
-def find_checkpoint(checkpoint: str | Path, revision: str | None = None) -> Path:
-    """Turn a folder or a hub id into a checked folder on disk.
-
-    Args:
-        checkpoint: a local folder in the layout of ``Deci/DeciDiffusion-v1-0``, or a hub id such as that one.
-            From the hub only the files that are needed are downloaded, into the hub's own cache. A connection
-            that breaks is resumed, and after an interruption finished files are not fetched again.
-            ``HF_HUB_OFFLINE`` and ``HF_ENDPOINT`` are honoured.
-        revision: branch, tag or commit of the hub repository; its main branch by default.
-
-    Raises:
-        CheckpointError: the folder lacks a part, a file is cut short, or the hub cannot provide the checkpoint.
-    """
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        check_checkpoint(folder)
-        return folder
-    if folder.is_absolute() or str(checkpoint).startswith((".", "~")) or str(checkpoint).count("/") != 1:
-        raise CheckpointError(
-            f"`checkpoint` must be a folder or a hub id such as 'Deci/DeciDiffusion-v1-0', got '{checkpoint}', "
-            "which is no folder here."
-        )
-    folder = _download(str(checkpoint), revision)
-    check_checkpoint(folder)
-    return folder
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    place = f"'{repo_id}'" + (f" at revision '{revision}'" if revision else "")
-    try:
-        patterns = _needed_patterns(repo_id, revision)
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{place} asks you to accept its terms first: open {constants.ENDPOINT}/{repo_id}, accept them, and "
-            "log in with `hf auth login`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"{place} does not exist: check the revision, or leave it out for 'main'.") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{place} does not exist on {constants.ENDPOINT}, is private, or is gone: check the spelling. {LOCAL_HINT}"
-        ) from error
-    except HFValidationError as error:
-        raise CheckpointError(f"{place} is no valid hub id: {error}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        why = "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "no connection"
-        raise CheckpointError(f"{place} cannot be downloaded from {constants.ENDPOINT}: {why}. {LOCAL_HINT}") from error
-    except (HfHubHTTPError, HTTPError, EntryNotFoundError, XetDownloadError) as error:
-        raise CheckpointError(
-            f"{place} cannot be downloaded from {constants.ENDPOINT}: {error} {LOCAL_HINT}"
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CheckpointError(f"The disk filled up while {place} was downloaded: {error}") from error
-        raise CheckpointError(
-            f"{place} cannot be downloaded from {constants.ENDPOINT}: {error} {LOCAL_HINT}"
-        ) from error
-
-
-def _needed_patterns(repo_id: str, revision: str | None) -> list[str]:
-    """The files to fetch: one kind of weights for each part, and never code."""
-    everything = [*PLAIN_FILES, *OPTIONAL_FILES]
-    for part, (config, weights) in WEIGHTED_PARTS.items():
-        everything += [f"{part}/{name}" for name in (config, *weights)]
-    try:
-        files = snapshot_download(repo_id, revision=revision, allow_patterns=everything, dry_run=True)
-        to_download = {file.filename: file.file_size if file.will_download else 0 for file in files}
-    except DryRunError:  # the hub is out of reach; the cache may have all that is needed
-        try:
-            to_download = {file.path: 0 for file in get_cached_repo_tree(repo_id, revision=revision)}
-        except CachedRepoTreeNotFoundError:
-            return everything
-    missing = _missing(to_download)
-    if missing:
-        raise CheckpointError(_missing_message(f"'{repo_id}'", missing, to_download))
-    chosen = [name for name in (*PLAIN_FILES, *OPTIONAL_FILES) if name in to_download]
-    for part, (config, weights) in WEIGHTED_PARTS.items():
-        chosen.append(f"{part}/{config}")
-        chosen += [f"{part}/{name}" for name in weights if f"{part}/{name}" in to_download][:1]
-    _check_disk(repo_id, sum(to_download.get(name, 0) for name in chosen))
-    return chosen
-
-
-def _check_disk(repo_id: str, needed: int) -> None:
-    cache = Path(constants.HF_HUB_CACHE)
-    existing = next(parent for parent in (cache, *cache.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise CheckpointError(
-            f"'{repo_id}' needs {needed / 1e9:.2f} GB more in {cache}, where {free / 1e9:.2f} GB are free: free some "
-            "space, or set HF_HOME to a folder on a larger disk."
-        )
-
-
-def check_checkpoint(folder: str | Path) -> None:
-    """Make sure that a folder holds every part and that no weights file is cut short.
+def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:
+    """Make sure that a folder holds every part, that no weights file is cut short, and that nothing lies outside.
 
     Raises:
         CheckpointError: names what is missing or broken.
     """
     folder = Path(folder)
     present = {file.relative_to(folder).as_posix() for file in folder.glob("*/*") if file.is_file()}
-    missing = _missing(present)
+    missing = missing_files(present)
     if missing:
-        raise CheckpointError(_missing_message(str(folder), missing, present))
+        raise CheckpointError(missing_message(str(folder), missing, present))
+    for file in checkpoint_files(folder):
+        _refuse_links_out(file, folder)
     for part in WEIGHTED_PARTS:
         weights = _weights_file(folder, part)
-        if weights.suffix == ".safetensors":
-            try:
-                with safe_open(weights, framework="pt"):
-                    pass
-            except SafetensorError as error:
-                raise CheckpointError(
-                    f"{weights} is incomplete or damaged ({error}): delete it and download it again."
-                ) from error
+        if weights.suffix != ".safetensors" and not allow_pickles:
+            raise CheckpointError(
+                f"{weights} is a pickle, which could hold code: it is only taken with allow_pickles=True. "
+                "safetensors are taken as they are."
+            )
+        _check_weights(weights)
+    _check_numbers(folder)
+    _check_vocabulary(folder)
 
 
-def _missing(present: Container[str]) -> list[str]:
+def _refuse_links_out(file: Path, folder: Path) -> None:
+    """A link may lead elsewhere in the folder, or to where the hub's cache keeps its files."""
+    real, allowed = file.resolve(), [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        allowed.append(folder.resolve().parent.parent / "blobs")
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise CheckpointError(f"{file} is a link out of the checkpoint, to {real}: put the file itself there.")
+
+
+def _check_weights(weights: Path) -> None:
+    with weights.open("rb") as opened:
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(f"{weights} is only a pointer of Git LFS: fetch the file with `git lfs pull`.")
+    if weights.suffix == ".safetensors":
+        try:
+            with safe_open(weights, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{weights} is incomplete or damaged ({error}): delete it and download it again."
+            ) from error
+
+
+def _check_numbers(folder: Path) -> None:
+    """A configuration of billions of layers would be built until memory ends."""
+    for part, (config, _) in WEIGHTED_PARTS.items():
+        file = folder / part / config
+        for name, number in _numbers(read_json(file, REMEDY)):
+            most = MAX_LAYERS if name in ("num_hidden_layers", "layers_per_block") or "_num_" in name else MAX_NUMBER
+            if not abs(number) <= most:
+                raise CheckpointError(f"{file} has {name} = {number}, which no such model has: {REMEDY}.")
+
+
+def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a configuration, each with the name that it stands under."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _numbers(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _numbers(value, name)
+    elif isinstance(content, (int, float)):
+        yield name, content
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """Ids beyond the table of embeddings would all be read as one word, or fail."""
+    vocabulary = read_json(folder / "tokenizer" / "vocab.json", REMEDY)
+    rows = read_json(folder / "text_encoder" / "config.json", REMEDY).get("vocab_size", 49408)
+    ids = [number for number in vocabulary.values() if isinstance(number, int) and not isinstance(number, bool)]
+    if len(ids) != len(vocabulary) or not ids or not isinstance(rows, int) or min(ids) < 0 or max(ids) >= rows:
+        raise CheckpointError(
+            f"{folder / 'tokenizer' / 'vocab.json'} does not fit the text encoder, which knows {rows} words: it must "
+            f"hold whole numbers from 0 to {rows - 1 if isinstance(rows, int) else '?'}. Download both again."
+        )
+
+
+def missing_files(present: Container[str]) -> list[str]:
     missing = [name for name in PLAIN_FILES if name not in present]
     for part, (config, weights) in WEIGHTED_PARTS.items():
         if f"{part}/{config}" not in present:
@@ -190,7 +146,7 @@ def _missing(present: Container[str]) -> list[str]:
     return missing
 
 
-def _missing_message(checkpoint: str, missing: list[str], present: Container[str]) -> str:
+def missing_message(checkpoint: str, missing: list[str], present: Container[str]) -> str:
     message = f"The checkpoint {checkpoint} lacks {', '.join(missing)}."
     if "unet/openvino_model.xml" in present:
         return f"{message} It is an OpenVINO model folder: load it with OVStableDiffusionPipeline.from_pretrained."
@@ -218,42 +174,81 @@ def weights_size(folder: str | Path) -> int:
 
 
 def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
-    """CLIP's text encoder; token ids [b, 77] in, hidden states [b, 77, d] out."""
+    """CLIP's text encoder; token ids [b, 77] in, hidden states [b, 77, d] out.
+
+    Raises:
+        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
+    """
     folder = Path(folder) / "text_encoder"
-    return CLIPTextModel.from_pretrained(folder, dtype=dtype, local_files_only=True).eval()
+    with _building(folder):
+        # The configuration may name a kernel on the hub for its attention; this goes before it.
+        model, info = CLIPTextModel.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
+        )
+        return _complete(model, info, folder)
 
 
 def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> FlexibleUNet2DConditionModel:
     """U-Net-NAS, built from the configuration in the checkpoint.
 
     Raises:
-        CheckpointError: the weights lack a parameter.
+        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
     """
-    return _load_complete(FlexibleUNet2DConditionModel, Path(folder) / "flexible_unet", dtype)
+    return _load_model(FlexibleUNet2DConditionModel, Path(folder) / "flexible_unet", dtype)
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """The autoencoder; pictures [b, 3, H, W] in -1…1 to latents [b, 4, H / 8, W / 8] and back.
 
     Raises:
-        CheckpointError: the weights lack a parameter.
+        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
     """
-    return _load_complete(AutoencoderKL, Path(folder) / "vae", dtype)
+    return _load_model(AutoencoderKL, Path(folder) / "vae", dtype)
 
 
-def _load_complete(model_class: type[ModelMixin], folder: Path, dtype: torch.dtype) -> ModelMixin:
-    """diffusers only warns of missing weights, and leaves them without values."""
-    model, info = model_class.from_pretrained(
-        folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-    )
+def _load_model(model_class: type[ModelMixin], folder: Path, dtype: torch.dtype) -> ModelMixin:
+    with _building(folder):
+        model, info = model_class.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+        return _complete(model, info, folder)
+
+
+@contextmanager
+def _building(folder: Path) -> Iterator[None]:
+    """One kind of error for the many that a wrong configuration or damaged weights lead to."""
+    try:
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} does not hold a model that can be built ({type(error).__name__}: {error}): download it again."
+        ) from error
+
+
+def _complete(model: Any, info: dict[str, Any], folder: Path) -> Any:
+    """diffusers and transformers only warn of missing weights, and leave them without values."""
     if info["missing_keys"]:
         raise CheckpointError(
             f"The weights in {folder} lack {len(info['missing_keys'])} parameters that its config.json calls for, "
             f"such as {sorted(info['missing_keys'])[0]}: download it again."
         )
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise CheckpointError(f"The weights in {folder} hold NaN or infinity, in {name}: download it again.")
     return model.eval()
 
 
 def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """CLIP's tokenizer, padding to 77 tokens."""
-    return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer", local_files_only=True)
+    with _building(Path(folder) / "tokenizer"):
+        return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer", local_files_only=True)
+
+
+def copy_tokenizer(folder: str | Path, target: Path) -> None:
+    """The tokenizer's own files, and nothing else that may lie beside them."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (Path(folder) / "tokenizer" / name).is_file():
+            shutil.copyfile(Path(folder) / "tokenizer" / name, target / name)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,10 +16,11 @@ from tqdm.auto import tqdm
 
 from ov_decidiffusion.checkpoint import (
     checkpoint_files,
-    find_checkpoint,
+    copy_tokenizer,
     load_tokenizer,
     weights_size,
 )
+from ov_decidiffusion.download import find_checkpoint
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
     DEFAULTS_1_0,
@@ -92,6 +92,7 @@ def convert_checkpoint(
     weight_format: str = "fp16",
     verify: bool | None = None,
     revision: str | None = None,
+    allow_pickles: bool = False,
 ) -> ConversionReport:
     """Convert a DeciDiffusion checkpoint to an OpenVINO model folder; does nothing where one is complete.
 
@@ -102,6 +103,7 @@ def convert_checkpoint(
         verify: run the same seeded input through PyTorch and through the converted model at f32, and fail below
             40 dB. None verifies small checkpoints only.
         revision: of a hub id.
+        allow_pickles: as ``find_checkpoint``.
 
     Returns:
         sizes in MB, seconds, and the agreement with PyTorch in dB: 20 log10(max|reference| / RMSE).
@@ -114,18 +116,18 @@ def convert_checkpoint(
     if weight_format not in WEIGHT_FORMATS:
         raise ValueError(f"`weight_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}.")
     model_dir = default_model_dir(checkpoint, weight_format) if model_dir is None else Path(model_dir).expanduser()
+    source = _source(checkpoint, revision)
     with only_one(model_dir):
         if not is_free(model_dir):
             found = _existing_report(model_dir, checkpoint, revision, weight_format, verify)
             if found is not None:
                 return found
-        return _convert(checkpoint, model_dir, weight_format, verify, revision)
+        return _convert(find_checkpoint(checkpoint, revision, allow_pickles), model_dir, weight_format, verify, source)
 
 
 def _convert(
-    checkpoint: str | Path, model_dir: Path, weight_format: str, verify: bool | None, revision: str | None
+    folder: Path, model_dir: Path, weight_format: str, verify: bool | None, source: dict[str, str | None]
 ) -> ConversionReport:
-    folder = find_checkpoint(checkpoint, revision)
     make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))  # refused now, not after the work
     if verify is None:
         verify = weights_size(folder) <= SMALL_CHECKPOINT
@@ -133,7 +135,7 @@ def _convert(
     with building(model_dir) as partial:
         parts = _convert_parts(folder, partial, weight_format, verify)
         _write_settings(folder, partial)
-        content = {"format": FORMAT} | _source(checkpoint, revision)
+        content = {"format": FORMAT} | source
         content |= {"weight_format": weight_format, "fingerprint": _fingerprint(read), "read": read}
         content |= {"files": describe_files(partial), "parts": [asdict(part) for part in parts]}
         write_json(partial / CONVERSION_REPORT, content)
@@ -271,7 +273,7 @@ def _config_for_peers(name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert_tokenizer(folder: Path, target: Path) -> None:
-    shutil.copytree(folder / "tokenizer", target)
+    copy_tokenizer(folder, target)
     ov.save_model(convert_tokenizer(load_tokenizer(folder)), target / "openvino_tokenizer.xml")
 
 

@@ -68,6 +68,14 @@ def default_model_dir(checkpoint: str | Path, weight_format: str = "fp16") -> Pa
     return Path("models") / f"{name}-{weight_format}"
 
 
+def is_checkpoint(model: str | Path) -> bool:
+    """Whether this is a checkpoint's folder or looks like a hub id, and is no model folder."""
+    folder = Path(model).expanduser()
+    if folder.exists():
+        return (folder / "flexible_unet").is_dir()
+    return not folder.is_absolute() and str(model).count("/") == 1 and not str(model).startswith((".", "~"))
+
+
 def quantized_sibling(folder: Path, kind: str = "int8") -> Path:
     """Where the quantized models of a folder are, or would be: ``models/x-fp16`` -> ``models/x-int8``.
 
@@ -159,6 +167,27 @@ def verify_model_dir(folder: str | Path) -> None:
     damaged = [name for name, hashed in found.items() if hashed != written[name]["sha256"]]
     if damaged:
         raise ValueError(_damage(folder, damaged, "not what was written"))
+
+
+@contextlib.contextmanager
+def explaining(folder: Path, doing: str) -> Iterator[None]:
+    """Say of an error that a folder's contents lead to which file is damaged, or else what was being done.
+
+    Raises:
+        ValueError: in place of whatever a damaged or odd file leads to.
+    """
+    try:
+        yield
+    except (ValueError, MemoryError, NotImplementedError):
+        raise
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            if _written_files(folder):
+                verify_model_dir(folder)
+        raise ValueError(
+            f"`model_dir` {folder}: {doing} failed ({type(error).__name__}: {error}). If its files were changed, "
+            "delete the folder and convert anew."
+        ) from error
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """OpenVINO model folder -> compiled models that run on a device."""
 
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ import numpy as np
 import openvino as ov
 import torch
 
+from ov_decidiffusion.arguments import check_choice, check_range, check_whole, shown
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
@@ -20,6 +22,7 @@ from ov_decidiffusion.folder import (
     QUANTIZATION_REPORT,
     check_model_dir,
     config_file,
+    explaining,
     graph_file,
     quantized_sibling,
     read_json,
@@ -31,6 +34,7 @@ from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms
 
 logger = logging.getLogger(__name__)
 
+MAX_THREADS = 4096
 LARGE = 200e6  # bytes of the U-Net's weights; below, memory is not worth a thirtieth of a second
 TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
 
@@ -43,6 +47,7 @@ class Models:
 
     Attributes:
         inference_precision: what the models compute in, and why, as a sentence.
+        size_factor: sides of pictures are multiples of it, in pixels.
         static_shapes: whether the device takes pictures of one size only, one after the other.
         unet_config, vae_config: the settings beside the models.
         quantized_parts: the models that there are in INT8 too.
@@ -52,22 +57,30 @@ class Models:
         ValueError: a wrong argument, or a folder that lacks a part; the message names it.
     """
 
-    def __init__(self, folder: Path, device: str, inference_precision: str, cache_dir: str | Path | None):
+    def __init__(
+        self,
+        folder: Path,
+        device: str | torch.device = "CPU",
+        inference_precision: str = "auto",
+        cache_dir: str | Path | None = None,
+        threads: int | None = None,
+        ov_config: dict[str, Any] | None = None,
+    ):
         check_model_dir(folder)
-        if inference_precision not in INFERENCE_PRECISIONS:
-            allowed = ", ".join(INFERENCE_PRECISIONS)
-            raise ValueError(f"`inference_precision` must be one of {allowed}, got {inference_precision!r}.")
+        check_choice("inference_precision", inference_precision, INFERENCE_PRECISIONS)
         self._core = ov.Core()
         device = find_device(self._core, device)
-        self._folder, self._device = folder, device
+        self._folder, self._device, self._process = folder, device, os.getpid()
+        self._config = _openvino_config(cache_dir, threads, ov_config)
+        self.unet_config = read_json(config_file(folder, "unet"))
+        self.vae_config = read_json(config_file(folder, "vae_decoder"))
+        _check_configs(self.unet_config, self.vae_config)
         self._precision, self.inference_precision = inference_precision, f"{inference_precision}, as asked for"
         if inference_precision == "auto":
             self._precision, self.inference_precision = choose_precision(self._core, device)
             logger.info("inference_precision: %s", self.inference_precision)
-        self._config = {"PERFORMANCE_HINT": "LATENCY"} | ({} if cache_dir is None else {"CACHE_DIR": str(cache_dir)})
+        self.size_factor = _vae_factor(self.vae_config) * _unet_factor(self.unet_config)
         self.static_shapes = _needs_static_shapes(device)
-        self.unet_config = read_json(config_file(folder, "unet"))
-        self.vae_config = read_json(config_file(folder, "vae_decoder"))
         self._quantized_folder = quantized_sibling(folder)
         self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
         self.seconds: Counter[str] = Counter()
@@ -83,7 +96,16 @@ class Models:
     def run(
         self, name: str, inputs: dict[str, np.ndarray], outputs: int = 1, quantized: bool = False
     ) -> list[torch.Tensor]:
-        """The first outputs of a model, or of its INT8 twin, in memory of their own."""
+        """The first outputs of a model, or of its INT8 twin, in memory of their own.
+
+        Raises:
+            RuntimeError: in a process that was forked after loading; or the inputs do not fit.
+        """
+        if os.getpid() != self._process:  # its threads are not here, and waiting for them would last for ever
+            raise RuntimeError(
+                "This pipeline was loaded in another process, before a fork: call from_pretrained in each process, or "
+                "start them with multiprocessing's 'spawn'."
+            )
         with self._running:
             if (name, quantized) not in self._models:
                 self._models[name, quantized] = self._compile(name, quantized)
@@ -97,7 +119,8 @@ class Models:
                     results = run(model, inputs, outputs)
             except RuntimeError:  # its one infer request may be left in a state that fails on every later call
                 self._forget(name, quantized)
-                raise
+                with explaining(self._folder_of(quantized), f"running {name}"):
+                    raise
             self.seconds[name] += time.perf_counter() - start
             self._packed.add((name, quantized))
             return results
@@ -113,7 +136,7 @@ class Models:
             size: (width, height) in pixels.
         """
         pixels = size[0] * size[1]
-        positions = pixels // 4 ** (len(self.vae_config["block_out_channels"]) - 1)
+        positions = pixels // _vae_factor(self.vae_config) ** 2
         unet = 20 * rows * positions * self.unet_config["block_out_channels"][0]
         decoder = 6 * pixels * self.vae_config["block_out_channels"][0]
         return 4 * max(unet, decoder)
@@ -167,6 +190,12 @@ class Models:
     def _compile(
         self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None = None
     ) -> ov.CompiledModel:
+        with explaining(self._folder_of(quantized), f"compiling {name}"):
+            return self._compile_unexplained(name, quantized, change)
+
+    def _compile_unexplained(
+        self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None
+    ) -> ov.CompiledModel:
         model = self._core.read_model(graph_file(self._folder_of(quantized), model_part(name)))
         if model_part(name) == "unet":
             _allow_fractional_timesteps(model)
@@ -180,6 +209,33 @@ class Models:
         if self.static_shapes:
             _fix_shapes(model, self.unet_config, self.vae_config)
         return self._core.compile_model(model, self._device, self._config | hint)
+
+
+def _openvino_config(cache_dir: str | Path | None, threads: int | None, ov_config: Any) -> dict[str, Any]:
+    """What models are compiled with: OpenVINO's properties by their names; the caller's go last."""
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if cache_dir is not None:
+        config["CACHE_DIR"] = str(Path(cache_dir).expanduser())
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = check_whole("threads", threads, 1, MAX_THREADS)
+    if ov_config is None:
+        return config
+    if not isinstance(ov_config, dict) or not all(isinstance(name, str) for name in ov_config):
+        raise ValueError(f"`ov_config` must be a dictionary of OpenVINO's properties by name, got {shown(ov_config)}.")
+    return config | ov_config
+
+
+def _check_configs(unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """What sizes and scales are computed from."""
+    for name, most in (("sample_size", 4096), ("in_channels", 64), ("cross_attention_dim", 65_536)):
+        check_whole(f"unet/config.json: {name}", unet.get(name), 1, most)
+    for where, config in (("unet", unet), ("vae_decoder", vae)):
+        widths = config.get("block_out_channels")
+        if not isinstance(widths, list) or not 1 <= len(widths) <= 8:
+            raise ValueError(f"`{where}/config.json: block_out_channels` must be 1 to 8 widths, got {shown(widths)}.")
+        for width in widths:
+            check_whole(f"{where}/config.json: block_out_channels", width, 1, 65_536)
+    check_range("vae_decoder/config.json: scaling_factor", vae.get("scaling_factor"), 1e-4, 1e4)
 
 
 def model_part(name: str) -> str:
@@ -259,3 +315,13 @@ def _allow_fractional_timesteps(model: ov.Model) -> None:
     timestep = model.input("timestep").get_node()
     timestep.set_element_type(ov.Type.f32)
     model.validate_nodes_and_infer_types()
+
+
+def _vae_factor(config: dict[str, Any]) -> int:
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def _unet_factor(config: dict[str, Any]) -> int:
+    """How often the U-Net halves the latents' sides."""
+    downsamples = config.get("configurations", {}).get("add_downsample")
+    return 2 ** (len(config["block_out_channels"]) - 1 if downsamples is None else sum(downsamples))

@@ -27,7 +27,15 @@ from ov_decidiffusion.arguments import (
 )
 from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
 from ov_decidiffusion.denoise import Denoiser, DenoisingStep, Plan, make_plan
-from ov_decidiffusion.folder import QUANTIZABLE, read_defaults, read_json, scheduler_file, tokenizer_dir
+from ov_decidiffusion.folder import (
+    QUANTIZABLE,
+    explaining,
+    is_checkpoint,
+    read_defaults,
+    read_json,
+    scheduler_file,
+    tokenizer_dir,
+)
 from ov_decidiffusion.images import RESIZE_MODES, check_images, choose_size, make_image_processor, resize
 from ov_decidiffusion.memory import check_memory
 from ov_decidiffusion.models import Models
@@ -84,7 +92,7 @@ class OVStableDiffusionPipeline(RunState):
         self.vae_scaling_factor = self._vae.scaling_factor
         self.vae_scale_factor = self._vae.scale_factor
         self.latent_channels = models.unet_config["in_channels"]
-        self.size_factor = self.vae_scale_factor * _unet_factor(models.unet_config)
+        self.size_factor = models.size_factor
         side = models.unet_config["sample_size"] * self.vae_scale_factor
         self.default_size = (side, side)
         self.image_processor = make_image_processor(self.vae_scale_factor)
@@ -95,34 +103,41 @@ class OVStableDiffusionPipeline(RunState):
     @classmethod
     def from_pretrained(
         cls,
-        model_dir: str | Path,
-        device: str = "CPU",
+        model: str | Path,
+        device: str | torch.device = "CPU",
         inference_precision: str = "auto",
         cache_dir: str | Path | None = None,
+        threads: int | None = None,
+        ov_config: dict[str, Any] | None = None,
     ) -> "OVStableDiffusionPipeline":
-        """Load a folder that ``convert_checkpoint`` made.
+        """Load a model folder, or convert a checkpoint first.
 
         Args:
-            model_dir: the OpenVINO model folder.
-            device: any OpenVINO device string, such as "CPU", "AUTO" or "GPU.0". CPU is what this project is
-                tested on; other devices are written to OpenVINO's documentation and untested.
+            model: a folder that ``convert_checkpoint`` made; or a checkpoint's folder or hub id, which is converted to
+                ``default_model_dir(model)`` first, unless that is done already.
+            device: any OpenVINO device, such as "CPU", "AUTO" or "GPU.0". CPU is what this project is tested on; other
+                devices are written to OpenVINO's documentation and untested.
             inference_precision: what the models compute in, "f32", "bf16" or "f16". "auto" takes the fastest,
                 found by a probe that is run once on a machine; ``inference_precision`` of the pipeline says which.
-                With "f32" pictures are diffusers' own; OpenVINO's default picks bf16 on processors that have
-                its instructions, even where that is slower. The autoencoder never computes in f16.
+                With "f32" pictures are diffusers' own, and the same for any number of threads to 0.001/255; with
+                "bf16" they change by up to 41/255 where the number of threads does. OpenVINO's default picks bf16 on
+                processors that have its instructions, even where that is slower. The autoencoder never computes in f16.
             cache_dir: where OpenVINO keeps compiled models so that the next start is quicker; None keeps none.
+            threads: how many to compute with; None for all cores.
+            ov_config: OpenVINO's own properties by name, passed on as they are.
 
         Raises:
-            ValueError: a wrong argument, or a folder that lacks a part; the message names it.
+            ValueError: a wrong argument, or a folder that lacks a part or is damaged; the message names it.
         """
-        folder = Path(model_dir).expanduser()
-        models = Models(folder, device, inference_precision, cache_dir)
-        return cls(
-            models,
-            CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True),
-            make_scheduler(read_json(scheduler_file(folder))),
-            read_defaults(folder),
-        )
+        if is_checkpoint(model):
+            from ov_decidiffusion.convert import convert_checkpoint  # nobody else needs a hub or torch's weights
+
+            model = convert_checkpoint(model).model_dir
+        folder = Path(model).expanduser()
+        models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
+        with explaining(folder, "loading"):
+            tokenizer = CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True)
+            return cls(models, tokenizer, make_scheduler(read_json(scheduler_file(folder))), read_defaults(folder))
 
     @property
     def scheduler(self) -> SchedulerMixin:
@@ -372,9 +387,3 @@ class OVStableDiffusionPipeline(RunState):
     def disable_vae_tiling(self) -> None:
         """Decode pictures whole again."""
         self._vae.tile_size = None
-
-
-def _unet_factor(config: dict[str, Any]) -> int:
-    if "configurations" in config:
-        return 2 ** sum(config["configurations"]["add_downsample"])
-    return 2 ** (len(config["block_out_channels"]) - 1)

@@ -47,6 +47,22 @@ def check_text(
     return conditional, check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, len(conditional))
 
 
+def check_tokenizer(tokenizer: CLIPTokenizer) -> None:
+    """Refuse one whose settings lead nowhere.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    settings = "`tokenizer_config.json:"
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, int) or length < 3:
+        raise ValueError(f"{settings} model_max_length` must be a whole number of at least 3, got {length!r}.")
+    known = tokenizer.get_vocab().values()
+    for name in ("bos_token", "eos_token", "pad_token"):
+        if getattr(tokenizer, f"{name}_id") not in known:
+            raise ValueError(f"{settings} {name}` must be a token of vocab.json, got {getattr(tokenizer, name)!r}.")
+
+
 class TextEncoder:
     """The tokenizer and the text encoder of a model folder.
 
@@ -56,6 +72,7 @@ class TextEncoder:
     """
 
     def __init__(self, models: Models, tokenizer: CLIPTokenizer):
+        check_tokenizer(tokenizer)
         self._models = models
         self.tokenizer = tokenizer
         self._tokenizing = threading.Lock()

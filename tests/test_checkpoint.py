@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError, find_checkpoint, load_text_encoder
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError, load_text_encoder
+from ov_decidiffusion.download import find_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNWANTED = ("pipeline.py", "unet/diffusion_pytorch_model.safetensors", "safety_checker/model.safetensors",
             "text_encoder/pytorch_model.bin", "README.md")  # fmt: skip
-FIND = "import sys; from ov_decidiffusion.checkpoint import *\n" + (
+FIND = "import sys; from ov_decidiffusion.download import *\n" + (
     "try: print('FOUND', find_checkpoint(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))\n"
     "except CheckpointError as error: print('REFUSED', error)"
 )
@@ -28,6 +29,7 @@ class Hub:
 
     def __init__(self, folder: Path):
         self.folder, self.fetched, self.cut_after, self.claimed_size = folder, [], None, {}
+        self.status, self.nonsense, self.damaged = None, False, None
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -51,6 +53,10 @@ class Hub:
 
     def answer(self, request, body):
         path, _, _ = request.path.partition("?")
+        if self.status is not None:
+            return self.reply(request, self.status, b"{}", {}, body)
+        if self.nonsense:
+            return self.reply(request, 200, b"<html>Welcome to the hotel</html>", {}, body)
         if not path.removeprefix("/api/models").startswith("/Deci/Tiny"):
             return self.reply(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
         if path.startswith("/api/") and "/tree/" in path:
@@ -63,6 +69,7 @@ class Hub:
             return self.reply(request, 200, json.dumps(info).encode(), {}, body)
         name = path.split(f"/resolve/{COMMIT}/")[1]
         data = self.files()[name].read_bytes()
+        sent = bytes([data[0] ^ 1]) + data[1:] if name == self.damaged else data
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         begin = int((request.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
         if body:
@@ -71,7 +78,7 @@ class Hub:
             return self.reply(request, 200, data, headers, body, self.claimed_size[name])
         if begin:
             headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-        self.reply(request, 206 if begin else 200, data[begin:], headers, body)
+        self.reply(request, 206 if begin else 200, sent[begin:], headers, body)
 
     def entry(self, name, file):
         size = self.claimed_size.get(name, file.stat().st_size)
@@ -153,6 +160,27 @@ def test_what_the_hub_cannot_give_is_said_in_one_sentence(hub, tmp_path):
     full = find(home, "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
     assert "needs 1000000000." in full and "HF_HOME" in full
     assert not hub.fetched
+
+
+@pytest.mark.parametrize("status", [403, 416, 500])
+def test_what_the_hub_answers_is_what_is_said(hub, tmp_path, status):
+    hub.status = status
+    said = find(tmp_path / "home", "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
+    assert said.startswith("REFUSED") and f"the hub answers {status}" in said and "no connection" not in said
+
+
+def test_something_else_in_the_hubs_place_is_told(hub, tmp_path):
+    hub.nonsense = True
+    said = find(tmp_path / "home", "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
+    assert said.startswith("REFUSED") and "does not answer as a hub does" in said and "HF_ENDPOINT" in said
+
+
+def test_a_file_of_the_right_size_and_other_bytes_is_refused_and_fetched_again(hub, tmp_path):
+    hub.damaged = "vae/diffusion_pytorch_model.safetensors"
+    said = find(tmp_path / "home", "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
+    assert said.startswith(f"REFUSED {hub.damaged} is not what {hub.endpoint} says"), said
+    hub.damaged = None
+    assert find(tmp_path / "home", "Deci/Tiny", HF_ENDPOINT=hub.endpoint).startswith("FOUND")
 
 
 def test_a_broken_folder_is_refused_by_the_name_of_what_is_broken(tmp_path):

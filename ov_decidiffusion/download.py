@@ -1,0 +1,186 @@
+"""A folder or a hub id -> a checkpoint folder on disk, checked. No code of a checkpoint is downloaded."""
+
+import errno
+import hashlib
+import logging
+import shutil
+import urllib.parse
+from collections.abc import Iterable
+from pathlib import Path
+
+import httpx
+from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    DryRunError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    XetDownloadError,
+)
+
+from ov_decidiffusion.checkpoint import (
+    EMBEDDED_CHECKPOINT,
+    OPTIONAL_FILES,
+    PLAIN_FILES,
+    WEIGHTED_PARTS,
+    CheckpointError,
+    check_checkpoint,
+    missing_files,
+    missing_message,
+)
+
+logger = logging.getLogger(__name__)
+
+LOCAL_HINT = (
+    f"Without a network, use the embedded checkpoint ({EMBEDDED_CHECKPOINT}), or give the path of a folder that "
+    "holds a downloaded checkpoint."
+)
+
+
+def find_checkpoint(checkpoint: str | Path, revision: str | None = None, allow_pickles: bool = False) -> Path:
+    """Turn a folder or a hub id into a checked folder on disk.
+
+    Args:
+        checkpoint: a local folder in the layout of ``Deci/DeciDiffusion-v1-0``, or a hub id such as that one.
+            From the hub only the files that are needed are downloaded, into the hub's own cache, and compared with
+            the hashes that the hub gives. A connection that breaks is resumed, and after an interruption finished
+            files are not fetched again. ``HF_HUB_OFFLINE`` and ``HF_ENDPOINT`` are honoured.
+        revision: branch, tag or commit of the hub repository; its main branch by default.
+        allow_pickles: take weights that are there as a pickle only. They are read without running anything, but
+            safetensors cannot hold anything to run in the first place.
+
+    Raises:
+        CheckpointError: the folder lacks a part, a file is cut short, or the hub cannot provide the checkpoint.
+    """
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or str(checkpoint).startswith((".", "~")) or str(checkpoint).count("/") != 1:
+            raise CheckpointError(
+                f"`checkpoint` must be a folder or a hub id such as 'Deci/DeciDiffusion-v1-0', got '{checkpoint}', "
+                "which is no folder here."
+            )
+        folder = _download(str(checkpoint), revision)
+    check_checkpoint(folder, allow_pickles)
+    return folder
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    place = f"'{repo_id}'" + (f" at revision '{revision}'" if revision else "")
+    endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
+    if endpoint.scheme == "http" and endpoint.hostname not in ("127.0.0.1", "localhost", "::1"):
+        logger.warning(
+            "HF_ENDPOINT is %s: over plain http, anybody on the way can change what comes.", constants.ENDPOINT
+        )
+    try:
+        wanted, new = _needed_files(repo_id, revision)
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
+        _check_hashes(folder, new)
+        return folder
+    except CheckpointError:
+        raise
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{place} asks you to accept its terms first: open {constants.ENDPOINT}/{repo_id}, accept them, and "
+            "log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{place} does not exist: check the revision, or leave it out for 'main'.") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{place} does not exist on {constants.ENDPOINT}, is private, or is gone, and is no folder here: check the "
+            f"spelling. {LOCAL_HINT}"
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{place} is no valid hub id: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise CheckpointError(f"The disk filled up while {place} was downloaded: {error}") from error
+        raise _unavailable(place, error) from error
+    except (HfHubHTTPError, httpx.HTTPError, EntryNotFoundError, XetDownloadError, OfflineModeIsEnabled) as error:
+        raise _unavailable(place, error) from error
+    except (ValueError, KeyError, TypeError) as error:  # what its answers are read with
+        raise CheckpointError(
+            f"{place} cannot be downloaded: {constants.ENDPOINT} does not answer as a hub does "
+            f"({type(error).__name__}: {error}); is HF_ENDPOINT right? {LOCAL_HINT}"
+        ) from error
+
+
+def _unavailable(place: str, error: BaseException) -> CheckpointError:
+    """Why the hub does not give it: what it answered, if it did."""
+    cause, status = error, None
+    while cause is not None and status is None:  # a refusal that sent the download to the cache is behind its error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        cause = cause.__cause__ or cause.__context__
+    if constants.HF_HUB_OFFLINE:
+        why = "HF_HUB_OFFLINE is set and it is not in the cache"
+    elif status is not None:
+        why = f"the hub answers {status}"
+    elif isinstance(error, (LocalEntryNotFoundError, ConnectionError, httpx.TransportError)):
+        why = "no connection"
+    else:
+        why = str(error)
+    return CheckpointError(f"{place} cannot be downloaded from {constants.ENDPOINT}: {why}. {LOCAL_HINT}")
+
+
+def _needed_files(repo_id: str, revision: str | None) -> tuple[list[str], list[str]]:
+    """The files to have: one kind of weights for each part, and never code; and those of them to download."""
+    everything = [*PLAIN_FILES, *OPTIONAL_FILES]
+    for part, (config, weights) in WEIGHTED_PARTS.items():
+        everything += [f"{part}/{name}" for name in (config, *weights)]
+    try:
+        files = snapshot_download(repo_id, revision=revision, allow_patterns=everything, dry_run=True)
+        to_download = {file.filename: file.file_size if file.will_download else 0 for file in files}
+    except DryRunError:  # the hub is out of reach; the cache may have all that is needed
+        try:
+            to_download = {file.path: 0 for file in get_cached_repo_tree(repo_id, revision=revision)}
+        except CachedRepoTreeNotFoundError:
+            return everything, everything  # trying says why
+    missing = missing_files(to_download)
+    if missing:
+        raise CheckpointError(missing_message(f"'{repo_id}'", missing, to_download))
+    chosen = [name for name in (*PLAIN_FILES, *OPTIONAL_FILES) if name in to_download]
+    for part, (config, weights) in WEIGHTED_PARTS.items():
+        chosen.append(f"{part}/{config}")
+        chosen += [f"{part}/{name}" for name in weights if f"{part}/{name}" in to_download][:1]
+    _check_disk(repo_id, sum(to_download.get(name, 0) for name in chosen))
+    return chosen, [name for name in chosen if to_download.get(name)]
+
+
+def _check_hashes(folder: Path, names: Iterable[str]) -> None:
+    """Compare what was downloaded with the names of its blobs, which are the hashes that the hub gave.
+
+    Raises:
+        CheckpointError: a file is not what the hub says; it is removed, so that it is fetched again.
+    """
+    for name in names:
+        if not (folder / name).is_file():
+            continue
+        blob = (folder / name).resolve()
+        hashed = hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(f"blob {blob.stat().st_size}\0".encode())
+        with blob.open("rb") as opened:
+            while piece := opened.read(1 << 24):
+                hashed.update(piece)
+        if len(blob.name) in (40, 64) and hashed.hexdigest() != blob.name:
+            (folder / name).unlink()
+            blob.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"{name} is not what {constants.ENDPOINT} says that it is: its hash is {hashed.hexdigest()} and "
+                f"should be {blob.name}. It was removed; try again."
+            )
+
+
+def _check_disk(repo_id: str, needed: int) -> None:
+    cache = Path(constants.HF_HUB_CACHE)
+    existing = next(parent for parent in (cache, *cache.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise CheckpointError(
+            f"'{repo_id}' needs {needed / 1e9:.2f} GB more in {cache}, where {free / 1e9:.2f} GB are free: free some "
+            "space, or set HF_HOME to a folder on a larger disk."
+        )

@@ -1,0 +1,233 @@
+"""Damaged and hostile folders: refused by name, or pictures; nothing of them is run, followed or built without end."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from ov_decidiffusion.checkpoint import (
+    EMBEDDED_CHECKPOINT,
+    CheckpointError,
+    check_checkpoint,
+    load_text_encoder,
+    load_tokenizer,
+    load_unet,
+    load_vae,
+)
+from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.folder import read_json
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.schedulers import make_scheduler
+
+ODD = st.sampled_from([None, -1, 0, 3, 10**9, 1e400, float("nan"), "", "x", [], [1], {}, True, [[]], "somebody/kernel"])
+FOUND_AS_THEY_ARE = (Phase.explicit, Phase.reuse, Phase.generate)  # every example takes a second: none are made smaller
+CUT = ("unet/openvino_model.bin", "unet/openvino_model.xml", "vae_decoder/openvino_model.bin")
+LOADERS = {"text_encoder": load_text_encoder, "flexible_unet": load_unet, "vae": load_vae}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return shutil.copytree(EMBEDDED_CHECKPOINT, tmp_path_factory.mktemp("checkpoint") / "tiny-decidiffusion")
+
+
+@pytest.fixture(scope="module")
+def folder(model_dir, tmp_path_factory) -> Path:
+    """A model folder without its report: what other tools made, or what was changed on purpose."""
+    folder = shutil.copytree(model_dir, tmp_path_factory.mktemp("folder") / "tiny")
+    (folder / "conversion_report.json").unlink()
+    return folder
+
+
+def json_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*.json") if "openvino" not in file.name)
+
+
+def changed(content, data):
+    """One field of a JSON object, at any depth, replaced or taken away."""
+    content = copy.deepcopy(content)
+    places = []
+
+    def walk(value):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            places.append((value, key))
+            if isinstance(value[key], (dict, list)):
+                walk(value[key])
+
+    walk(content)
+    holder, key = data.draw(st.sampled_from(places))
+    if isinstance(holder, dict) and data.draw(st.booleans()):
+        del holder[key]
+    else:
+        holder[key] = data.draw(ODD)
+    return content
+
+
+class Damage:
+    """A file with other contents for as long as it is looked at."""
+
+    def __init__(self, file: Path, content: bytes):
+        self.file, self.content, self.kept = file, content, file.read_bytes()
+
+    def __enter__(self):
+        self.file.write_bytes(self.content)
+
+    def __exit__(self, *args):
+        self.file.write_bytes(self.kept)
+
+
+def use_checkpoint(folder: Path) -> None:
+    """What a conversion does before it traces."""
+    check_checkpoint(folder)
+    make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
+    load_tokenizer(folder)
+    for load in LOADERS.values():
+        load(folder)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
+@given(data=st.data())
+def test_a_checkpoint_with_any_odd_field_is_taken_or_refused(checkpoint, data):
+    file = data.draw(st.sampled_from(json_files(checkpoint)))
+    content = json.dumps(changed(json.loads(file.read_text()), data)).encode()
+    with Damage(file, data.draw(st.sampled_from([content, content, content, content[:-3], b"", b"[]", b"null"]))):
+        try:
+            use_checkpoint(checkpoint)
+        except ValueError as error:
+            assert str(error)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
+@given(data=st.data())
+def test_a_model_folder_with_any_odd_field_makes_a_picture_or_is_refused(folder, data):
+    file = data.draw(st.sampled_from(json_files(folder)))
+    content = json.dumps(changed(json.loads(file.read_text()), data)).encode()
+    with Damage(file, data.draw(st.sampled_from([content, content, content, content[:-3], b"", b"[]"]))):
+        try:
+            pipe = OVStableDiffusionPipeline.from_pretrained(folder, inference_precision="f32")
+            pipe.set_progress_bar_config(disable=True)
+            picture = pipe("a star", seed=0, num_inference_steps=2, output_type="np").images
+        except (ValueError, FloatingPointError) as error:
+            assert str(error)
+        else:
+            assert picture.ndim == 4 and np.isfinite(picture).all()
+
+
+@pytest.mark.parametrize("cut", [0, 100, 0.5])
+@pytest.mark.parametrize("name", CUT)
+def test_a_model_cut_short_is_refused_by_its_folder(folder, name, cut):
+    content = (folder / name).read_bytes()
+    with (
+        Damage(folder / name, content[: int(cut * len(content)) if cut < 1 else cut]),
+        pytest.raises(ValueError, match="`model_dir`.*tiny.*(compiling|running)|lacks"),
+    ):
+        OVStableDiffusionPipeline.from_pretrained(folder, inference_precision="f32")("a star", num_inference_steps=1)
+
+
+def test_links_out_of_a_checkpoint_are_not_followed_and_other_files_not_copied(checkpoint, tmp_path):
+    for name in ("x.txt", "run.py"):
+        os.symlink("/etc/hostname", checkpoint / "tokenizer" / name)
+    report = convert_checkpoint(checkpoint, tmp_path / "model", verify=False)
+    tokenizer = {file.name for file in (report.model_dir / "tokenizer").iterdir()}
+    assert not {"x.txt", "run.py"} & tokenizer and "vocab.json" in tokenizer
+    for name in ("x.txt", "run.py"):
+        (checkpoint / "tokenizer" / name).unlink()
+    merges = checkpoint / "tokenizer" / "merges.txt"
+    kept = merges.read_bytes()
+    outside = tmp_path / "outside.txt"
+    outside.write_bytes(kept)
+    merges.unlink()
+    os.symlink(outside, merges)
+    with pytest.raises(CheckpointError, match="merges.txt is a link out of the checkpoint"):
+        check_checkpoint(checkpoint)
+    merges.unlink()
+    merges.write_bytes(kept)
+    check_checkpoint(checkpoint)
+
+
+def test_attention_named_in_a_configuration_is_not_loaded_from_anywhere(checkpoint):
+    file = checkpoint / "text_encoder" / "config.json"
+    config = json.loads(file.read_text()) | {"_attn_implementation": "somebody/kernel", "attn_implementation": "a/b"}
+    with Damage(file, json.dumps(config).encode()):
+        assert load_text_encoder(checkpoint).config._attn_implementation == "sdpa"
+
+
+def test_pickles_are_only_taken_by_name_and_never_run(checkpoint, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    weights = checkpoint / "text_encoder" / "model.safetensors"
+    kept = tmp_path / "kept.safetensors"
+    state = load_file(weights)
+    shutil.move(weights, kept)
+    pickled = weights.with_name("pytorch_model.bin")
+    try:
+        torch.save(state, pickled)
+        with pytest.raises(CheckpointError, match="is a pickle.*allow_pickles=True"):
+            check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint, allow_pickles=True)
+        assert torch.equal(load_text_encoder(checkpoint).state_dict()["final_layer_norm.bias"].half(),
+                           state["text_model.final_layer_norm.bias"])  # fmt: skip
+        pickled.write_bytes(pickle.dumps(Evil()))
+        with pytest.raises(CheckpointError, match="text_encoder does not hold a model that can be built"):
+            load_text_encoder(checkpoint)
+        assert not (tmp_path / "ran").exists()
+    finally:
+        pickled.unlink()
+        shutil.move(kept, weights)
+
+
+def test_weights_without_numbers_and_words_without_a_row_are_refused(checkpoint):
+    weights = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["decoder.conv_in.bias"][0] = float("nan")
+    kept = weights.read_bytes()
+    save_file(state, weights)
+    with pytest.raises(CheckpointError, match="NaN or infinity, in decoder.conv_in.bias"):
+        load_vae(checkpoint)
+    weights.write_bytes(kept)
+    vocabulary = checkpoint / "tokenizer" / "vocab.json"
+    words = json.loads(vocabulary.read_text())
+    with (
+        Damage(vocabulary, json.dumps(words | {"fox</w>": 100_000}).encode()),
+        pytest.raises(CheckpointError, match="vocab.json does not fit the text encoder"),
+    ):
+        check_checkpoint(checkpoint)
+    with (
+        Damage(weights, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"),
+        pytest.raises(CheckpointError, match="only a pointer of Git LFS"),
+    ):
+        check_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("field", ["down_blocks_num_resnets", "mid_num_attentions"])
+def test_a_configuration_of_a_billion_layers_is_refused_before_it_is_built(checkpoint, field):
+    file = checkpoint / "flexible_unet" / "config.json"
+    config = json.loads(file.read_text())
+    found = config["configurations"][field]
+    config["configurations"][field] = [10**9, *found[1:]] if isinstance(found, list) else 10**9
+    with Damage(file, json.dumps(config).encode()), pytest.raises(CheckpointError, match=f"{field} = 1000000000"):
+        check_checkpoint(checkpoint)
+
+
+def test_a_pipeline_says_what_to_do_instead_of_being_pickled_or_forked(pipe):
+    for way in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="from_pretrained in each process"):
+            way(pipe)
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        try:
+            pipe("a star", num_inference_steps=1)
+        except RuntimeError as error:
+            os._exit(7 if "before a fork" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
