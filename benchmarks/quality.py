@@ -17,8 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from benchmarks.fidelity import psnr_of_pictures
-from benchmarks.report import machine_facts, table
+from benchmarks.report import machine_facts, psnr_of_pictures, table
 from benchmarks.runs import HERE, RESULTS, machine
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_vae
 from ov_decidiffusion.convert import convert_checkpoint

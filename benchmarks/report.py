@@ -5,8 +5,9 @@ import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
 
-from benchmarks.fidelity import compare_pictures
 from benchmarks.runs import GROWTH, RIVALS, THIRTY_STEPS, Bench, loading_run, machine, pictures_run, unet_run
 
 NAMES = {
@@ -21,6 +22,29 @@ FIGURES = {
     "end_to_end_s": "a picture, 5 steps",
     "first_picture_s": "first picture from a cold start",
 }
+
+
+def psnr_of_pictures(picture: np.ndarray, reference: np.ndarray) -> float:
+    """PSNR in dB of arrays of 0…255, peak 255; infinite where both are equal."""
+    mean = np.square(picture.astype(np.float64) - reference).mean()
+    return 10 * math.log10(255**2 / mean) if mean else math.inf
+
+
+def difference(picture: Path, reference: Path) -> tuple[float, int]:
+    """PSNR in dB (peak 255) and the largest difference of any pixel, of two pictures of one size."""
+    a, b = (np.asarray(Image.open(file).convert("RGB"), np.int64) for file in (picture, reference))
+    return psnr_of_pictures(a, b), int(np.abs(a - b).max())
+
+
+def compare_pictures(bench: Bench) -> dict[tuple[str, str], tuple[float, int]]:
+    """Every rival's picture of the comparison runs against that of diffusers."""
+    reference = bench.picture(pictures_run("diffusers", "f32"))
+    found = {}
+    for tool, precision in RIVALS:
+        picture = bench.picture(pictures_run(tool, precision))
+        if tool != "diffusers" and picture.exists() and reference.exists():
+            found[tool, precision] = difference(picture, reference)
+    return found
 
 
 def write(bench: Bench, precision: str, folder: Path) -> str:

@@ -5,6 +5,7 @@ their memory and their start are their own; diffusers needs its U-Net, for which
 """
 
 import contextlib
+import dataclasses
 import json
 import statistics
 import sys
@@ -12,8 +13,6 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-from benchmarks.memory import peak_memory_gb
 
 START = time.perf_counter()
 PROMPT = "a large red star on a blue background"
@@ -182,6 +181,40 @@ def time_loading(options: dict) -> dict:
     return {"load_s": time.perf_counter() - start}
 
 
+def measure_conversion(options: dict) -> dict:
+    """Seconds, peak memory and agreement of a conversion; with ``verify``, every model is compared with PyTorch."""
+    from ov_decidiffusion.convert import convert_checkpoint
+
+    start = time.perf_counter()
+    report = convert_checkpoint(options["checkpoint"], options["model_dir"], verify=options["verify"])
+    return {
+        "seconds": time.perf_counter() - start,
+        "peak_memory_gb": peak_memory_gb(),
+        "converted": report.converted,
+        "parts": [dataclasses.asdict(part) for part in report.parts],
+    }
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, in 1e9 bytes.
+
+    Linux hands ``ru_maxrss`` on from the process that started this one, so there it is read from the kernel's own
+    account of this process's memory.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e9
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e9
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
 def versions() -> dict[str, str]:
     """What this process runs on."""
     found = {}
@@ -199,6 +232,8 @@ def main() -> None:
         result = time_unet(options)
     elif options["tool"] == "loading":
         result = time_loading(options)
+    elif options["tool"] == "conversion":
+        result = measure_conversion(options)
     else:
         result = measure(options)
     print(json.dumps(result | {"versions": versions()}))

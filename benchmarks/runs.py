@@ -89,8 +89,8 @@ class Bench:
     def _convert(self, verified: str, target: Path) -> None:
         """A measured conversion in a process of its own, from scratch."""
         shutil.rmtree(target, ignore_errors=True)
-        arguments = [str(self.checkpoint), str(target), *(["--verify"] if verified == "verified" else [])]
-        printed = run_python(sys.executable, "-m", "benchmarks.conversion", *arguments)
+        options = {"checkpoint": str(self.checkpoint), "model_dir": str(target), "verify": verified == "verified"}
+        printed = run_python(sys.executable, "-m", "benchmarks.run_one", json.dumps({"tool": "conversion"} | options))
         self.conversions[verified] = json.loads(printed.strip().splitlines()[-1])
         self.save()
 

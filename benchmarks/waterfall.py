@@ -14,8 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import openvino as ov
 
-from benchmarks.fidelity import difference
-from benchmarks.report import decibels, machine_facts, table
+from benchmarks.report import decibels, difference, machine_facts, table
 from benchmarks.runs import HERE, RESULTS, Bench, pictures_run, require_peers, run_python
 from ov_decidiffusion.folder import QUANTIZATION_REPORT, quantized_sibling, read_json
 from ov_decidiffusion.precision import choose_precision

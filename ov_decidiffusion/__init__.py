@@ -1,0 +1,26 @@
+"""DeciDiffusion on OpenVINO: a checkpoint to a model folder, and words to pictures."""
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "OVStableDiffusionPipeline": "pipeline",
+    "SUPPORTED_SCHEDULERS": "schedulers",
+    "convert_checkpoint": "convert",
+    "find_checkpoint": "download",
+    "make_demo": "demo",
+    "quantize_models": "quantize",
+    "verify_model_dir": "folder",
+}
+__all__ = sorted(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    """Each name is imported when it is first asked for: torch and OpenVINO take seconds."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,64 +1,146 @@
-"""Start the demo from a terminal: ``python -m ov_decidiffusion``."""
+"""The command: ``python -m ov_decidiffusion`` starts the demo; ``convert`` and ``quantize`` make its model folders."""
 
 import argparse
+import contextlib
+import os
 import secrets
+import signal
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
-from ov_decidiffusion.convert import ConversionError, convert_checkpoint
-from ov_decidiffusion.demo import LOOPBACK, make_demo
-from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.precision import INFERENCE_PRECISIONS
+COMMANDS = ("demo", "convert", "quantize")
+QUANTIZE_HELP = (
+    "make the INT8 models first that the faster presets need, unless they are there: a minute for the embedded "
+    "checkpoint, much longer and 16 GB of memory for the real one"
+)
+INTERRUPTED, TERMINATED = 130, 143  # what shells expect of a process that a signal ended
 
 
 def main() -> None:
+    """Run the command line; errors of the user's are one line, and end with status 1."""
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help")):
+        arguments = ["demo", *arguments]
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, ArithmeticError) as error:
+        sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if type(error).__name__ != "ConversionError":
+            raise
+        sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ov_decidiffusion",
-        description="Convert a DeciDiffusion checkpoint to OpenVINO, unless that is done already, and start the demo.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="python -m ov_decidiffusion", description="DeciDiffusion on OpenVINO. Without a command, the demo starts."
     )
-    parser.add_argument("--checkpoint", default=str(EMBEDDED_CHECKPOINT), help="a folder or a hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--model-dir", help="where the OpenVINO models go; default: models/<checkpoint>-fp16")
-    parser.add_argument(
-        "--quantize",
-        action="store_true",
-        help="make the INT8 models first that the faster presets need, unless they are there: a minute for the "
-        "embedded checkpoint, much longer and 16 GB of memory for the real one",
+    commands = parser.add_subparsers(required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    source = argparse.ArgumentParser(add_help=False)
+    source.add_argument("--checkpoint", help="a folder or a hub id; by default the embedded one")
+    source.add_argument("--revision", help="branch, tag or commit of a hub id")
+    source.add_argument("--model-dir", help="where the OpenVINO models go; by default models/<checkpoint>-fp16")
+    source.add_argument("--allow-pickles", action="store_true", help="take weights that are no safetensors")
+    source.add_argument("--check", action="store_true", help="compare all files of the model folder with their hashes")
+
+    demo = commands.add_parser("demo", parents=[source], help="convert, unless that is done, and serve the demo")
+    demo.add_argument("--quantize", action="store_true", help=QUANTIZE_HELP)
+    demo.add_argument("--device", default="CPU", help="any OpenVINO device string; by default %(default)s")
+    demo.add_argument("--inference-precision", default="auto", choices=("auto", "f32", "bf16", "f16"))
+    demo.add_argument("--threads", type=int, help="to compute with; by default all cores")
+    demo.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, with a password")
+    demo.add_argument("--auth", metavar="USER:PASSWORD", help="what to ask for; made and printed for other hosts")
+    demo.add_argument("--no-auth", action="store_true", help="let everybody in")
+    demo.add_argument("--port", type=int, help="by default the first free one from 7860")
+    demo.set_defaults(run=_demo)
+
+    convert = commands.add_parser("convert", parents=[source], help="make the model folder of a checkpoint")
+    convert.add_argument("--weight-format", default="fp16", choices=("fp16", "fp32"))
+    convert.add_argument("--verify", action="store_true", help="compare every model with PyTorch, whatever its size")
+    convert.set_defaults(run=_convert)
+
+    quantize = commands.add_parser("quantize", help="make the INT8 models of a model folder")
+    quantize.add_argument("model_dir", help="a folder that was converted, such as models/tiny-decidiffusion-fp16")
+    quantize.add_argument("--mode", default="int8", choices=("int8", "int8-weights", "int4-weights"))
+    quantize.add_argument("--prompts", type=int, help="how many calibration prompts to run; by default all")
+    quantize.set_defaults(run=_quantize)
+    return parser
+
+
+def _convert(options: argparse.Namespace) -> Path:
+    from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+    from ov_decidiffusion.convert import convert_checkpoint
+    from ov_decidiffusion.folder import verify_model_dir
+
+    report = convert_checkpoint(
+        options.checkpoint or EMBEDDED_CHECKPOINT,
+        options.model_dir,
+        weight_format=getattr(options, "weight_format", "fp16"),
+        verify=True if getattr(options, "verify", False) else None,
+        revision=options.revision,
+        allow_pickles=options.allow_pickles,
     )
-    parser.add_argument("--device", default="CPU", help="any OpenVINO device string")
-    parser.add_argument("--inference-precision", default="auto", choices=INFERENCE_PRECISIONS)
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, with a password")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="what to ask for; made and printed for other hosts")
-    parser.add_argument("--no-auth", action="store_true", help="let everybody in")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    options = parser.parse_args()
-    try:
-        report = convert_checkpoint(options.checkpoint, options.model_dir, revision=options.revision)
-        print(report)
-        if options.quantize:
-            from ov_decidiffusion.quantize import quantize_models  # NNCF takes seconds to import
-
-            print(quantize_models(report.model_dir))
-        pipe = OVStableDiffusionPipeline.from_pretrained(report.model_dir, options.device, options.inference_precision)
-    except (CheckpointError, ConversionError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"precision: {pipe.inference_precision}")
-    auth = _credentials(options)
-    try:
-        make_demo(pipe).launch(server_name=options.host, server_port=options.port, auth=auth)
-    except OSError as error:  # a port that is taken
-        sys.exit(f"error: {error}")
+    print(report)
+    if options.check:
+        verify_model_dir(report.model_dir)
+        print(f"{report.model_dir} is as it was written")
+    return report.model_dir
 
 
-def _credentials(options: argparse.Namespace) -> tuple[str, str] | None:
+def _quantize(options: argparse.Namespace) -> None:
+    from ov_decidiffusion.quantize import quantize_models
+
+    print(quantize_models(options.model_dir, options.mode, options.prompts))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ov_decidiffusion.demo import LOOPBACK, make_demo
+    from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+    auth = _credentials(options.host in LOOPBACK, options.auth, options.no_auth)
+    model_dir = _convert(options)
+    if options.quantize:
+        from ov_decidiffusion.quantize import quantize_models  # NNCF takes seconds to import
+
+        print(quantize_models(model_dir))
+    with _folder_for_pictures():
+        pipe = OVStableDiffusionPipeline.from_pretrained(
+            model_dir, options.device, options.inference_precision, threads=options.threads
+        )
+        print(f"precision: {pipe.inference_precision}")
+        demo = make_demo(pipe)
+        try:
+            demo.launch(server_name=options.host, server_port=options.port, auth=auth, prevent_thread_lock=True)
+            threading.Event().wait()
+        finally:
+            demo.close(verbose=False)
+            pipe.close()  # a process that ends while models run is aborted
+
+
+@contextlib.contextmanager
+def _folder_for_pictures() -> Iterator[None]:
+    """Where Gradio keeps uploads and results, which goes with the process."""
+    with tempfile.TemporaryDirectory(prefix="ov_decidiffusion-pictures-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        yield
+
+
+def _credentials(local: bool, given: str | None, none: bool) -> tuple[str, str] | None:
     """The user and password to ask for; other machines are let in without only where that was asked for."""
-    if options.no_auth or (options.auth is None and options.host in LOOPBACK):
+    if none or (given is None and local):
         return None
-    user, _, password = (options.auth or f"demo:{secrets.token_urlsafe(9)}").partition(":")
+    user, _, password = (given or f"demo:{secrets.token_urlsafe(9)}").partition(":")
     if not user or not password:
-        sys.exit(f"error: --auth must be USER:PASSWORD, got {options.auth!r}")
-    if options.auth is None:
+        raise ValueError(f"--auth must be USER:PASSWORD, got {given!r}")
+    if given is None:
         print(f"user: {user}, password: {password} (--auth sets them, --no-auth asks for none)")
     return user, password
 

@@ -28,6 +28,7 @@ from ov_decidiffusion.folder import (
     DEFAULTS_FILE,
     FORMAT,
     building,
+    check_disk,
     check_model_dir,
     config_file,
     default_model_dir,
@@ -35,6 +36,7 @@ from ov_decidiffusion.folder import (
     graph_file,
     hashes,
     is_free,
+    naming_a_full_disk,
     only_one,
     read_json,
     tokenizer_dir,
@@ -111,6 +113,7 @@ def convert_checkpoint(
     Raises:
         ValueError: a wrong argument, an unknown scheduler, or ``model_dir`` holds something else.
         CheckpointError: as ``find_checkpoint``.
+        OSError: the folder cannot be written, or there is no room for it.
         ConversionError: a converted model disagrees with PyTorch.
     """
     if weight_format not in WEIGHT_FORMATS:
@@ -132,6 +135,8 @@ def _convert(
     if verify is None:
         verify = weights_size(folder) <= SMALL_CHECKPOINT
     read = source_files(folder)
+    size = weights_size(folder) * (1 if weight_format == "fp16" else 2)
+    check_disk(model_dir.parent, size, "The converted folder")
     with building(model_dir) as partial:
         parts = _convert_parts(folder, partial, weight_format, verify)
         _write_settings(folder, partial)
@@ -244,7 +249,8 @@ def _convert_part(name: str, folder: Path, target: Path, weight_format: str, ver
         release_freed_memory()
     module, config = load_part(part, folder, torch.float16 if weight_format == "fp16" else torch.float32)
     model = trace(module, config, part)
-    ov.save_model(model, file, compress_to_fp16=weight_format == "fp16")
+    with naming_a_full_disk(file.parent):
+        ov.save_model(model, file, compress_to_fp16=weight_format == "fp16")
     write_json(config_file(target, name), _config_for_peers(name, config))
     del module, model
     release_freed_memory()

@@ -60,6 +60,12 @@ class DemoBlocks(gr.Blocks):
         }
         return super().launch(**(defaults | kwargs))
 
+    def close(self, verbose: bool = True) -> None:
+        """Gradio's ``close``; pictures that are being made end at their next step."""
+        if getattr(self, "stops", None) is not None:
+            self.stops.all = True
+        super().close(verbose=verbose)
+
 
 def example_source(side: int) -> Image.Image:
     """A drawn picture to start image-to-image from: a yellow disc on blue, side x side pixels."""
@@ -75,6 +81,7 @@ class _Stops:
 
     def __init__(self):
         self._sessions: set[str] = set()
+        self.all = False  # the demo is being closed
 
     def want(self, request: gr.Request) -> None:
         self._sessions.add(request.session_hash)
@@ -83,7 +90,7 @@ class _Stops:
         self._sessions.discard(request.session_hash)
 
     def wanted(self, request: gr.Request) -> bool:
-        return request.session_hash in self._sessions
+        return self.all or request.session_hash in self._sessions
 
 
 def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
@@ -135,6 +142,8 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
             _tab(pipe, text_to_image, stops, None)
         with gr.Tab("Image to image"):
             _tab(pipe, image_to_image, stops, example_source(pipe.default_size[0]))
+        demo.unload(stops.want)  # whoever leaves needs no picture
+    demo.stops = stops
     return demo.queue(api_open=False, max_size=MAX_WAITING)
 
 

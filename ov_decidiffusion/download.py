@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import logging
-import shutil
 import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +33,7 @@ from ov_decidiffusion.checkpoint import (
     missing_files,
     missing_message,
 )
+from ov_decidiffusion.folder import check_disk
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,13 @@ def _needed_files(repo_id: str, revision: str | None) -> tuple[list[str], list[s
     for part, (config, weights) in WEIGHTED_PARTS.items():
         chosen.append(f"{part}/{config}")
         chosen += [f"{part}/{name}" for name in weights if f"{part}/{name}" in to_download][:1]
-    _check_disk(repo_id, sum(to_download.get(name, 0) for name in chosen))
+    size = sum(to_download.get(name, 0) for name in chosen)
+    try:
+        check_disk(
+            Path(constants.HF_HUB_CACHE), size, f"'{repo_id}'", "free some space, or set HF_HOME to a larger disk"
+        )
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
     return chosen, [name for name in chosen if to_download.get(name)]
 
 
@@ -173,14 +179,3 @@ def _check_hashes(folder: Path, names: Iterable[str]) -> None:
                 f"{name} is not what {constants.ENDPOINT} says that it is: its hash is {hashed.hexdigest()} and "
                 f"should be {blob.name}. It was removed; try again."
             )
-
-
-def _check_disk(repo_id: str, needed: int) -> None:
-    cache = Path(constants.HF_HUB_CACHE)
-    existing = next(parent for parent in (cache, *cache.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise CheckpointError(
-            f"'{repo_id}' needs {needed / 1e9:.2f} GB more in {cache}, where {free / 1e9:.2f} GB are free: free some "
-            "space, or set HF_HOME to a folder on a larger disk."
-        )

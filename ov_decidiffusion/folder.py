@@ -5,6 +5,7 @@ folder needs no torch weights, no hub and no checkpoint.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -226,6 +227,40 @@ def _has_size(file: Path, size: int) -> bool:
 def _damage(folder: Path, names: list[str], what: str) -> str:
     verb = "is" if len(names) == 1 else "are"
     return f"`model_dir` {folder} is damaged: {', '.join(names)} {verb} {what}. Delete the folder and convert anew."
+
+
+def check_disk(place: Path, needed: int, what: str, remedy: str = "free some space") -> None:
+    """Refuse what has no room.
+
+    Args:
+        place: a folder, which need not be there yet.
+        needed: bytes.
+
+    Raises:
+        OSError: how much is needed, and how much is free.
+    """
+    place = place.absolute()
+    existing = next(parent for parent in (place, *place.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what} needs {needed / 1e9:.2f} GB in {place}, where {free / 1e9:.2f} GB are free: {remedy}",
+        )
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(place: Path) -> Iterator[None]:
+    """OpenVINO says "basic_ios::clear" when there is no more room."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "basic_ios" not in str(error) and "write" not in str(error).lower():
+            raise
+        free = shutil.disk_usage(place).free
+        raise OSError(
+            errno.ENOSPC, f"Writing to {place} failed, {free / 1e6:.0f} MB are free there: {error}"
+        ) from error
 
 
 def is_free(folder: Path) -> bool:

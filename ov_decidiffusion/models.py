@@ -83,6 +83,7 @@ class Models:
         self.static_shapes = _needs_static_shapes(device)
         self._quantized_folder = quantized_sibling(folder)
         self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
+        self._closed = False
         self.seconds: Counter[str] = Counter()
         self._models: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
         self._packed: set[tuple[str, bool]] = set()  # those that have run
@@ -107,6 +108,8 @@ class Models:
                 "start them with multiprocessing's 'spawn'."
             )
         with self._running:
+            if self._closed:
+                raise RuntimeError("This pipeline was closed.")
             if (name, quantized) not in self._models:
                 self._models[name, quantized] = self._compile(name, quantized)
             model = self._models[name, quantized]
@@ -124,6 +127,12 @@ class Models:
             self.seconds[name] += time.perf_counter() - start
             self._packed.add((name, quantized))
             return results
+
+    def close(self) -> None:
+        """Wait for the run that is going on, and drop all models; later runs are refused."""
+        with self._running:
+            self._closed = True
+            self._models.clear()
 
     def estimated_memory(self, rows: int, size: tuple[int, int]) -> int:
         """About how many bytes a run computes in, beside the weights.

@@ -154,6 +154,11 @@ class OVStableDiffusionPipeline(RunState):
         """Seconds spent in each model so far."""
         return dict(self._models.seconds)
 
+    def close(self) -> None:
+        """End all runs at their next step, wait for the models, and let go of them: before a process ends."""
+        self._interrupt = True
+        self._models.close()
+
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bar, as tqdm takes them; ``disable=True`` hides it."""
         self._progress_bar_config = kwargs

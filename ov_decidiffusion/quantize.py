@@ -6,7 +6,6 @@ calibration must agree with the plain model's to so many decibels. NNCF takes th
 higher precision until it does; a part that does not get there stays as it was.
 """
 
-import argparse
 import contextlib
 import logging
 import shutil
@@ -36,6 +35,7 @@ from ov_decidiffusion.folder import (
     describe_files,
     graph_file,
     is_free,
+    naming_a_full_disk,
     only_one,
     quantized_sibling,
     read_json,
@@ -214,7 +214,8 @@ def _quantize_part(
     good_enough = mode != "int8" or (agreement >= BUDGETS[name] and _computes_in_int8(model))
     if good_enough:
         (target / name).mkdir()
-        ov.save_model(model, graph_file(target, name), compress_to_fp16=True)
+        with naming_a_full_disk(target):
+            ov.save_model(model, graph_file(target, name), compress_to_fp16=True)
         shutil.copy(config_file(source, name), config_file(target, name))
     else:
         shutil.copytree(source / name, target / name)
@@ -292,11 +293,13 @@ def _bars_for_terminals_only() -> Iterator[None]:
     level = logging.getLogger("nncf").level
     terminal = sys.stdout.isatty()
     logging.getLogger("nncf").setLevel(logging.INFO if terminal else logging.ERROR)
+    console = rich.get_console()
+    kept = dict(vars(console))  # it belongs to the whole process
     rich.reconfigure(quiet=not terminal, force_jupyter=False)
     try:
         yield
     finally:
-        rich.reconfigure()
+        vars(console).update(kept)
         logging.getLogger("nncf").setLevel(level)
 
 
@@ -308,21 +311,8 @@ def _agreement(made: list[np.ndarray], expected: list[np.ndarray]) -> float:
     return psnr(np.concatenate([value.ravel() for value in made]), np.concatenate([v.ravel() for v in expected]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ov_decidiffusion.quantize", description="Quantize a converted model folder."
-    )
-    parser.add_argument(
-        "model_dir", help="a folder that convert_checkpoint made, such as models/tiny-decidiffusion-fp16"
-    )
-    parser.add_argument("--mode", default="int8", choices=MODES)
-    parser.add_argument("--prompts", type=int, help="how many calibration prompts to run; default: all")
-    options = parser.parse_args()
-    try:
-        print(quantize_models(options.model_dir, options.mode, options.prompts))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
+    from ov_decidiffusion.__main__ import main
+
+    sys.argv.insert(1, "quantize")
     main()

@@ -139,6 +139,13 @@ def _compute_in_float32(module: nn.Module) -> None:
                 parameter.data = parameter.data.float()
 
 
+def _remembered_by_torch() -> bool:
+    """Whether this process has scripted or traced anything that torch.jit remembers."""
+    with contextlib.suppress(AttributeError):
+        return bool(torch.jit._state._script_classes or torch.jit._recursive.concrete_type_store.type_store)
+    return True
+
+
 def _forget_traces() -> None:
     """Drop what torch.jit remembers of every module it traced: 0.3 GB for the U-Net, and nobody asks again."""
     with contextlib.suppress(AttributeError):  # torch has no public way; without it, it only costs memory
@@ -197,9 +204,11 @@ TRACED = {
 def trace(module: nn.Module, config: dict[str, Any], part: TracedPart) -> ov.Model:
     traced = part.example(config | {"sample_size": part.traced_size})
     inputs = [(key, ov.PartialShape(shape)) for key, shape in part.shapes.items()]
+    others = _remembered_by_torch()  # what the caller's own process has scripted stays
     with torch.no_grad(), _quiet_tracing():
         model = ov.convert_model(module, example_input=traced, input=inputs, extension=[_UPCAST_EXTENSION])
-    _forget_traces()
+    if not others:
+        _forget_traces()
     release_freed_memory()
     _name_ports(model, list(part.shapes), part.outputs)
     return model

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import report, runs
-from benchmarks.fidelity import difference
 from benchmarks.make_checkpoint import make_checkpoint, unet_of
+from benchmarks.report import difference
 from benchmarks.run_one import measure
 from benchmarks.workload import gigaflops
 

@@ -1,9 +1,13 @@
 """The demo in a real browser: it makes pictures, reports errors, and asks no other host for anything."""
 
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
@@ -14,6 +18,8 @@ from ov_decidiffusion.__main__ import main
 from ov_decidiffusion.demo import DemoBlocks, example_source, make_demo
 from ov_decidiffusion.presets import PRESETS
 from training.oracle import read_picture
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +64,14 @@ def test_serves_no_file_that_it_did_not_make(demo, tmp_path):
             assert answer.status_code >= 400 and "for my eyes only" not in answer.text, path
 
 
-def slowed(denoise):
+def slowed(denoise, seen=None):
     """The same loop at ten steps a second at most."""
 
     def slowly(**arguments):
         for step in denoise(**arguments):
             time.sleep(0.1)
+            if seen is not None:
+                seen.append(step.index)
             yield step
 
     return slowly
@@ -98,36 +106,82 @@ def test_in_a_browser_it_makes_a_picture_stops_one_and_asks_no_other_host(demo, 
         page.get_by_label("Prompt", exact=True).first.fill("")
         page.get_by_role("button", name="Generate").first.click()
         page.get_by_text("Write a prompt first").first.wait_for(timeout=20_000)
+
+        seen = []
+        monkeypatch.setattr(int8_pipe, "denoise", slowed(type(int8_pipe).denoise.__get__(int8_pipe), seen))
+        page.get_by_label("Prompt", exact=True).first.fill("a small red star")
+        page.get_by_label("number input for Steps").first.fill("100")
+        page.get_by_role("button", name="Generate").first.click()
+        page.get_by_text("denoising").first.wait_for(timeout=20_000)
+        page.close()  # whoever leaves frees the machine
+        time.sleep(4)
+        steps = len(seen)
+        time.sleep(1)
+        assert 0 < len(seen) == steps < 60
         browser.close()
     foreign = [url for url in asked if not url.startswith((demo.local_url, "data:", "blob:"))]
     assert len(asked) > 5 and not foreign and not refused
 
 
-def test_the_command_serves_what_it_converted_and_quantized(quantization, model_dir, monkeypatch, capsys):
+class Served(Exception):
+    """Where a command would wait for its end."""
+
+
+def run_command(monkeypatch, *arguments):
+    """What a command launches: the demo, and the arguments that it is launched with."""
     served = []
-    monkeypatch.setattr(DemoBlocks, "launch", lambda demo, **arguments: served.append((demo, arguments)))
-    monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", "--model-dir", str(model_dir), "--quantize"])
-    main()
-    demo, arguments = served[0]
-    assert arguments == {"server_name": "127.0.0.1", "server_port": None, "auth": None}
-    assert str(quantization) in capsys.readouterr().out
+
+    def launch(demo, **options):
+        served.append((demo, options))
+        raise Served
+
+    monkeypatch.setattr(DemoBlocks, "launch", launch)
+    monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", *arguments])
+    with pytest.raises(Served):
+        main()
+    return served[0]
+
+
+def test_the_command_serves_what_it_converted_and_quantized(quantization, model_dir, monkeypatch, capsys):
+    demo, arguments = run_command(monkeypatch, "--model-dir", str(model_dir), "--quantize", "--check")
+    assert arguments == {"server_name": "127.0.0.1", "server_port": None, "auth": None, "prevent_thread_lock": True}
+    printed = capsys.readouterr().out
+    assert str(quantization) in printed and f"{model_dir} is as it was written" in printed
     presets = [block for block in demo.blocks.values() if getattr(block, "label", None) == "Preset"]
     assert [[value for _, value in block.choices] for block in presets] == [list(PRESETS)] * 2
 
 
 def test_other_machines_are_asked_for_a_password_unless_told_otherwise(monkeypatch, model_dir, capsys):
-    served = []
-    monkeypatch.setattr(DemoBlocks, "launch", lambda demo, **arguments: served.append(arguments["auth"]))
-    command = ["ov_decidiffusion", "--model-dir", str(model_dir), "--host", "0.0.0.0"]
-    for more in ([], ["--auth", "ann:secret"], ["--no-auth"]):
-        monkeypatch.setattr(sys, "argv", [*command, *more])
-        main()
-    made, given, none = served
+    command = ["demo", "--model-dir", str(model_dir), "--host", "0.0.0.0"]
+    made, given, none = (
+        run_command(monkeypatch, *command, *more)[1]["auth"] for more in ([], ["--auth", "ann:secret"], ["--no-auth"])
+    )
     assert f"user: {made[0]}, password: {made[1]}" in capsys.readouterr().out and len(made[1]) >= 12
     assert given == ("ann", "secret") and none is None
-    monkeypatch.setattr(sys, "argv", [*command, "--auth", "ann"])
+    monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", *command, "--auth", "ann"])
     with pytest.raises(SystemExit, match="--auth must be USER:PASSWORD, got 'ann'"):
         main()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_picture_in_progress_cleanly_and_leaves_no_picture(model_dir, tmp_path, number, expected):
+    command = [sys.executable, "-m", "ov_decidiffusion", "--model-dir", str(model_dir)]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    address = next(line for line in process.stdout if "http://127.0.0.1" in line).split()[-1]
+    client = Client(address, verbose=False, download_files=str(tmp_path / "client"))
+    client.predict("a large red circle", "", "exact", 3, 2, 4, api_name="/text_to_image")
+    assert list(tmp_path.glob("ov_decidiffusion-pictures-*/**/*.png"))
+    job = client.submit("a large red circle", "", "exact", 3, 100, 4, api_name="/text_to_image")
+    time.sleep(0.7)
+    assert not job.done()
+    process.send_signal(number)
+    printed = process.communicate(timeout=30)[0]
+    assert process.returncode == expected, printed
+    assert "terminate called" not in printed and not list(tmp_path.glob("ov_decidiffusion-pictures-*"))
 
 
 def test_answers_to_its_own_name_only_and_has_no_way_past_the_queue(demo):

@@ -17,15 +17,16 @@ from ov_decidiffusion.schedulers import SqueezedDPMSolverMultistepScheduler
 pytestmark = pytest.mark.full_size
 
 
-def converted(checkpoint, model_dir, *arguments):
-    command = [sys.executable, "-m", "benchmarks.conversion", str(checkpoint), str(model_dir), *arguments]
+def converted(checkpoint, model_dir, verify=False):
+    options = {"tool": "conversion", "checkpoint": str(checkpoint), "model_dir": str(model_dir), "verify": verify}
+    command = [sys.executable, "-m", "benchmarks.run_one", json.dumps(options)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def test_decidiffusion_1_converts_in_little_memory(tmp_path):
     assert make_checkpoint("1.0", tmp_path / "v1")["flexible_unet"] == 814_746_884
     plain = converted(tmp_path / "v1", tmp_path / "plain")
-    verified = converted(tmp_path / "v1", tmp_path / "verified", "--verify")
+    verified = converted(tmp_path / "v1", tmp_path / "verified", verify=True)
     print(f"{plain['seconds']:.0f} s, {plain['peak_memory_gb']:.2f} GB; verified {verified['peak_memory_gb']:.2f} GB")
     assert plain["peak_memory_gb"] <= 3.0 and plain["seconds"] <= 180
     assert verified["peak_memory_gb"] <= 6.0
