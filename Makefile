@@ -2,16 +2,19 @@
 # make test    set up, run all tests
 # make benchmark   measure speed, memory and fidelity at full size, beside peers; an hour and a half
 # make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; half an hour
+# make lock    pin all packages with their hashes in requirements.lock (Linux, Python 3.11)
+# LOCKED=1 installs what the lock says instead of the newest that requirements.txt allows.
 # On Linux, TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes of CUDA libraries.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+LOCKED ?=
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint clean benchmark quality peers
+.PHONY: run test lint clean benchmark quality peers lock soak
 
 run: $(VENV)/ready
 	CI=true $(BIN)/python -m nbconvert --to html --execute decidiffusion.ipynb
@@ -37,6 +40,14 @@ quality: $(VENV)/ready-to-test
 
 peers: $(PEERS)/ready
 
+lock: requirements.txt tests/requirements.txt
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet pip-tools
+	echo '# What the tests of this version ran with: Linux on x86-64, Python 3.11, PyTorch for CPUs. Made by `make lock`.' > requirements.lock
+	$(VENV)-lock/bin/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-header --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --output-file - $^ >> requirements.lock
+	rm -rf $(VENV)-lock
+
 clean:
 	rm -rf $(VENV) $(PEERS) models outputs benchmarks/work decidiffusion.html
 
@@ -45,11 +56,11 @@ $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); this takes a few minutes the first time."
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) "$(shell grep '^torch' requirements.txt)")
-	$(PIP) -r requirements.txt
+	$(PIP) $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
 	touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready tests/requirements.txt
-	$(PIP) -r tests/requirements.txt
+	$(if $(LOCKED),,$(PIP) -r tests/requirements.txt)
 	touch $@
 
 # Optimum Intel's requirements clash with ours and with each other, so it is installed apart, in versions seen to work.

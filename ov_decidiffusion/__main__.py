@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 COMMANDS = ("demo", "convert", "quantize")
+EXTRAS = {"gradio": "demo", "starlette": "demo", "nncf": "quantize", "rich": "quantize"}
 QUANTIZE_HELP = (
     "make the INT8 models first that the faster presets need, unless they are there: a minute for the embedded "
     "checkpoint, much longer and 16 GB of memory for the real one"
@@ -33,6 +34,10 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, ArithmeticError) as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        sys.exit(f"error: {error.name} is not installed: pip install 'ov-decidiffusion[{EXTRAS[error.name]}]'")
     except RuntimeError as error:
         if type(error).__name__ != "ConversionError":
             raise

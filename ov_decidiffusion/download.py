@@ -60,6 +60,12 @@ def find_checkpoint(checkpoint: str | Path, revision: str | None = None, allow_p
     """
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
+        if folder == EMBEDDED_CHECKPOINT:
+            raise CheckpointError(
+                "The embedded checkpoint comes with the project's repository, in checkpoints/tiny-decidiffusion, and "
+                "not with the installed library: clone the repository and give that folder, or give a hub id such as "
+                "'Deci/DeciDiffusion-v1-0'."
+            )
         if folder.is_absolute() or str(checkpoint).startswith((".", "~")) or str(checkpoint).count("/") != 1:
             raise CheckpointError(
                 f"`checkpoint` must be a folder or a hub id such as 'Deci/DeciDiffusion-v1-0', got '{checkpoint}', "

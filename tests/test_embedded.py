@@ -1,7 +1,5 @@
 """The embedded checkpoint understands its captions, as far as the oracle can tell on a few pictures."""
 
-import random
-
 from training.evaluate import accuracy, choose_cases, generate
 from training.oracle import read_picture
 from training.scenes import PALETTE
@@ -15,9 +13,10 @@ def test_pictures_of_captions_never_trained_on_match_them(pipe):
 
 
 def test_a_negative_prompt_drives_its_colour_away(pipe):
-    color = random.Random(1).choice(list(PALETTE))
     seeds = list(range(16))
     plain = pipe(["a large circle"] * 16, seed=seeds).images
+    drawn = [read_picture(picture).background for picture in plain]
+    color = max(PALETTE, key=drawn.count)  # one that is there to be driven away
     steered = pipe(["a large circle"] * 16, negative_prompt=f"a {color} background", seed=seeds).images
 
     def count(pictures):
@@ -25,4 +24,4 @@ def test_a_negative_prompt_drives_its_colour_away(pipe):
 
     helped = pipe([f"a large circle on a {color} background"] * 16, seed=seeds).images
     assert count(helped) >= 14
-    assert count(steered) == 0 or count(steered) < count(plain)
+    assert count(plain) >= 2 and count(steered) < count(plain)

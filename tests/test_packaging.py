@@ -1,0 +1,73 @@
+"""What is installed is what is said: one list of requirements, and names that come quickly."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import ov_decidiffusion
+from ov_decidiffusion.checkpoint import CheckpointError
+from ov_decidiffusion.download import find_checkpoint
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def lines(file: str) -> list[str]:
+    return [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith(("#", " "))]
+
+
+def test_requirements_say_the_same_wherever_they_stand():
+    extras = PROJECT["optional-dependencies"]
+    users = [*PROJECT["dependencies"], *extras["demo"], *extras["quantize"], *extras["notebook"]]
+    assert sorted(lines("requirements.txt")) == sorted(users)
+    assert sorted(lines("tests/requirements.txt")) == sorted(extras["test"])
+    locked = {re.split("==", line)[0] for line in lines("requirements.lock")}
+    wanted = {re.split("[<>=]", line)[0].replace("_", "-").lower() for line in (*users, *extras["test"])}
+    assert wanted <= locked
+
+
+def test_every_import_of_the_library_is_required():
+    """Top-level packages that the library imports, and what brings each."""
+    names = {"PIL": "pillow", "openvino": "openvino", "huggingface_hub": "huggingface_hub"}
+    imported = set()
+    for file in (ROOT / "ov_decidiffusion").glob("*.py"):
+        imported |= set(re.findall(r"^\s*(?:from|import) ([a-zA-Z_]+)", file.read_text(), re.MULTILINE))
+    foreign = imported - set(sys.stdlib_module_names) - {"ov_decidiffusion"}
+    required = {re.split("[<>=]", line)[0].replace("-", "_").lower() for line in lines("requirements.txt")}
+    assert {names.get(name, name).lower() for name in foreign} <= required
+
+
+def test_names_come_in_a_fifth_of_a_second_and_all_of_them_exist():
+    code = (
+        "import sys, time; start = time.perf_counter(); import ov_decidiffusion; "
+        "print(time.perf_counter() - start, any(heavy in sys.modules for heavy in ('torch', 'openvino', 'diffusers')))"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split()
+    assert float(printed[0]) < 0.2 and printed[1] == "False"
+    assert "OVStableDiffusionPipeline" in dir(ov_decidiffusion) and "convert_checkpoint" in dir(ov_decidiffusion)
+    for name in ov_decidiffusion.__all__:
+        assert getattr(ov_decidiffusion, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        ov_decidiffusion.nothing  # noqa: B018
+
+
+def test_a_model_folder_needs_neither_hub_nor_torch_weights():
+    code = (
+        "import sys; from ov_decidiffusion import OVStableDiffusionPipeline; "
+        "print([name for name in sys.modules if name.startswith('ov_decidiffusion.')])"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+    assert "ov_decidiffusion.pipeline" in printed
+    for room in ("checkpoint", "convert", "download", "trace", "unet_nas", "demo", "quantize"):
+        assert f"'ov_decidiffusion.{room}'" not in printed
+
+
+def test_an_installed_library_says_where_the_embedded_checkpoint_is(monkeypatch, tmp_path):
+    elsewhere = tmp_path / "site-packages" / "checkpoints" / "tiny-decidiffusion"
+    monkeypatch.setattr("ov_decidiffusion.download.EMBEDDED_CHECKPOINT", elsewhere)
+    with pytest.raises(CheckpointError, match="comes with the project's repository.*clone the repository"):
+        find_checkpoint(elsewhere)
