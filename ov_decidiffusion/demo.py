@@ -1,10 +1,12 @@
 """The interactive demo: a Gradio page over the pipeline's public call."""
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from gradio.exceptions import ComponentProcessingError
 from PIL import Image, ImageDraw
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -59,6 +61,22 @@ class DemoBlocks(gr.Blocks):
             "footer_links": [],
         }
         return super().launch(**(defaults | kwargs))
+
+    async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
+        """Gradio's, whose message for what it cannot read tells the server's paths, and whose log is a traceback."""
+        try:
+            return await super().preprocess_data(block_fn, *arguments, **options)
+        except gr.Error as error:  # a refusal in gradio's own words
+            error.print_exception = False
+            raise
+        except ComponentProcessingError as error:
+            place = re.search(r"component at index (\d+)", str(error))
+            component = block_fn.inputs[int(place[1])] if place else None
+            if isinstance(component, gr.Image):
+                message = "The source picture cannot be read: choose a PNG, a JPEG or another picture file."
+            else:
+                message = f"{getattr(component, 'label', None) or 'An input'} has a value that cannot be used."
+            raise gr.Error(message, print_exception=False) from None
 
     def close(self, verbose: bool = True) -> None:
         """Gradio's ``close``; pictures that are being made end at their next step."""

@@ -53,6 +53,30 @@ def test_both_tabs_answer_over_http(demo, tmp_path):
         client.predict(" ", "", "exact", 3, 12, 4, api_name="/text_to_image")
 
 
+def test_what_cannot_be_read_is_told_without_paths_or_tracebacks(demo, tmp_path, capfd):
+    client = Client(demo.local_url, verbose=False)
+    files = {
+        "text.png": (b"hello", "source picture cannot be read"),
+        "cut.jpg": (b"\xff\xd8\xff\xe0" + bytes(40), "source picture cannot be read"),
+        "drawing.svg": (
+            b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+            "SVG files are not supported",
+        ),
+        "large.png": (b"\x89PNG\r\n" + bytes(32_000_000), "exceeds the maximum file size"),
+    }
+    capfd.readouterr()
+    for name, (content, message) in files.items():
+        (tmp_path / name).write_bytes(content)
+        arguments = (handle_file(tmp_path / name), "a star", "", 0.8, "exact", 3, 2, 4)
+        with pytest.raises(Exception, match=message) as refused:
+            client.predict(*arguments, api_name="/image_to_image")
+        if name != "large.png":  # which gradio's client refuses by the name that its user gave
+            assert "/" not in str(refused.value)
+    with pytest.raises(Exception, match="Steps has a value that cannot be used"):
+        client.predict("a star", "", "exact", 3, "many", 4, api_name="/text_to_image")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_serves_no_file_that_it_did_not_make(demo, tmp_path):
     import httpx
 
