@@ -2,6 +2,7 @@
 # make test    set up, run all tests
 # make benchmark   measure speed, memory and fidelity at full size, beside peers; an hour and a half
 # make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; half an hour
+# make soak        kills, many clients, hundreds of pictures, fuzzing at length; half an hour
 # make lock    pin all packages with their hashes in requirements.lock (Linux, Python 3.11)
 # LOCKED=1 installs what the lock says instead of the newest that requirements.txt allows.
 # On Linux, TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes of CUDA libraries.
@@ -37,6 +38,9 @@ benchmark: $(VENV)/ready-to-test peers
 
 quality: $(VENV)/ready-to-test
 	$(BIN)/python -m benchmarks.quality
+
+soak: $(VENV)/ready-to-test
+	$(BIN)/python -m benchmarks.soak
 
 peers: $(PEERS)/ready
 

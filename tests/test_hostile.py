@@ -28,6 +28,7 @@ from ov_decidiffusion.folder import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers import make_scheduler
 
+LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
 ODD = st.sampled_from([None, -1, 0, 3, 10**9, 1e400, float("nan"), "", "x", [], [1], {}, True, [[]], "somebody/kernel"])
 FOUND_AS_THEY_ARE = (Phase.explicit, Phase.reuse, Phase.generate)  # every example takes a second: none are made smaller
 CUT = ("unet/openvino_model.bin", "unet/openvino_model.xml", "vae_decoder/openvino_model.bin")
@@ -93,7 +94,7 @@ def use_checkpoint(folder: Path) -> None:
         load(folder)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
+@settings(max_examples=60 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
 @given(data=st.data())
 def test_a_checkpoint_with_any_odd_field_is_taken_or_refused(checkpoint, data):
     file = data.draw(st.sampled_from(json_files(checkpoint)))
@@ -105,7 +106,7 @@ def test_a_checkpoint_with_any_odd_field_is_taken_or_refused(checkpoint, data):
             assert str(error)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
+@settings(max_examples=25 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
 @given(data=st.data())
 def test_a_model_folder_with_any_odd_field_makes_a_picture_or_is_refused(folder, data):
     file = data.draw(st.sampled_from(json_files(folder)))

@@ -1,6 +1,7 @@
 """Sources keep their shape, and whatever is given as a picture is read rightly or refused."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from ov_decidiffusion.images import fit_size, resize, to_pictures
+
+LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def encoded(picture: Image.Image, name: str) -> bytes:
     return file.getvalue()
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), name=st.sampled_from(FORMATS), cut=st.floats(0.05, 1))
 def test_a_file_that_is_cut_short_or_damaged_is_refused_by_name(data, name, cut):
     content = bytearray(encoded(disc((40, 24)), name))
@@ -113,7 +116,7 @@ def test_a_file_that_is_cut_short_or_damaged_is_refused_by_name(data, name, cut)
         assert picture.mode == "RGB" and picture.size
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400 * LENGTH, deadline=None)
 @given(
     shape=st.lists(st.integers(0, 4), min_size=1, max_size=5),
     kind=st.sampled_from(["uint8", "int64", "float32", "float64", "bool", "complex64"]),
