@@ -139,7 +139,7 @@ def _convert(
     check_disk(model_dir.parent, size, "The converted folder")
     with building(model_dir) as partial:
         parts = _convert_parts(folder, partial, weight_format, verify)
-        _write_settings(folder, partial)
+        write_checkpoint_settings(folder, partial)
         content = {"format": FORMAT} | source
         content |= {"weight_format": weight_format, "fingerprint": _fingerprint(read), "read": read}
         content |= {"files": describe_files(partial), "parts": [asdict(part) for part in parts]}
@@ -234,7 +234,7 @@ def _convert_parts(folder: Path, target: Path, weight_format: str, verify: bool)
             reports.append(_convert_part(name, folder, target, weight_format, verify))
             progress.update()
         progress.set_postfix_str("tokenizer")
-        _convert_tokenizer(folder, tokenizer_dir(target))
+        write_tokenizer(folder, tokenizer_dir(target))
         progress.update()
     return reports
 
@@ -278,12 +278,12 @@ def _config_for_peers(name: str, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
 
 
-def _convert_tokenizer(folder: Path, target: Path) -> None:
+def write_tokenizer(folder: Path, target: Path) -> None:
     copy_tokenizer(folder, target)
     ov.save_model(convert_tokenizer(load_tokenizer(folder)), target / "openvino_tokenizer.xml")
 
 
-def _write_settings(folder: Path, target: Path) -> None:
+def write_checkpoint_settings(folder: Path, target: Path) -> None:
     """The scheduler and the defaults of a checkpoint."""
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     defaults = DEFAULTS_2_0 if scheduler["_class_name"] == "SqueezedDPMSolverMultistepScheduler" else DEFAULTS_1_0

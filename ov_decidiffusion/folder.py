@@ -109,10 +109,10 @@ def tokenizer_dir(folder: Path) -> Path:
     return folder / "tokenizer"
 
 
-def scheduler_file(folder: Path) -> Path:
+def read_scheduler(folder: Path) -> dict[str, Any]:
     """The settings of the scheduler to use: the checkpoint's own, where other tools have to be given another."""
     own = folder / "ov_scheduler" / "scheduler_config.json"
-    return own if own.is_file() else folder / "scheduler" / "scheduler_config.json"
+    return read_json(own if own.is_file() else folder / "scheduler" / "scheduler_config.json")
 
 
 def read_defaults(folder: Path) -> dict[str, Any]:

@@ -1,17 +1,27 @@
 """PIL pictures, arrays and tensors -> the tensors that the models take, and back; sizes."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
 from PIL import Image, ImageOps
 
 from ov_decidiffusion.arguments import check_whole
 
 RESIZE_MODES = ("crop", "fill", "stretch")
+PictureLike = Image.Image | np.ndarray | torch.Tensor
 AREA_TOLERANCE = 0.15  # of the default's area: how far a size may go to be closer to a source's shape
+
+
+@dataclass
+class StableDiffusionOutput(BaseOutput):
+    """``images``: PIL pictures, or an array [b, H, W, 3] in 0…1 (np), or a tensor [b, 3, H, W] (pt, latent)."""
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
 
 
 def to_pictures(image: Any, name: str = "image") -> list[Image.Image]:

@@ -80,19 +80,19 @@ class Models:
             self._precision, self.inference_precision = choose_precision(self._core, device)
             logger.info("inference_precision: %s", self.inference_precision)
         self.size_factor = _vae_factor(self.vae_config) * _unet_factor(self.unet_config)
-        self.static_shapes = _needs_static_shapes(device)
+        self.static_shapes = needs_static_shapes(device)
         self._quantized_folder = quantized_sibling(folder)
         self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
         self._closed = False
         self.seconds: Counter[str] = Counter()
-        self._models: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
+        self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
         self._packed: set[tuple[str, bool]] = set()  # those that have run
         self._latest_part: str | None = None  # whose model ran last
         self._large = self._weights("unet", False).stat().st_size > LARGE
         self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
         for name in PARTS:
             if name not in self.quantized_parts:  # else who knows which of the two will be wanted
-                self._models[name, False] = self._compile(name, False)
+                self._compiled[name, False] = self._compile(name, False)
 
     def run(
         self, name: str, inputs: dict[str, np.ndarray], outputs: int = 1, quantized: bool = False
@@ -108,11 +108,7 @@ class Models:
                 "start them with multiprocessing's 'spawn'."
             )
         with self._running:
-            if self._closed:
-                raise RuntimeError("This pipeline was closed.")
-            if (name, quantized) not in self._models:
-                self._models[name, quantized] = self._compile(name, quantized)
-            model = self._models[name, quantized]
+            model = self._get(name, quantized)
             packs_weights = (name, quantized) not in self._packed
             self._hand_over(model_part(name))
             start = time.perf_counter()
@@ -128,11 +124,23 @@ class Models:
             self._packed.add((name, quantized))
             return results
 
+    def compiled(self, name: str, quantized: bool = False) -> ov.CompiledModel:
+        """A model as OpenVINO runs it, for those who want its properties or its graph; compiled if it was not yet."""
+        with self._running:
+            return self._get(name, quantized)
+
+    def _get(self, name: str, quantized: bool) -> ov.CompiledModel:
+        if self._closed:
+            raise RuntimeError("This pipeline was closed.")
+        if (name, quantized) not in self._compiled:
+            self._compiled[name, quantized] = self._compile(name, quantized)
+        return self._compiled[name, quantized]
+
     def close(self) -> None:
         """Wait for the run that is going on, and drop all models; later runs are refused."""
         with self._running:
             self._closed = True
-            self._models.clear()
+            self._compiled.clear()
 
     def estimated_memory(self, rows: int, size: tuple[int, int]) -> int:
         """About how many bytes a run computes in, beside the weights.
@@ -154,13 +162,13 @@ class Models:
         """Compile a model anew the next time it is asked for."""
         names = ("unet", TOP_LEVEL) if model_part(name) == "unet" else (name,)
         for one in names:
-            self._models.pop((one, quantized), None)
+            self._compiled.pop((one, quantized), None)
             self._packed.discard((one, quantized))
 
     def _hand_over(self, part: str) -> None:
         """Free what the models of another part computed in, where that is worth the time: together they need it all."""
         if self._latest_part not in (None, part) and self._large:
-            for (name, _), model in self._models.items():
+            for (name, _), model in self._compiled.items():
                 if model_part(name) == self._latest_part:
                     model.release_memory()
             trim_heap()
@@ -182,12 +190,12 @@ class Models:
             ValueError: the U-Net cannot be cut.
         """
         with self._running:
-            if (TOP_LEVEL, quantized) not in self._models:
+            if (TOP_LEVEL, quantized) not in self._compiled:
                 top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
-                self._models.pop(("unet", quantized), None)  # else there were two of them for a while
-                self._models["unet", quantized] = self._compile("unet", quantized, expose_deep_features)
+                self._compiled.pop(("unet", quantized), None)  # else there were two of them for a while
+                self._compiled["unet", quantized] = self._compile("unet", quantized, expose_deep_features)
                 self._packed.discard(("unet", quantized))
-                self._models[TOP_LEVEL, quantized] = top_level
+                self._compiled[TOP_LEVEL, quantized] = top_level
 
     def _weights(self, name: str, quantized: bool) -> Path:
         """The file with a model's weights."""
@@ -210,7 +218,7 @@ class Models:
             _allow_fractional_timesteps(model)
         if change is not None:
             model = change(model)
-        hint = _precision_hint(name, self._device, self._precision)
+        hint = precision_hint(name, self._device, self._precision)
         if runs_on_cpu(self._core, self._device):
             merge_upsampling(model)
             if quantized and hint.get("INFERENCE_PRECISION_HINT") == "f32":  # 16 bits are too coarse for its squares
@@ -290,7 +298,7 @@ def find_device(core: ov.Core, device: str | torch.device) -> str:
     return "CPU" if name == "CPU.0" else name
 
 
-def _needs_static_shapes(device: str) -> bool:
+def needs_static_shapes(device: str) -> bool:
     """NPUs compile for one shape."""
     return device.split(".")[0] == "NPU"
 
@@ -311,7 +319,7 @@ def _fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[s
     model.reshape(shapes)
 
 
-def _precision_hint(name: str, device: str, precision: str | None) -> dict[str, str]:
+def precision_hint(name: str, device: str, precision: str | None) -> dict[str, str]:
     """Pictures of the autoencoder can come out black in float16: its activations leave the range."""
     may_be_f16 = precision == "f16" or (precision is None and device.split(".")[0] != "NPU")
     if may_be_f16 and name.startswith("vae"):

@@ -1,14 +1,12 @@
 """OVStableDiffusionPipeline: text, and a picture where one is wanted, to pictures, on OpenVINO."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPTokenizer
@@ -27,16 +25,16 @@ from ov_decidiffusion.arguments import (
 )
 from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
 from ov_decidiffusion.denoise import Denoiser, DenoisingStep, Plan, make_plan
-from ov_decidiffusion.folder import (
-    QUANTIZABLE,
-    explaining,
-    is_checkpoint,
-    read_defaults,
-    read_json,
-    scheduler_file,
-    tokenizer_dir,
+from ov_decidiffusion.folder import QUANTIZABLE, explaining, is_checkpoint, read_defaults, read_scheduler, tokenizer_dir
+from ov_decidiffusion.images import (
+    RESIZE_MODES,
+    PictureLike,
+    StableDiffusionOutput,
+    check_images,
+    choose_size,
+    make_image_processor,
+    resize,
 )
-from ov_decidiffusion.images import RESIZE_MODES, check_images, choose_size, make_image_processor, resize
 from ov_decidiffusion.memory import check_memory
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
@@ -44,14 +42,6 @@ from ov_decidiffusion.text import Text, TextEncoder, check_text
 from ov_decidiffusion.vae import Autoencoder
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-PictureLike = Image.Image | np.ndarray | torch.Tensor
-
-
-@dataclass
-class StableDiffusionOutput(BaseOutput):
-    """``images``: PIL pictures, or an array [b, H, W, 3] in 0…1 (np), or a tensor [b, 3, H, W] (pt, latent)."""
-
-    images: list[Image.Image] | np.ndarray | torch.Tensor
 
 
 class OVStableDiffusionPipeline(RunState):
@@ -70,19 +60,14 @@ class OVStableDiffusionPipeline(RunState):
         default_size: (width, height) in pixels of a picture when nothing else is asked for.
         inference_precision: what the models compute in, and why, as a sentence.
         quantized_parts: the models that there are in INT8 too; ``quantize_models`` makes them.
+        models: the compiled models.
         denoiser: the U-Net, whole and its top level alone, for those who look inside the loop.
         seconds: spent in each model since the pipeline was loaded.
     """
 
-    def __init__(
-        self,
-        models: Models,
-        tokenizer: CLIPTokenizer,
-        scheduler: SchedulerMixin,
-        defaults: dict[str, Any],
-    ):
+    def __init__(self, models: Models, tokenizer: CLIPTokenizer, scheduler: SchedulerMixin, defaults: dict[str, Any]):
         super().__init__()
-        self._models = models
+        self.models = models
         self._text_encoder = TextEncoder(models, tokenizer)
         self._vae = Autoencoder(models)
         self.denoiser = Denoiser(models)
@@ -137,7 +122,7 @@ class OVStableDiffusionPipeline(RunState):
         models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
         with explaining(folder, "loading"):
             tokenizer = CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True)
-            return cls(models, tokenizer, make_scheduler(read_json(scheduler_file(folder))), read_defaults(folder))
+            return cls(models, tokenizer, make_scheduler(read_scheduler(folder)), read_defaults(folder))
 
     @property
     def scheduler(self) -> SchedulerMixin:
@@ -152,12 +137,12 @@ class OVStableDiffusionPipeline(RunState):
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each model so far."""
-        return dict(self._models.seconds)
+        return dict(self.models.seconds)
 
     def close(self) -> None:
         """End all runs at their next step, wait for the models, and let go of them: before a process ends."""
         self._interrupt = True
-        self._models.close()
+        self.models.close()
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bar, as tqdm takes them; ``disable=True`` hides it."""
@@ -290,7 +275,7 @@ class OVStableDiffusionPipeline(RunState):
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
         """
-        width_of_text = self._models.unet_config["cross_attention_dim"]
+        width_of_text = self.models.unet_config["cross_attention_dim"]
         text = check_text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, width_of_text)
         num_images_per_prompt = check_whole("num_images_per_prompt", num_images_per_prompt, 1)
         pictures = len(text[0]) * num_images_per_prompt
@@ -299,7 +284,7 @@ class OVStableDiffusionPipeline(RunState):
         images = None if image is None else check_images(image, len(text[0]))
         if images is not None and latents is not None:
             raise ValueError("`latents` starts text-to-image; it cannot be given together with `image`.")
-        size = choose_size(width, height, images, self.default_size, self.size_factor, self._models.static_shapes)
+        size = choose_size(width, height, images, self.default_size, self.size_factor, self.models.static_shapes)
         shape = (pictures, self.latent_channels, *(side // self.vae_scale_factor for side in reversed(size)))
         if latents is not None:
             latents = check_latents("latents", latents, shape)
@@ -322,7 +307,7 @@ class OVStableDiffusionPipeline(RunState):
             cache_power=cache_power,
             guidance_interval=guidance_interval,
         )
-        check_memory(self._models.estimated_memory(pictures * (1 + (plan.guidance_scale > 1)), size))
+        check_memory(self.models.estimated_memory(pictures * (1 + (plan.guidance_scale > 1)), size))
         if not all(plan.whole):
             self.denoiser.prepare_caching("unet" in plan.quantized)
         sources = None if images is None else [resize(one, size, resize_mode) for one in images]

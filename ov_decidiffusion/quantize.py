@@ -209,7 +209,7 @@ def _quantize_part(
         with _bars_for_terminals_only():
             model = nncf.compress_weights(model, **WEIGHT_MODES[mode])
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    agreement = _agreement(_outputs(compiled, checks), expected)
+    agreement = agreement_of(_outputs(compiled, checks), expected)
     del compiled
     good_enough = mode != "int8" or (agreement >= BUDGETS[name] and _computes_in_int8(model))
     if good_enough:
@@ -244,8 +244,8 @@ def quantize_within_budget(
         """
         items = list(items)
         made = _outputs(compiled, [inputs for inputs, _ in items])
-        missing = budget - _agreement(made, [reference for _, reference in items])
-        each = [budget - _agreement([one], [reference]) for one, (_, reference) in zip(made, items, strict=True)]
+        missing = budget - agreement_of(made, [reference for _, reference in items])
+        each = [budget - agreement_of([one], [reference]) for one, (_, reference) in zip(made, items, strict=True)]
         return PLAIN_METRIC - max(0.0, missing), [PLAIN_METRIC - max(0.0, one) for one in each]
 
     with _bars_for_terminals_only():
@@ -307,7 +307,7 @@ def _outputs(compiled: ov.CompiledModel, rows: list[Inputs]) -> list[np.ndarray]
     return [compiled(row)[0].copy() for row in rows]
 
 
-def _agreement(made: list[np.ndarray], expected: list[np.ndarray]) -> float:
+def agreement_of(made: list[np.ndarray], expected: list[np.ndarray]) -> float:
     return psnr(np.concatenate([value.ravel() for value in made]), np.concatenate([v.ravel() for v in expected]))
 
 

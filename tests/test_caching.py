@@ -20,13 +20,13 @@ PROMPTS = ["a large red star on a blue background", "a large white cross on a gr
 @pytest.fixture
 def runs(pipe, monkeypatch):
     """(model, batch) of every run of a model."""
-    seen, run = [], pipe._models.run
+    seen, run = [], pipe.models.run
 
     def watched(name, inputs, **arguments):
         seen.append((name, len(next(iter(inputs.values())))))
         return run(name, inputs, **arguments)
 
-    monkeypatch.setattr(pipe._models, "run", watched)
+    monkeypatch.setattr(pipe.models, "run", watched)
     return seen
 
 

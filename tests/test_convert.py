@@ -101,7 +101,7 @@ def test_a_second_call_returns_at_once_and_other_folders_are_left_alone(conversi
     assert (precious / "chapter1.txt").read_text() == "words"
 
 
-@pytest.mark.parametrize("broken", ["trace.load_vae", "convert._convert_tokenizer", "convert._write_settings"])
+@pytest.mark.parametrize("broken", ["trace.load_vae", "convert.write_tokenizer", "convert.write_checkpoint_settings"])
 def test_an_interrupted_conversion_leaves_nothing_behind(monkeypatch, tmp_path, broken):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

@@ -49,11 +49,11 @@ def test_the_fastest_is_chosen_and_remembered(monkeypatch, memory_file, millisec
 def test_other_devices_keep_openvinos_choice():
     assert precision.choose_precision(SomeCore("CPU", "GPU"), "GPU")[0] is None
     assert precision.choose_precision(SomeCore("CPU", "GPU"), "AUTO")[0] is None
-    assert models._precision_hint("vae_decoder", "GPU.0", "f16") == {"INFERENCE_PRECISION_HINT": "f32"}
-    assert models._precision_hint("vae_decoder", "GPU.0", None) == {"INFERENCE_PRECISION_HINT": "f32"}
-    assert models._precision_hint("vae_decoder", "CPU", "f16") == {"INFERENCE_PRECISION_HINT": "f32"}
-    assert models._precision_hint("vae_decoder", "CPU", "bf16") == {"INFERENCE_PRECISION_HINT": "bf16"}
-    assert models._precision_hint("unet", "GPU.0", None) == {}
+    assert models.precision_hint("vae_decoder", "GPU.0", "f16") == {"INFERENCE_PRECISION_HINT": "f32"}
+    assert models.precision_hint("vae_decoder", "GPU.0", None) == {"INFERENCE_PRECISION_HINT": "f32"}
+    assert models.precision_hint("vae_decoder", "CPU", "f16") == {"INFERENCE_PRECISION_HINT": "f32"}
+    assert models.precision_hint("vae_decoder", "CPU", "bf16") == {"INFERENCE_PRECISION_HINT": "bf16"}
+    assert models.precision_hint("unet", "GPU.0", None) == {}
 
 
 def test_the_probe_measures_what_this_processor_says_it_has():
@@ -71,11 +71,11 @@ def test_pipeline_says_what_it_chose(model_dir, monkeypatch):
     monkeypatch.setattr(precision, "probe", lambda core: {"f32": 2.0, "bf16": 3.0})
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
     assert pipe.inference_precision == "f32 is fastest here (f32 2.0 ms, bf16 3.0 ms in a probe)"
-    assert pipe._models._models["text_encoder", False].get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
+    assert pipe.models.compiled("text_encoder").get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
 
 
 def test_static_shapes_give_the_same_picture(model_dir, monkeypatch, pipe):
-    monkeypatch.setattr(models, "_needs_static_shapes", lambda device: True)
+    monkeypatch.setattr(models, "needs_static_shapes", lambda device: True)
     static = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
     static.set_progress_bar_config(disable=True)
     settings = {"seed": 3, "num_inference_steps": 4, "output_type": "np"}

@@ -97,7 +97,7 @@ def test_lighter_weights_are_smaller_and_agree(model_dir, mode, share, floor):
 def test_a_part_that_int8_harms_too_much_is_kept_as_it_was(model_dir, tmp_path, monkeypatch):
     alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
     monkeypatch.setattr(quantize, "quantize_within_budget", lambda model, *_: model)
-    monkeypatch.setattr(quantize, "_agreement", lambda *_: 29.0)
+    monkeypatch.setattr(quantize, "agreement_of", lambda *_: 29.0)
     report = quantize_models(alone, prompts=2)
     assert not any(part.quantized for part in report.parts) and "too low: kept as it was" in str(report)
     files = [folder / "unet" / "openvino_model.bin" for folder in (alone, report.model_dir)]
@@ -171,7 +171,7 @@ def a_model_that_int8_harms() -> ov.Model:
     return ov.Model([hidden], [sample], "harmed")
 
 
-def agreement_of(model: ov.Model, checks, expected) -> float:
+def worst_agreement(model: ov.Model, checks, expected) -> float:
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     made = [compiled(row)[0].copy() for row in checks]
     return min(psnr(one, other) for one, other in zip(made, expected, strict=True))
@@ -190,7 +190,7 @@ def test_int8_that_misses_its_budget_is_mended_layer_by_layer():
     found = {}
     for budget in (5.0, 30.0, 90.0):
         model = quantize.quantize_within_budget(a_model_that_int8_harms(), rows, checks, expected, budget)
-        found[budget] = agreement_of(model, checks, expected), quantized_layers(model)
+        found[budget] = worst_agreement(model, checks, expected), quantized_layers(model)
     print(found)
     assert found[5.0][0] < 30 and found[5.0][1] > found[30.0][1] > 0, "the first try misses the second budget"
     assert found[30.0][0] >= 30

@@ -126,7 +126,7 @@ def test_int8_models_are_quantized_merged_and_run_split(int8_pipe, quantization)
         stored = kinds(ov.Core().read_model(quantization.model_dir / part / "openvino_model.xml"))
         assert "Interpolate" not in stored and "ConvolutionBackpropData" in stored
     list(int8_pipe.denoise("a large red star on a blue background", preset="fast", seed=0))
-    graph = int8_pipe._models._models["unet", True].get_runtime_model()
+    graph = int8_pipe.models.compiled("unet", True).get_runtime_model()
     running = [
         {key: value.astype(str) for key, value in node.get_rt_info().items()} for node in graph.get_ordered_ops()
     ]
