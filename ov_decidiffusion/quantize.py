@@ -1,4 +1,4 @@
-"""OpenVINO model folder -> a folder of quantized models beside it: ``python -m ov_decidiffusion.quantize FOLDER``.
+"""OpenVINO model folder -> a folder of quantized models beside it: ``python -m ov_decidiffusion quantize FOLDER``.
 
 Calibrated on what the pipeline really feeds its models: the U-Net's inputs along whole denoising runs of the
 checkpoint's own prompts, and the latents they end in. A part is held to a budget: its output on runs left out of the
