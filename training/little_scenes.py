@@ -3,6 +3,7 @@ describe. Objects (``artwork.py``) stand in places (``places.py``), at a few siz
 
 import random
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,13 +99,17 @@ def random_scene(rng: random.Random) -> Scene:
             return make_scene(names, place, kind, rng)
 
 
-def draw_scene(scene: Scene, side: int = SIDE) -> Image.Image:
-    """Paint a scene as an RGB picture of side x side pixels."""
+def draw_scene(scene: Scene, side: int = SIDE, objects: Callable[..., Image.Image] = sprite) -> Image.Image:
+    """Paint a scene as an RGB picture of side x side pixels.
+
+    Args:
+        objects: where they come from: ``artwork.sprite``, or ``artwork.template`` where there is no network.
+    """
     scale = side / SIDE
     picture = draw_place(scene.place, scene.variant, side).copy()
     for item in scene.objects:
         width = round(item.side * scale)
-        drawn = sprite(item.name, width, item.color)
+        drawn = objects(item.name, width, item.color)
         where = round(item.left * scale), round(item.top * scale)
         if (
             not (is_plain(scene.place) or scene.place in ("in space", "under water", "on the sea"))
