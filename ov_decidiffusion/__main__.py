@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -33,7 +35,9 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, ArithmeticError) as error:
-        sys.exit(f"error: {error}")
+        port = getattr(options, "port", None)
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        sys.exit(f"error: port {port} is taken: choose another" if taken else f"error: {error}")
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -111,6 +115,9 @@ def _demo(options: argparse.Namespace) -> None:
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
     auth = _credentials(options.host in LOOPBACK, options.auth, options.no_auth)
+    if options.port is not None:
+        with socket.create_server((options.host, options.port)):
+            pass  # a port that is taken is told now, not after everything was loaded
     model_dir = _convert(options)
     if options.quantize:
         from ov_decidiffusion.quantize import quantize_models  # NNCF takes seconds to import

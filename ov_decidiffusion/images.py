@@ -180,8 +180,8 @@ def choose_size(
         chosen.append(value)
     if fixed and tuple(chosen) != default:
         raise ValueError(
-            f"On this device pictures are {default[0]}x{default[1]} pixels, got `width` {chosen[0]} and `height` "
-            f"{chosen[1]}: leave them out, or choose another device."
+            f"On this device pictures are {default[0]}x{default[1]} pixels, got {chosen[0]}x{chosen[1]}: leave out "
+            "`width` and `height`, or choose another device."
         )
     return chosen[0], chosen[1]
 

@@ -187,6 +187,14 @@ def test_other_machines_are_asked_for_a_password_unless_told_otherwise(monkeypat
         main()
 
 
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(monkeypatch, demo):
+    monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", "--port", str(demo.server_port)])
+    start = time.perf_counter()
+    with pytest.raises(SystemExit, match=f"port {demo.server_port} is taken"):
+        main()
+    assert time.perf_counter() - start < 5
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_picture_in_progress_cleanly_and_leaves_no_picture(model_dir, tmp_path, number, expected):

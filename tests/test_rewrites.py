@@ -1,5 +1,6 @@
 """Rewritten graphs against the graphs as they were converted."""
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,7 @@ def test_split_statistics_hold_where_the_mean_is_many_times_the_spread(mean, flo
     assert agreement >= floor
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="what OpenVINO runs on x86 processors")
 def test_int8_models_are_quantized_merged_and_run_split(int8_pipe, quantization):
     for part in ("unet", "vae_decoder"):
         stored = kinds(ov.Core().read_model(quantization.model_dir / part / "openvino_model.xml"))
