@@ -108,6 +108,8 @@ def test_in_a_browser_it_makes_a_picture_stops_one_and_asks_no_other_host(demo, 
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=browser_path, args=options)
         page = browser.new_page()
+        page.set_default_timeout(90_000)
+        page.set_default_navigation_timeout(90_000)
         asked = []
         page.on("request", lambda request: asked.append(request.url))
         refused = []
