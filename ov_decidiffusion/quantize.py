@@ -309,10 +309,3 @@ def _outputs(compiled: ov.CompiledModel, rows: list[Inputs]) -> list[np.ndarray]
 
 def agreement_of(made: list[np.ndarray], expected: list[np.ndarray]) -> float:
     return psnr(np.concatenate([value.ravel() for value in made]), np.concatenate([v.ravel() for v in expected]))
-
-
-if __name__ == "__main__":
-    from ov_decidiffusion.__main__ import main
-
-    sys.argv.insert(1, "quantize")
-    main()
