@@ -21,7 +21,6 @@ from ov_decidiffusion.convert import ConversionReport, convert_checkpoint
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.download import find_checkpoint
 from ov_decidiffusion.folder import default_model_dir
-from ov_decidiffusion.images import latents_to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import way_down
 from ov_decidiffusion.quantize import quantize_models
@@ -43,7 +42,6 @@ __all__ = [
     "device_dropdown",
     "draw_unets",
     "find_checkpoint",
-    "latents_to_rgb",
     "make_demo",
     "picture_grid",
     "quantize_models",

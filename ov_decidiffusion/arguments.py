@@ -119,6 +119,12 @@ def check_choice(name: str, value: Any, allowed: Any) -> str:
     return value
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False, got {shown(value)}.")
+
+
 def check_guidance_interval(interval: Any) -> tuple[float, float] | None:
     """None, or two noise levels in order."""
     if interval is None:
@@ -189,3 +195,14 @@ def make_generator(
                 f"`generator` must be a torch.Generator or a list of them, got {shown(one)}; whole numbers are `seed`s."
             )
     return generator
+
+
+def unseeded_generator() -> torch.Generator:
+    """Where neither a seed nor a generator is given: torch's own right after ``torch.manual_seed``, as in diffusers.
+
+    Otherwise a new one whose seed torch's own draws, so that the seed can be told.
+    """
+    own = torch.default_generator
+    if torch.equal(torch.Generator().manual_seed(own.initial_seed()).get_state(), own.get_state()):
+        return own
+    return torch.Generator().manual_seed(int(torch.randint(2**32, ())))

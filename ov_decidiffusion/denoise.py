@@ -1,6 +1,5 @@
-"""One denoising run: its plan, and the loop over whole and cached, guided and unguided steps."""
+"""One denoising run: the loop over whole and cached, guided and unguided steps."""
 
-import copy
 import inspect
 import math
 from collections.abc import Iterator
@@ -12,37 +11,29 @@ import torch
 from diffusers import SchedulerMixin
 from tqdm.auto import tqdm
 
-from ov_decidiffusion.arguments import (
-    MAX_GUIDANCE,
-    check_guidance_interval,
-    check_latents,
-    check_quantized,
-    check_range,
-    check_schedule,
-    check_whole,
-)
-from ov_decidiffusion.caching import DEEP_FEATURES, full_steps
-from ov_decidiffusion.folder import QUANTIZABLE
+from ov_decidiffusion.arguments import check_latents
+from ov_decidiffusion.caching import DEEP_FEATURES
 from ov_decidiffusion.models import TOP_LEVEL, Models
-from ov_decidiffusion.presets import apply_preset
-from ov_decidiffusion.schedulers import make_solver
-
-MAX_SIGMA = 1e4
+from ov_decidiffusion.plan import Plan, noise_levels
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one run does at each of its steps."""
+class Kept:
+    """What inpainting leaves as it is: outside the mask, each step's latents are the source's, as noisy as the rest.
 
-    scheduler: SchedulerMixin  # of this run alone
-    timesteps: torch.Tensor
-    guidance_scale: float
-    guidance_rescale: float
-    guided: list[bool]  # of each step: guidance acts, if its scale is above 1
-    whole: list[bool]  # of each step: the whole U-Net runs, not only its top level
-    quantized: frozenset[str]  # parts that run in INT8
-    generator: torch.Generator | list[torch.Generator] | None
-    eta: float  # of DDIM: the share of its noise that is drawn anew
+    diffusers' way of inpainting with a model that has no channels for masks.
+    """
+
+    clean: torch.Tensor  # latents of the source [b, 4, h, w]
+    noise: torch.Tensor
+    mask: torch.Tensor  # [b or 1, 1, h, w], 1 where the picture is made anew
+
+    def blend(self, latents: torch.Tensor, scheduler: SchedulerMixin, timestep: torch.Tensor | None) -> torch.Tensor:
+        """Latents that are noisy as at a timestep; None: that are done."""
+        source = self.clean
+        if timestep is not None:
+            source = scheduler.add_noise(source, self.noise, timestep.reshape(1))
+        return (1 - self.mask) * source + self.mask * latents
 
 
 class DenoisingStep:
@@ -53,14 +44,27 @@ class DenoisingStep:
         total: steps of the run.
         timestep: of the schedule.
         latents: [b, 4, h, w], after the step; ValueError where others of another shape, or NaN, are assigned.
+        predicted: [b, 4, h, w], the latents that the U-Net believes in at this step: where a single straight step to
+            the end would lead.
         prompt_embeds: hidden states [b, n, d] of the prompts, behind those of the negative prompts, [2 b, n, d], in a
             run that is guided.
         guidance_scale: of the next steps.
         quantized: parts that run in INT8, for ``decode_latents``.
+        finishing: what ``finish`` needs to know of the run.
     """
 
-    def __init__(self, index: int, plan: Plan, latents: torch.Tensor, prompt_embeds: torch.Tensor, scale: float):
+    def __init__(
+        self,
+        index: int,
+        plan: Plan,
+        latents: torch.Tensor,
+        predicted: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        scale: float,
+        finishing: Any = None,
+    ):
         self.index, self.total, self.timestep = index, len(plan.timesteps), plan.timesteps[index]
+        self.predicted, self.finishing = predicted, finishing
         self.quantized, self.prompt_embeds, self.guidance_scale = plan.quantized, prompt_embeds, scale
         self._latents = latents
 
@@ -124,7 +128,13 @@ class Denoiser:
 
     @torch.no_grad()
     def run(
-        self, plan: Plan, latents: torch.Tensor, prompt_embeds: torch.Tensor, bar: dict[str, Any]
+        self,
+        plan: Plan,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        bar: dict[str, Any],
+        kept: Kept | None = None,
+        finishing: Any = None,
     ) -> Iterator[DenoisingStep]:
         """The loop.
 
@@ -133,6 +143,8 @@ class Denoiser:
             prompt_embeds: hidden states of the prompts [b, n, d], behind those of the negative prompts [2 b, n, d]
                 where steps are guided.
             bar: options of the progress bar.
+            kept: what is not made anew, in inpainting.
+            finishing: handed to each step.
 
         Raises:
             FloatingPointError: a step ended in NaN or infinity.
@@ -150,14 +162,18 @@ class Denoiser:
                 prediction = self.top_level(batch, timestep, deep[-len(batch) :], quantized)
             if guided:
                 prediction = guide(prediction, scale, plan.guidance_rescale)
+            predicted = predicted_end(scheduler, prediction, batch[-len(latents) :], timestep)
             latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
+            if kept is not None:
+                predicted = kept.blend(predicted, scheduler, None)
+                latents = kept.blend(latents, scheduler, next(iter(plan.timesteps[index + 1 :]), None))
             if not torch.isfinite(latents).all():
                 raise FloatingPointError(
                     f"Step {index + 1} of {len(plan.timesteps)} gave NaN or infinity instead of a picture: the weights "
                     'may be damaged, or the numbers too large for the format; try inference_precision="f32", or a '
                     "lower guidance_scale."
                 )
-            step = DenoisingStep(index, plan, latents, prompt_embeds, scale)
+            step = DenoisingStep(index, plan, latents, predicted, prompt_embeds, scale, finishing)
             yield step
             latents, prompt_embeds, scale = step.latents, step.prompt_embeds, step.guidance_scale
 
@@ -166,114 +182,24 @@ def _unet_inputs(sample: torch.Tensor, timestep: torch.Tensor) -> dict[str, np.n
     return {"sample": sample.numpy(), "timestep": timestep.reshape(1).float().numpy()}
 
 
-def make_plan(
-    scheduler: SchedulerMixin,
-    defaults: dict[str, Any],
-    quantized_parts: frozenset[str],
-    *,
-    strength: float | None,
-    generator: torch.Generator | list[torch.Generator] | None,
-    num_inference_steps: Any,
-    timesteps: Any,
-    sigmas: Any,
-    guidance_scale: Any,
-    guidance_rescale: Any,
-    eta: Any,
-    preset: Any,
-    **options: Any,
-) -> Plan:
-    """What a run does at each step, from the arguments of a call, all of them checked.
+def predicted_end(
+    scheduler: SchedulerMixin, prediction: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """The clean latents that a prediction stands for (Salimans & Ho 2022, arXiv 2202.00512, section 4 and appendix D).
 
     Args:
-        scheduler: of the pipeline; the run gets one of its own, so that loops can interleave.
-        defaults: of the checkpoint.
-        quantized_parts: that there are.
-        strength: of image-to-image, or None.
-        options: those that ``apply_preset`` fills in, but the number of steps.
-
-    Raises:
-        ValueError: an argument has a wrong value.
+        prediction: of the noise, of v or of the latents, as the scheduler is set to [b, 4, h, w].
+        sample: what it was made from, as the scheduler scales it: alpha x + sigma noise with alpha^2 + sigma^2 = 1.
+        timestep: one number.
     """
-    chosen = apply_preset(preset, num_inference_steps=num_inference_steps, **options)
-    solver = chosen["solver"]
-    scheduler = copy.deepcopy(scheduler) if solver is None else make_solver(solver, scheduler)
-    last = scheduler.config.num_train_timesteps - 1
-
-    def given(name: str, value: Any) -> Any:
-        return defaults[name] if value is None else value
-
-    steps = check_whole("num_inference_steps", given("num_inference_steps", chosen["num_inference_steps"]), 1, last + 1)
-    timesteps = check_schedule("timesteps", timesteps, last)
-    sigmas = check_schedule("sigmas", sigmas, MAX_SIGMA)
-    if timesteps is not None and sigmas is not None:
-        raise ValueError("Give `timesteps` or `sigmas`, not both.")
-    interval = check_guidance_interval(chosen["guidance_interval"])
-    cache_interval = check_whole("cache_interval", chosen["cache_interval"], 1)
-    cache_power = check_range("cache_power", chosen["cache_power"], 1, 3)
-    running = set_timesteps(scheduler, steps, strength, timesteps, sigmas)
-    return Plan(
-        scheduler=scheduler,
-        timesteps=running,
-        guidance_scale=check_range("guidance_scale", given("guidance_scale", guidance_scale), 0, MAX_GUIDANCE),
-        guidance_rescale=check_range("guidance_rescale", given("guidance_rescale", guidance_rescale), 0, 1),
-        guided=guided_steps(scheduler, running, interval),
-        whole=full_steps(len(running), cache_interval, cache_power),
-        quantized=check_quantized(chosen["quantized"], quantized_parts, QUANTIZABLE),
-        generator=generator,
-        eta=check_range("eta", eta, 0, 1),
-    )
-
-
-def guided_steps(
-    scheduler: SchedulerMixin, timesteps: torch.Tensor, guidance_interval: tuple[float, float] | None
-) -> list[bool]:
-    """Which steps guidance acts on: those with a noise level in the interval, or all."""
-    if guidance_interval is None:
-        return [True] * len(timesteps)
-    if not hasattr(scheduler, "alphas_cumprod") or type(scheduler).__name__ == "PNDMScheduler":
-        raise ValueError(
-            f"`guidance_interval` cannot be used with {type(scheduler).__name__}, which does not tell its noise "
-            "levels, or makes one step of several."
-        )
-    abar = scheduler.alphas_cumprod.double().numpy()
-    sigmas = np.interp(timesteps.double().numpy(), np.arange(len(abar)), np.sqrt((1 - abar) / abar))
-    low, high = guidance_interval
-    return [low <= sigma <= high for sigma in sigmas]
-
-
-def set_timesteps(
-    scheduler: SchedulerMixin,
-    num_inference_steps: int,
-    strength: float | None,
-    timesteps: list[int] | None = None,
-    sigmas: list[float] | None = None,
-) -> torch.Tensor:
-    """The timesteps to run: so many, or those given, by number or noise level; in image-to-image without the first."""
-    if timesteps is not None or sigmas is not None:
-        name, given = ("timesteps", timesteps) if sigmas is None else ("sigmas", sigmas)
-        if name not in inspect.signature(scheduler.set_timesteps).parameters:
-            raise ValueError(f"`{name}` cannot be given to {type(scheduler).__name__}: it lays out its own.")
-        scheduler.set_timesteps(**{name: given})
-    else:
-        try:
-            scheduler.set_timesteps(num_inference_steps)
-        except ValueError as error:
-            raise ValueError(
-                f"`num_inference_steps` {num_inference_steps} is too few for {type(scheduler).__name__}: {error}"
-            ) from error
-    if strength is None:
-        return scheduler.timesteps
-    steps = scheduler.num_inference_steps or len(scheduler.timesteps)
-    running = min(int(steps * strength), steps)
-    if running < 1:
-        raise ValueError(
-            f"`strength` {strength} of {steps} steps leaves no step to run: use at least "
-            f"{math.ceil(1000 / steps) / 1000}, or take more steps."
-        )
-    begin = (steps - running) * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(begin)
-    return scheduler.timesteps[begin:]
+    level = float(noise_levels(scheduler, timestep.reshape(1))[0])
+    alpha = 1 / math.sqrt(1 + level**2)
+    sigma = level * alpha
+    if scheduler.config.prediction_type == "sample":
+        return prediction
+    if scheduler.config.prediction_type == "v_prediction":
+        return alpha * sample - sigma * prediction
+    return (sample - sigma * prediction) / alpha
 
 
 def guide(prediction: torch.Tensor, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:

@@ -37,8 +37,17 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+# Red, green and blue in -1…1 of each channel of Stable Diffusion's latents, and behind them of none; by keturn:
+# https://discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204.
+QUICK_LOOK = [
+    [0.298, 0.207, 0.208],
+    [0.187, 0.286, 0.173],
+    [-0.158, 0.189, 0.264],
+    [-0.184, -0.271, -0.473],
+    [0.0, 0.0, 0.0],
+]
 # What a checkpoint's makers sample it with, and prompts that suit it; its own file goes before.
-PHOTO_EXAMPLES = {
+SUITING_PHOTOGRAPHS = {
     "example_prompts": [
         ["a lighthouse on a cliff at sunset, oil painting", "people, text"],
         ["a red fox in fresh snow, photograph", "blurry"],
@@ -57,9 +66,10 @@ PHOTO_EXAMPLES = {
         "a dragon over a medieval city, fantasy art",
         "macro photograph of a dew drop on a leaf",
     ],
+    "quick_look": QUICK_LOOK,
 }
-DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.7, **PHOTO_EXAMPLES}
-DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8, **PHOTO_EXAMPLES}
+DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.7} | SUITING_PHOTOGRAPHS
+DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8} | SUITING_PHOTOGRAPHS
 
 
 def default_model_dir(checkpoint: str | Path, weight_format: str = "fp16") -> Path:
@@ -119,6 +129,13 @@ def read_defaults(folder: Path) -> dict[str, Any]:
     """The number of steps, the guidance and the example prompts that suit a folder's models."""
     file = folder / DEFAULTS_FILE
     return DEFAULTS_1_0 | (read_json(file) if file.is_file() else {})
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """The checkpoint that a folder was made of, its revision and the format of the weights; None where nothing says."""
+    file = folder / CONVERSION_REPORT
+    report = read_json(file) if file.is_file() else {}
+    return {name: report.get(name) for name in ("checkpoint", "revision", "weight_format")}
 
 
 def write_settings(

@@ -14,6 +14,7 @@ from ov_decidiffusion.arguments import check_whole
 
 RESIZE_MODES = ("crop", "fill", "stretch")
 PictureLike = Image.Image | np.ndarray | torch.Tensor
+HALF_WHITE = 128  # of 255: from here on a mask's grey counts as white
 AREA_TOLERANCE = 0.15  # of the default's area: how far a size may go to be closer to a source's shape
 
 
@@ -24,20 +25,23 @@ class StableDiffusionOutput(BaseOutput):
     images: list[Image.Image] | np.ndarray | torch.Tensor
 
 
-def to_pictures(image: Any, name: str = "image") -> list[Image.Image]:
+def to_pictures(image: Any, name: str = "image", behind: str = "white") -> list[Image.Image]:
     """Source pictures in whatever form, as upright RGB ones.
 
     Args:
-        image: a PIL picture, an array [H, W], [H, W, 3] or [b, H, W, 3], a tensor [3, H, W] or [b, 3, H, W], or a list
-            of such. Whole numbers are 0…255. Others are 0…1, and tensors with negative numbers -1…1, as in diffusers.
+        image: a PIL picture, an array [H, W], [H, W, 3] or [b, H, W, 3], a tensor [H, W], [3, H, W] or [b, 3, H, W],
+            or a list of such. Whole numbers are 0…255. Others are 0…1, and tensors with negative numbers -1…1, as in
+            diffusers.
+        name: of the argument, for messages.
+        behind: the colour that shows where a picture is transparent.
 
     Raises:
         ValueError: something else, or a picture that cannot be read.
     """
     if isinstance(image, (list, tuple)):
-        return [picture for one in image for picture in to_pictures(one, name)]
+        return [picture for one in image for picture in to_pictures(one, name, behind)]
     if isinstance(image, Image.Image):
-        return [to_rgb(image, name)]
+        return [to_rgb(image, name, behind)]
     if isinstance(image, torch.Tensor):
         return _tensor_to_pictures(image, name)
     if isinstance(image, np.ndarray):
@@ -53,10 +57,31 @@ def check_images(image: Any, prompts: int) -> list[Image.Image]:
     return images
 
 
+def check_masks(mask_image: Any, images: list[Image.Image]) -> list[Image.Image]:
+    """A mask for each source picture, of its size, in grey (mode "L"): white is made anew, what is transparent is not.
+
+    Args:
+        mask_image: one, or one for each picture, in any form that ``to_pictures`` takes, of any size.
+
+    Raises:
+        ValueError: another number of masks, or one that is black all over.
+    """
+    masks = [mask.convert("L") for mask in to_pictures(mask_image, "mask_image", "black")]
+    if len(masks) not in (1, len(images)):
+        raise ValueError(
+            f"`mask_image` must be one mask or one for each of the {len(images)} pictures, got {len(masks)}."
+        )
+    masks = masks * (len(images) // len(masks))
+    if not all(np.asarray(mask).max() >= HALF_WHITE for mask in masks):
+        raise ValueError("`mask_image` is black all over: paint white what is to be made anew.")
+    return [resize(mask, image.size, "stretch") for mask, image in zip(masks, images, strict=True)]
+
+
 def _tensor_to_pictures(tensor: torch.Tensor, name: str) -> list[Image.Image]:
-    batch = tensor.detach().cpu()[None] if tensor.ndim == 3 else tensor.detach().cpu()
+    batch = tensor.detach().cpu()
+    batch = batch[(None,) * max(0, 4 - batch.ndim)] if batch.ndim > 1 else batch
     if batch.ndim != 4 or batch.shape[1] not in (1, 3) or batch.is_complex():
-        raise ValueError(f"`{name}` as a tensor must be [3, H, W] or [b, 3, H, W], got {tuple(tensor.shape)}.")
+        raise ValueError(f"`{name}` as a tensor must be [H, W], [3, H, W] or [b, 3, H, W], got {tuple(tensor.shape)}.")
     if batch.is_floating_point() and batch.numel() and batch.min() < 0:
         batch = batch / 2 + 0.5
     array = batch.permute(0, 2, 3, 1)
@@ -81,11 +106,11 @@ def _array_to_pictures(array: np.ndarray, name: str) -> list[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(one)) for one in rgb]
 
 
-def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Image.Image:
     """Any PIL picture as an upright RGB one.
 
-    EXIF rotation is applied, transparency is laid on white, and 16-bit and floating-point greys keep their
-    range instead of being cut off.
+    EXIF rotation is applied, transparency is laid on white or another colour, and 16-bit and floating-point greys keep
+    their range instead of being cut off.
 
     Raises:
         ValueError: not a PIL picture, an empty one, or a file that is cut short or damaged.
@@ -103,8 +128,8 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
         return _wide_grey_to_rgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        ground = Image.new("RGBA", image.size, behind)
+        return Image.alpha_composite(ground, image).convert("RGB")
     return image.convert("RGB")
 
 
@@ -202,26 +227,10 @@ def resize(picture: Image.Image, size: tuple[int, int], mode: str) -> Image.Imag
     inside = ImageOps.contain(picture, size, Image.Resampling.LANCZOS)
     left, top = ((size[i] - inside.size[i]) // 2 for i in (0, 1))
     around = ((top, size[1] - inside.height - top), (left, size[0] - inside.width - left), (0, 0))
+    around = around[: np.asarray(inside).ndim]
     return Image.fromarray(np.pad(np.asarray(inside), around, "edge"))
 
 
 def make_image_processor(vae_scale_factor: int) -> VaeImageProcessor:
     """diffusers' own conversion between pictures (0…255) and tensors [b, 3, H, W] in -1…1; Lanczos scaling."""
     return VaeImageProcessor(vae_scale_factor=vae_scale_factor, resample="lanczos")
-
-
-def latents_to_rgb(latents: torch.Tensor) -> list[Image.Image]:
-    """A quick look at latents [b, 4, h, w] without the decoder: their three strongest directions as RGB.
-
-    The directions are those of the last entry, so that the steps of one denoising can be compared.
-
-    Returns:
-        b pictures of w x h pixels.
-    """
-    flat = latents.detach().float().flatten(2)  # [b, 4, h * w]
-    centered = flat - flat.mean(dim=2, keepdim=True)
-    basis = torch.linalg.svd(centered[-1], full_matrices=False).U[:, :3]
-    shown = basis.T @ centered
-    shown = (shown / (3 * shown.std(dim=2, keepdim=True).clamp_min(1e-6)) + 1) / 2
-    pixels = (shown.clamp(0, 1) * 255).round().byte().unflatten(2, latents.shape[2:])
-    return [Image.fromarray(one.numpy()) for one in pixels.permute(0, 2, 3, 1).contiguous()]

@@ -216,6 +216,7 @@ class Models:
         model = self._core.read_model(graph_file(self._folder_of(quantized), model_part(name)))
         if model_part(name) == "unet":
             _allow_fractional_timesteps(model)
+            _allow_long_prompts(model)
         if change is not None:
             model = change(model)
         hint = precision_hint(name, self._device, self._precision)
@@ -332,6 +333,12 @@ def _allow_fractional_timesteps(model: ov.Model) -> None:
     timestep = model.input("timestep").get_node()
     timestep.set_element_type(ov.Type.f32)
     model.validate_nodes_and_infer_types()
+
+
+def _allow_long_prompts(model: ov.Model) -> None:
+    """The folder's U-Net takes 77 hidden states, as other tools feed it; longer prompts have more."""
+    text = model.input("encoder_hidden_states")
+    model.reshape({text.any_name: ov.PartialShape([-1, -1, text.partial_shape[2]])})
 
 
 def _vae_factor(config: dict[str, Any]) -> int:

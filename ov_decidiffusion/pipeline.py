@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -15,40 +14,44 @@ from ov_decidiffusion.arguments import (
     check_callback,
     check_callback_tensors,
     check_choice,
+    check_flag,
     check_latents,
     check_prompts,
     check_quantized,
-    check_range,
     check_whole,
     make_generator,
     shown,
+    unseeded_generator,
 )
 from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
-from ov_decidiffusion.denoise import Denoiser, DenoisingStep, Plan, make_plan
-from ov_decidiffusion.folder import QUANTIZABLE, explaining, is_checkpoint, read_defaults, read_scheduler, tokenizer_dir
-from ov_decidiffusion.images import (
-    RESIZE_MODES,
-    PictureLike,
-    StableDiffusionOutput,
-    check_images,
-    choose_size,
-    make_image_processor,
-    resize,
+from ov_decidiffusion.denoise import Denoiser, DenoisingStep
+from ov_decidiffusion.folder import (
+    QUANTIZABLE,
+    explaining,
+    is_checkpoint,
+    read_defaults,
+    read_origin,
+    read_scheduler,
+    tokenizer_dir,
 )
+from ov_decidiffusion.images import PictureLike, StableDiffusionOutput, choose_size, make_image_processor
 from ov_decidiffusion.memory import check_memory
 from ov_decidiffusion.models import Models
+from ov_decidiffusion.plan import Plan, make_plan
 from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
+from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
+from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start
 from ov_decidiffusion.text import Text, TextEncoder, check_text
-from ov_decidiffusion.vae import Autoencoder
+from ov_decidiffusion.vae import Autoencoder, quick_look
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class OVStableDiffusionPipeline(RunState):
-    """Text-to-image and text-guided image-to-image with an OpenVINO model folder.
+    """Text-to-image, text-guided image-to-image and inpainting with an OpenVINO model folder.
 
-    Argument names and meanings are those of diffusers' ``StableDiffusionPipeline`` and
-    ``StableDiffusionImg2ImgPipeline``; with the same weights, scheduler and seed, and
+    Argument names and meanings are those of diffusers' ``StableDiffusionPipeline``, ``StableDiffusionImg2ImgPipeline``
+    and ``StableDiffusionInpaintPipeline``; with the same weights, scheduler and seed, and
     ``inference_precision="f32"``, the pictures are theirs too.
     Make one with ``from_pretrained``.
 
@@ -62,11 +65,20 @@ class OVStableDiffusionPipeline(RunState):
         quantized_parts: the models that there are in INT8 too; ``quantize_models`` makes them.
         models: the compiled models.
         denoiser: the U-Net, whole and its top level alone, for those who look inside the loop.
+        origin: the checkpoint that the models were made of, its revision, and the format of the weights.
         seconds: spent in each model since the pipeline was loaded.
     """
 
-    def __init__(self, models: Models, tokenizer: CLIPTokenizer, scheduler: SchedulerMixin, defaults: dict[str, Any]):
+    def __init__(
+        self,
+        models: Models,
+        tokenizer: CLIPTokenizer,
+        scheduler: SchedulerMixin,
+        defaults: dict[str, Any],
+        origin: dict[str, Any],
+    ):
         super().__init__()
+        self.origin = origin
         self.models = models
         self._text_encoder = TextEncoder(models, tokenizer)
         self._vae = Autoencoder(models)
@@ -122,7 +134,8 @@ class OVStableDiffusionPipeline(RunState):
         models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
         with explaining(folder, "loading"):
             tokenizer = CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True)
-            return cls(models, tokenizer, make_scheduler(read_scheduler(folder)), read_defaults(folder))
+            scheduler = make_scheduler(read_scheduler(folder))
+            return cls(models, tokenizer, scheduler, read_defaults(folder), read_origin(folder))
 
     @property
     def scheduler(self) -> SchedulerMixin:
@@ -191,9 +204,7 @@ class OVStableDiffusionPipeline(RunState):
                     call_back(callback_on_step_end, self, step, names)
                 if self.interrupt:
                     break
-        images = step.latents
-        if output_type != "latent":
-            images = self.decode_latents(step.latents, output_type, step.quantized)
+        images = step.latents if output_type == "latent" else self.finish(step, output_type)
         return StableDiffusionOutput(images=images) if return_dict else (images, None)
 
     def denoise(
@@ -202,7 +213,10 @@ class OVStableDiffusionPipeline(RunState):
         *,
         negative_prompt: str | list[str] | None = None,
         image: PictureLike | list[PictureLike] | None = None,
-        strength: float = 0.8,
+        mask_image: PictureLike | list[PictureLike] | None = None,
+        padding_mask_crop: int | None = None,
+        overlay: bool = False,
+        strength: float | None = None,
         resize_mode: str = "crop",
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
@@ -218,6 +232,7 @@ class OVStableDiffusionPipeline(RunState):
         latents: torch.Tensor | np.ndarray | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_syntax: bool = True,
         preset: str = "exact",
         solver: str | None = None,
         quantized: bool | Sequence[str] | None = None,
@@ -236,7 +251,13 @@ class OVStableDiffusionPipeline(RunState):
                 through guidance, so ``guidance_scale`` has to be above 1.
             image: a source picture, or one for each prompt, of any size; makes it image-to-image. PIL pictures of any
                 mode, arrays and tensors as ``to_pictures`` takes them.
+            mask_image: makes it inpainting: of ``image``, what is white here is made anew. One, or one for each source,
+                of any size, in any form that ``image`` may have; transparent is black.
+            padding_mask_crop: with ``mask_image``: work on what lies around the white at most so many pixels away, at
+                full size, and lay the source around it; the picture then has the source's size.
+            overlay: lay the source over the finished picture where the mask is black, so that it is exact there.
             strength: with ``image``, how much of it to redo, above 0 and at most 1: that share of the steps runs.
+                None: 0.8, and all of it with ``mask_image``, as in diffusers.
             resize_mode: how a source of another shape than the picture's is brought to it: "crop" cuts it off evenly,
                 "fill" repeats its edges, "stretch" changes its shape.
             num_inference_steps: denoising steps, at least 1; None for the checkpoint's own.
@@ -257,12 +278,14 @@ class OVStableDiffusionPipeline(RunState):
                 with ``generator``.
             latents: noise to start from instead of drawn noise, [pictures, 4, height / 8, width / 8]; text-to-image
                 only.
-            prompt_embeds, negative_prompt_embeds: hidden states [prompts, 77, d], as ``encode_prompt`` makes them, in
+            prompt_embeds, negative_prompt_embeds: hidden states [prompts, n, d], as ``encode_prompt`` makes them, in
                 place of the prompts.
+            prompt_syntax: brackets weigh words, as ``parse_weights`` says; False takes them literally.
             preset: "exact", "balanced" or "fast": values, listed in ``PRESETS``, for those of the following arguments
                 and ``num_inference_steps`` that are None.
-            solver: "ddim", "dpm++" or "squeezed" in place of ``scheduler``, on its noise schedule. "squeezed" runs
-                some of the steps asked for only, as ``SQUEEZE_MODES`` says.
+            solver: a sampler by the name that people know, such as "euler a" or "dpm++ 2m karras" (``SOLVERS`` has
+                them all), in place of ``scheduler``, on its noise schedule. "squeezed" runs some of the steps asked
+                for only, as ``SQUEEZE_MODES`` says.
             quantized: run the U-Net and the decoder in INT8, or only the parts named; needs ``quantize_models``.
             cache_interval: run the whole U-Net on the first step, on the last, and between them on as many as lie
                 at most n apart if spread evenly; the others run its top level on the deeper levels' last features
@@ -275,16 +298,16 @@ class OVStableDiffusionPipeline(RunState):
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
         """
+        check_flag("prompt_syntax", prompt_syntax)
         width_of_text = self.models.unet_config["cross_attention_dim"]
-        text = check_text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, width_of_text)
+        text = check_text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, width_of_text, prompt_syntax)
         num_images_per_prompt = check_whole("num_images_per_prompt", num_images_per_prompt, 1)
         pictures = len(text[0]) * num_images_per_prompt
-        strength = check_range("strength", strength, 0, 1)
-        check_choice("resize_mode", resize_mode, RESIZE_MODES)
-        images = None if image is None else check_images(image, len(text[0]))
-        if images is not None and latents is not None:
+        given = check_given(image, mask_image, padding_mask_crop, overlay, strength, resize_mode, len(text[0]))
+        if given is not None and latents is not None:
             raise ValueError("`latents` starts text-to-image; it cannot be given together with `image`.")
-        size = choose_size(width, height, images, self.default_size, self.size_factor, self.models.static_shapes)
+        shaping = None if given is None else given.shaping
+        size = choose_size(width, height, shaping, self.default_size, self.size_factor, self.models.static_shapes)
         shape = (pictures, self.latent_channels, *(side // self.vae_scale_factor for side in reversed(size)))
         if latents is not None:
             latents = check_latents("latents", latents, shape)
@@ -292,8 +315,8 @@ class OVStableDiffusionPipeline(RunState):
             self.scheduler,
             self.defaults,
             self.quantized_parts,
-            strength=None if images is None else strength,
-            generator=make_generator(generator, seed, pictures),
+            strength=None if given is None else given.strength,
+            generator=make_generator(generator, seed, pictures) or unseeded_generator(),
             num_inference_steps=num_inference_steps,
             timesteps=timesteps,
             sigmas=sigmas,
@@ -310,41 +333,84 @@ class OVStableDiffusionPipeline(RunState):
         check_memory(self.models.estimated_memory(pictures * (1 + (plan.guidance_scale > 1)), size))
         if not all(plan.whole):
             self.denoiser.prepare_caching("unet" in plan.quantized)
-        sources = None if images is None else [resize(one, size, resize_mode) for one in images]
-        return self._run(plan, text, num_images_per_prompt, sources, latents, shape)
+        arguments = plan.arguments | {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "prompt_syntax": prompt_syntax,
+            "num_images_per_prompt": num_images_per_prompt,
+            "seed": seeds_of(plan.generator),
+            "width": size[0],
+            "height": size[1],
+        }
+        return self._run(plan, text, given, latents, shape, arguments)
 
     @torch.no_grad()
     def _run(
         self,
         plan: Plan,
         text: tuple[Text, Text],
-        num_images_per_prompt: int,
-        sources: list[Image.Image] | None,
+        given: Given | None,
         latents: torch.Tensor | None,
         shape: tuple[int, ...],
+        arguments: dict[str, Any],
     ) -> Iterator[DenoisingStep]:
-        """A task is how its inputs are prepared; there is one loop."""
+        """The loop, from checked arguments; a generator, so that nothing is computed before it is asked for."""
+        sources = None if given is None else prepare_sources(given, (arguments["width"], arguments["height"]))
+        finishing = Finishing(
+            overlay=None if sources is None else sources.overlay,
+            arguments=of_each(arguments | ({} if given is None else given.arguments), shape[0]),
+            made_with=self._made_with(plan) | ({} if given is None else given.hashes),
+        )
         wanted = text if plan.guidance_scale > 1 else text[:1]
-        prompt_embeds = self._text_encoder.prepare(wanted, num_images_per_prompt)
-        if sources is not None:
-            pixels = self.image_processor.preprocess(sources)
-            clean = self._vae.encode(pixels, plan.generator, pictures=shape[0])
-            noise = randn_tensor(clean.shape, generator=plan.generator)
-            latents = plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(shape[0]))
-        else:
-            latents = randn_tensor(shape, generator=plan.generator) if latents is None else latents
-            latents = latents * plan.scheduler.init_noise_sigma
-        yield from self.denoiser.run(plan, latents, prompt_embeds, self._progress_bar_config)
+        times, syntax = arguments["num_images_per_prompt"], arguments["prompt_syntax"]
+        prompt_embeds = self._text_encoder.prepare(wanted, times, syntax)
+        latents, kept = start(plan, self._vae, sources, latents, shape)
+        yield from self.denoiser.run(plan, latents, prompt_embeds, self._progress_bar_config, kept, finishing)
 
-    def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
-        """Hidden states [prompts, 77, d] of the text encoder; what does not fit into 77 tokens is left out.
+    def _made_with(self, plan: Plan) -> dict[str, Any]:
+        """What a picture depends on beside the arguments of the call."""
+        return {
+            **self.origin,
+            "inference_precision": self.inference_precision.split(",")[0],
+            "scheduler": type(plan.scheduler).__name__,
+            "solver": solver_of(plan.scheduler),
+            "versions": versions(),
+        }
+
+    def finish(self, step: DenoisingStep, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
+        """The pictures of a step, as the call gives them: decoded, with what a mask keeps, and their settings in them.
+
+        Args:
+            step: the last one for finished pictures, or any.
+            output_type: "pil", "np" or "pt"; only PIL pictures carry settings.
+        """
+        check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
+        finishing = step.finishing
+        if output_type != "pil" and finishing.overlay is None:
+            return self.decode_latents(step.latents, output_type, step.quantized)
+        decoded = self.decode_latents(step.latents, quantized=step.quantized)
+        pictures = finishing.finish(decoded, self.image_processor, step)
+        if output_type == "pil":
+            return pictures
+        array = self.image_processor.pil_to_numpy(pictures)
+        return array if output_type == "np" else self.image_processor.numpy_to_pt(array)
+
+    def quick_look(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Pictures of latents [b, 4, h, w] in no time: right in colour, and as coarse as the latents.
+
+        With ``step.predicted`` they show what becomes of a run from its first step on.
+        """
+        return quick_look(latents, self.defaults["quick_look"], self.vae_scale_factor)
+
+    def encode_prompt(self, prompt: str | list[str], prompt_syntax: bool = True) -> torch.Tensor:
+        """Hidden states [prompts, 77, d] of the text encoder; a multiple of 77 where a prompt is longer.
 
         The latest prompts are remembered: many pictures of one prompt encode it once.
         """
-        return self._text_encoder.encode(check_prompts(prompt))
+        return self._text_encoder.encode(check_prompts(prompt), prompt_syntax)
 
     def token_ids(self, prompts: list[str]) -> np.ndarray:
-        """What the text encoder takes: whole numbers [prompts, 77], padded, and cut off where a prompt is longer."""
+        """What the text encoder takes: whole numbers [prompts, 77], padded; of a longer prompt the beginning."""
         return self._text_encoder.token_ids(prompts)
 
     def encode_image(

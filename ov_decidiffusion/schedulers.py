@@ -1,6 +1,7 @@
 """Which scheduler a model folder uses: diffusers' own, by the name in ``scheduler_config.json``, and the one of
 DeciDiffusion 2.0, which diffusers lacks."""
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from ov_decidiffusion.arguments import check_choice, check_whole
+from ov_decidiffusion.arguments import check_whole, shown
 
 SQUEEZE_MODES = {"10,6": (10, 6), "11,7": (11, 7)}  # timesteps that run, and how many of them are kept as they are
 PEER_SCHEDULERS = (
@@ -174,24 +175,71 @@ def make_scheduler(config: dict[str, Any]) -> SchedulerMixin:
     return (OWN_SCHEDULERS.get(name) or getattr(diffusers, name)).from_config(config)
 
 
-# Few-step solvers for any checkpoint's noise schedule: a class, and settings in place of the checkpoint's own.
-# Evenly spaced from the noisiest timestep on, which is what so few steps need most.
-SOLVERS = {
+# Solvers by the names that people know, for any checkpoint's noise schedule: a class of diffusers, and settings in
+# place of the checkpoint's own. Which class is which name: diffusers' documentation, "Schedulers", its table of
+# AUTOMATIC1111's and k-diffusion's names. Evenly spaced from the noisiest timestep on, which few steps need most.
+_EVENLY = {"timestep_spacing": "linspace"}
+_SDE = {"algorithm_type": "sde-dpmsolver++", **_EVENLY}
+_KARRAS = {"use_karras_sigmas": True}
+SOLVERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddim": (diffusers.DDIMScheduler, {"timestep_spacing": "trailing"}),
-    "dpm++": (DPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}),
-    "squeezed": (SqueezedDPMSolverMultistepScheduler, {"timestep_spacing": "linspace"}),
+    "ddpm": (diffusers.DDPMScheduler, {"timestep_spacing": "trailing"}),
+    "plms": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+    "euler": (diffusers.EulerDiscreteScheduler, _EVENLY),
+    "euler karras": (diffusers.EulerDiscreteScheduler, _EVENLY | _KARRAS),
+    "euler a": (diffusers.EulerAncestralDiscreteScheduler, _EVENLY),
+    "heun": (diffusers.HeunDiscreteScheduler, _EVENLY),
+    "heun karras": (diffusers.HeunDiscreteScheduler, _EVENLY | _KARRAS),
+    "lms": (diffusers.LMSDiscreteScheduler, _EVENLY),
+    "lms karras": (diffusers.LMSDiscreteScheduler, _EVENLY | _KARRAS),
+    "dpm2": (diffusers.KDPM2DiscreteScheduler, _EVENLY),
+    "dpm2 karras": (diffusers.KDPM2DiscreteScheduler, _EVENLY | _KARRAS),
+    "dpm2 a": (diffusers.KDPM2AncestralDiscreteScheduler, _EVENLY),
+    "dpm2 a karras": (diffusers.KDPM2AncestralDiscreteScheduler, _EVENLY | _KARRAS),
+    "dpm++ 2m": (DPMSolverMultistepScheduler, _EVENLY),
+    "dpm++ 2m karras": (DPMSolverMultistepScheduler, _EVENLY | _KARRAS),
+    "dpm++ 2m sde": (DPMSolverMultistepScheduler, _SDE),
+    "dpm++ 2m sde karras": (DPMSolverMultistepScheduler, _SDE | _KARRAS),
+    "dpm++ 2s": (diffusers.DPMSolverSinglestepScheduler, {"lower_order_final": True}),
+    "dpm++ 2s karras": (diffusers.DPMSolverSinglestepScheduler, {"lower_order_final": True} | _KARRAS),
+    "unipc": (diffusers.UniPCMultistepScheduler, _EVENLY),
+    "unipc karras": (diffusers.UniPCMultistepScheduler, _EVENLY | _KARRAS),
+    "deis": (diffusers.DEISMultistepScheduler, _EVENLY),
+    "squeezed": (SqueezedDPMSolverMultistepScheduler, _EVENLY),
+}
+OTHER_NAMES = {
+    "dpm++": "dpm++ 2m",
+    "dpm++ sde": "dpm++ 2s",
+    "dpm++ sde karras": "dpm++ 2s karras",
+    "euler ancestral": "euler a",
+    "pndm": "plms",
 }
 
 
+def solver_name(name: Any) -> str:
+    """A solver's name as the table has it, whatever its case and spaces: "DPM++ 2M Karras" is "dpm++ 2m karras".
+
+    Raises:
+        ValueError: no such solver; the message names the nearest, and all.
+    """
+    known = " ".join(name.lower().replace("_", " ").split()) if isinstance(name, str) else ""
+    known = OTHER_NAMES.get(known, known)
+    if known not in SOLVERS:
+        near = difflib.get_close_matches(known, SOLVERS, n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {shown(name)}.{meant}")
+    return known
+
+
 def make_solver(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Another solver on a scheduler's noise schedule: "ddim", "dpm++" or "squeezed".
+    """Another solver, by a name of ``SOLVERS``, on a scheduler's noise schedule.
 
     Raises:
         ValueError: no such solver.
     """
-    check_choice("solver", name, SOLVERS)
-    solver, settings = SOLVERS[name]
-    return solver.from_config(scheduler.config, **settings)
+    solver, settings = SOLVERS[solver_name(name)]
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("use_")}  # their own sigmas
+    return solver.from_config(config, **settings)
 
 
 def peer_scheduler_config(config: dict[str, Any]) -> dict[str, Any]:

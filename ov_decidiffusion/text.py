@@ -1,6 +1,7 @@
-"""Prompts -> hidden states of the text encoder, the latest of them remembered."""
+"""Prompts of any length -> hidden states of the text encoder, words weighed, the latest remembered."""
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -9,25 +10,28 @@ import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
-from ov_decidiffusion.arguments import check_embeds, check_negative_prompts, check_prompts
+from ov_decidiffusion.arguments import check_embeds, check_negative_prompts, check_prompts, shown
 from ov_decidiffusion.models import Models
+from ov_decidiffusion.weights import Piece, parse_weights
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 77
+MAX_CHUNKS = 20  # of a prompt, in 77 tokens each
+MAX_TOGETHER = 60  # chunks of prompts of different lengths, each repeated up to the least common multiple
 MAX_PROMPTS = 64
-SHOWN = 80  # characters of a prompt in the log
 Text = list[str] | torch.Tensor  # prompts, or their hidden states [prompts, n, d]
 
 
 def check_text(
-    prompt: Any, negative_prompt: Any, prompt_embeds: Any, negative_prompt_embeds: Any, width: int
+    prompt: Any, negative_prompt: Any, prompt_embeds: Any, negative_prompt_embeds: Any, width: int, syntax: bool
 ) -> tuple[Text, Text]:
     """What is asked for and what is not, of the same number.
 
     Args:
         prompt, negative_prompt, prompt_embeds, negative_prompt_embeds: as a call of the pipeline is given them.
         width: of the hidden states.
+        syntax: whether brackets weigh words.
 
     Raises:
         ValueError: one of them is wrong, or given both in words and as hidden states.
@@ -43,8 +47,14 @@ def check_text(
     else:
         conditional = check_embeds("prompt_embeds", prompt_embeds, width)
     if negative_prompt_embeds is None:
-        return conditional, check_negative_prompts(negative_prompt, len(conditional))
-    return conditional, check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, len(conditional))
+        unconditional = check_negative_prompts(negative_prompt, len(conditional))
+    else:
+        unconditional = check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, len(conditional))
+    for name, text in (("prompt", conditional), ("negative_prompt", unconditional)):
+        if syntax and not isinstance(text, torch.Tensor):
+            for one in set(text):
+                parse_weights(one, name)
+    return conditional, unconditional
 
 
 def check_tokenizer(tokenizer: CLIPTokenizer) -> None:
@@ -75,46 +85,112 @@ class TextEncoder:
         check_tokenizer(tokenizer)
         self._models = models
         self.tokenizer = tokenizer
+        self._length = min(tokenizer.model_max_length, MAX_TOKENS)
+        self._most_chunks = 1 if models.static_shapes else MAX_CHUNKS
         self._tokenizing = threading.Lock()
-        self._encoded: dict[str, torch.Tensor] = {}  # prompt -> hidden states, the latest MAX_PROMPTS
+        self._encoded: dict[tuple[str, bool], torch.Tensor] = {}  # the latest MAX_PROMPTS, with and without syntax
 
-    def prepare(self, texts: Sequence[Text], times: int) -> torch.Tensor:
+    def prepare(self, texts: Sequence[Text], times: int, syntax: bool = True) -> torch.Tensor:
         """Hidden states for the loop, each ``times`` over.
 
         Args:
             texts: what is asked for, and in a guided run behind it what is not, which comes first in the loop.
+            syntax: whether brackets weigh words.
         """
-        states = [one if isinstance(one, torch.Tensor) else self.encode(one) for one in texts]
-        return torch.cat([one.repeat_interleave(times, dim=0) for one in reversed(states)])
+        states = [list(one) if isinstance(one, torch.Tensor) else self._encode(one, syntax) for one in texts]
+        together = same_length([state for one in reversed(states) for state in one])
+        return together.repeat_interleave(times, dim=0)
 
-    def encode(self, prompts: list[str]) -> torch.Tensor:
-        """Hidden states [prompts, 77, d]; what does not fit into 77 tokens is left out, and said."""
-        known, wanted = dict(self._encoded), dict.fromkeys(prompts)
-        new = [text for text in wanted if text not in known]
+    def encode(self, prompts: list[str], syntax: bool = True) -> torch.Tensor:
+        """Hidden states [prompts, 77 or a multiple of it, d]; those of shorter prompts repeat themselves."""
+        return same_length(self._encode(prompts, syntax))
+
+    def _encode(self, prompts: list[str], syntax: bool) -> list[torch.Tensor]:
+        """Hidden states [77 or a multiple of it, d] of each prompt."""
+        known, wanted = dict(self._encoded), dict.fromkeys((prompt, syntax) for prompt in prompts)
+        new = [key for key in wanted if key not in known]
         if new:
-            states = self._models.run("text_encoder", {"input_ids": self.token_ids(new)})[0]
-            known |= dict(zip(new, states, strict=True))
-        latest = [*(text for text in known if text not in wanted), *wanted][-MAX_PROMPTS:]
-        self._encoded = {text: known[text] for text in latest}  # in one go: other threads read it
-        return torch.stack([known[text] for text in prompts])
+            chunked = [self._chunks(prompt, syntax) for prompt, _ in new]
+            rows = [self._row([token for token, _ in chunk]) for chunks in chunked for chunk in chunks]
+            states = self._models.run("text_encoder", {"input_ids": np.stack(rows)})[0]
+            each = states.split([len(chunks) for chunks in chunked])
+            for key, chunks, own in zip(new, chunked, each, strict=True):
+                known[key] = self._weighed(own, chunks).flatten(0, 1)
+        latest = [*(key for key in known if key not in wanted), *wanted][-MAX_PROMPTS:]
+        self._encoded = {key: known[key] for key in latest}  # in one go: other threads read it
+        return [known[prompt, syntax] for prompt in prompts]
 
-    def token_ids(self, prompts: list[str]) -> np.ndarray:
-        """What the text encoder takes: whole numbers [prompts, 77], padded, and cut off where a prompt is longer."""
-        length, end = min(self.tokenizer.model_max_length, MAX_TOKENS), self.tokenizer.eos_token_id
+    def _chunks(self, prompt: str, syntax: bool) -> list[list[tuple[int, float]]]:
+        """Token ids with their weights, as many at a time as the text encoder takes."""
+        room = self._length - 2  # beside the tokens that begin and end a chunk
+        chunks: list[list[tuple[int, float]]] = [[]]
+        for piece in parse_weights(prompt) if syntax else [Piece(prompt)]:
+            if piece.starts_chunk:
+                chunks.append([])
+                continue
+            for token in self._tokens([piece.text])[0]:
+                if len(chunks[-1]) == room:
+                    chunks.append([])
+                chunks[-1].append((token, piece.weight))
+        chunks = [chunk for chunk in chunks if chunk] or [[]]
+        self._tell_what_is_left_out(prompt, chunks)
+        return chunks[: self._most_chunks]
+
+    def _weighed(self, states: torch.Tensor, chunks: list[list[tuple[int, float]]]) -> torch.Tensor:
+        """Move each token's state away from what the empty prompt has in its place, by its weight.
+
+        ComfyUI's way of weighing. AUTOMATIC1111 multiplies states and restores their mean, which for text encoders
+        other than CLIP's may be about zero.
+        """
+        if all(weight == 1 for chunk in chunks for _, weight in chunk):
+            return states
+        weights = torch.ones((*states.shape[:2], 1))
+        for row, chunk in zip(weights, chunks, strict=True):
+            row[1 : 1 + len(chunk), 0] = torch.tensor([weight for _, weight in chunk])
+        empty = self._encode([""], False)[0][None]
+        return torch.where(weights == 1, states, empty + weights * (states - empty))
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
         # Padding and cutting off are settings of the tokenizer that all threads share, so they are not its work.
         with self._tokenizing:
-            found = self.tokenizer(prompts, verbose=False).input_ids
-        rows = np.full((len(prompts), length), self.tokenizer.pad_token_id, np.int64)
-        for row, text, ids in zip(rows, prompts, found, strict=True):
-            if len(ids) > length:
-                start = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-                logger.warning(
-                    "A prompt holds at most %d tokens; the last %d of %d are left out of %r.",
-                    length - 2,
-                    len(ids) - length,
-                    len(ids) - 2,
-                    start,
-                )
-                ids = [*ids[: length - 1], end]
-            row[: len(ids)] = ids
-        return rows
+            return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+
+    def _row(self, tokens: list[int]) -> np.ndarray:
+        row = np.full(self._length, self.tokenizer.pad_token_id, np.int64)
+        row[: len(tokens) + 2] = [self.tokenizer.bos_token_id, *tokens, self.tokenizer.eos_token_id]
+        return row
+
+    def _tell_what_is_left_out(self, prompt: str, chunks: list[list[tuple[int, float]]]) -> None:
+        if len(chunks) > self._most_chunks:
+            counts = [len(chunk) for chunk in chunks]
+            logger.warning(
+                "A prompt holds at most %d tokens here; the last %d of %d are left out of %s.",
+                self._most_chunks * (self._length - 2),
+                sum(counts[self._most_chunks :]),
+                sum(counts),
+                shown(prompt),
+            )
+
+    def token_ids(self, prompts: list[str]) -> np.ndarray:
+        """What the text encoder takes: whole numbers [prompts, 77], of each prompt's first chunk, brackets as read."""
+        rows = [self._row(tokens[: self._length - 2]) for tokens in self._tokens(prompts)]
+        return np.stack(rows)
+
+
+def same_length(states: list[torch.Tensor]) -> torch.Tensor:
+    """Stack hidden states [n, d] of prompts of any lengths.
+
+    Shorter ones repeat themselves whole, which changes nothing: attention over twice the same keys and values is
+    attention over one of each. (Empty chunks behind them would draw attention away from the words.)
+
+    Raises:
+        ValueError: lengths whose least common multiple is too long.
+    """
+    length = math.lcm(*(len(one) for one in states))
+    if length > max(MAX_TOKENS * MAX_TOGETHER, *(len(one) for one in states)):
+        found = sorted({len(one) for one in states})
+        raise ValueError(
+            f"`prompt`, `negative_prompt` and their embeddings are of {found} tokens, which cannot be run together: "
+            "make them shorter, or of one length."
+        )
+    return torch.stack([one.repeat(length // len(one), 1) for one in states])

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
 
-from ov_decidiffusion.arguments import check_whole
+from ov_decidiffusion.arguments import check_whole, shown
+from ov_decidiffusion.folder import DEFAULTS_FILE
 from ov_decidiffusion.models import Models
 
 OVERLAP = 0.25  # of a tile's side
@@ -79,6 +82,30 @@ class Autoencoder:
         """
         check_whole("tile_size", tile_size, 8 * self.scale_factor)
         self.tile_size = tile_size // self.scale_factor
+
+
+def quick_look(latents: torch.Tensor, colours: Any, scale: int) -> list[Image.Image]:
+    """Pictures of latents without the decoder, each channel's share of a colour added up.
+
+    Args:
+        latents: scaled [b, c, h, w].
+        colours: red, green and blue, in -1…1, for each channel, and behind them those of latents of 0: c + 1 rows.
+        scale: pixels to one latent position, along a side.
+
+    Raises:
+        ValueError: ``colours`` are no such numbers.
+    """
+    try:
+        table = torch.tensor(colours, dtype=torch.float32)
+        flat = latents.float().flatten(2).transpose(1, 2)  # [b, h * w, c]
+        rgb = (flat @ table[:-1] + table[-1]).unflatten(1, latents.shape[2:])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`{DEFAULTS_FILE}: quick_look` must be {latents.shape[1] + 1} rows of 3 numbers, got {shown(colours)}."
+        ) from error
+    pixels = ((rgb / 2 + 0.5).nan_to_num(0.5).clamp(0, 1) * 255).round().byte().numpy()
+    size = (latents.shape[3] * scale, latents.shape[2] * scale)
+    return [Image.fromarray(one).resize(size, Image.Resampling.BICUBIC) for one in pixels]
 
 
 def decode_in_tiles(

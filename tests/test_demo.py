@@ -213,7 +213,7 @@ def test_a_signal_ends_a_picture_in_progress_cleanly_and_leaves_no_picture(model
     time.sleep(0.7)
     assert not job.done()
     process.send_signal(number)
-    printed = process.communicate(timeout=30)[0]
+    printed = process.communicate(timeout=120)[0]
     assert process.returncode == expected, printed
     assert "terminate called" not in printed and not list(tmp_path.glob("ov_decidiffusion-pictures-*"))
 

@@ -16,6 +16,7 @@ from ov_decidiffusion.folder import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers import (
     OWN_SCHEDULERS,
+    SOLVERS,
     SUPPORTED_SCHEDULERS,
     SqueezedDPMSolverMultistepScheduler,
     make_scheduler,
@@ -131,3 +132,59 @@ def test_schedulers_that_cannot_work_are_not_promised(pipe):
     ):
         with pytest.raises(ValueError, match="scheduler DDIMScheduler do not work|`num_train_timesteps`"):
             make_scheduler({"_class_name": "DDIMScheduler"} | wrong)
+
+
+SOLVER_SETTINGS = {
+    # Of AUTOMATIC1111's names, the schedulers and settings that diffusers' documentation gives for them.
+    "dpm++ 2m": ("DPMSolverMultistepScheduler", {}),
+    "dpm++ 2m karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm++ 2m sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++ 2m sde karras": (
+        "DPMSolverMultistepScheduler",
+        {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
+    ),
+    "dpm++ 2s": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
+    "dpm++ 2s karras": ("DPMSolverSinglestepScheduler", {"use_karras_sigmas": True, "lower_order_final": True}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpm2 karras": ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}),
+    "dpm2 a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpm2 a karras": ("KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "heun karras": ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "LMS Karras": ("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "unipc karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "ddim": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
+    "ddpm": ("DDPMScheduler", {"timestep_spacing": "trailing"}),
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+}
+
+
+def test_every_solver_is_listed_here():
+    listed = {name.lower() for name in SOLVER_SETTINGS}
+    assert listed == set(SOLVERS) - {"squeezed"}  # which has tests of its own
+
+
+@pytest.mark.parametrize("name", SOLVER_SETTINGS)
+def test_solvers_by_the_names_that_people_know_are_diffusers(pipe, diffusers_text2img, name):
+    kind, settings = SOLVER_SETTINGS[name]
+    spacing = {} if kind == "PNDMScheduler" else {"timestep_spacing": "linspace"}
+    own = {key: value for key, value in pipe.scheduler.config.items() if key != "_class_name"}
+    diffusers_text2img.scheduler = getattr(diffusers, kind).from_config(own, **(spacing | settings))
+    arguments = {"num_inference_steps": 6, "guidance_scale": 4.0, "output_type": "np"}
+    prompt = "a large red star on a blue background"
+    expected = diffusers_text2img(prompt, generator=torch.Generator().manual_seed(5), **arguments).images
+    made = pipe(prompt, seed=5, solver=name, **arguments).images
+    assert np.abs(made - expected).max() <= 2 / 255
+
+
+def test_unknown_solvers_are_answered_with_the_nearest(pipe):
+    with pytest.raises(ValueError, match=r"`solver` must be one of ddim, .*, got 'dpm\+\+ 2m karas'. Did you mean"):
+        pipe("a star", solver="dpm++ 2m karas")
+    with pytest.raises(ValueError, match=r"got 7\.$"):
+        pipe("a star", solver=7)

@@ -1,0 +1,173 @@
+"""What one denoising run does at each of its steps, from the arguments of a call."""
+
+import copy
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+
+from ov_decidiffusion.arguments import (
+    MAX_GUIDANCE,
+    check_guidance_interval,
+    check_quantized,
+    check_range,
+    check_schedule,
+    check_whole,
+)
+from ov_decidiffusion.caching import full_steps
+from ov_decidiffusion.folder import QUANTIZABLE
+from ov_decidiffusion.presets import apply_preset
+from ov_decidiffusion.schedulers import make_solver, solver_name
+
+MAX_SIGMA = 1e4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run does at each of its steps."""
+
+    scheduler: SchedulerMixin  # of this run alone
+    timesteps: torch.Tensor
+    guidance_scale: float
+    guidance_rescale: float
+    guided: list[bool]  # of each step: guidance acts, if its scale is above 1
+    whole: list[bool]  # of each step: the whole U-Net runs, not only its top level
+    quantized: frozenset[str]  # parts that run in INT8
+    generator: torch.Generator | list[torch.Generator] | None
+    eta: float  # of DDIM: the share of its noise that is drawn anew
+    arguments: dict[str, Any]  # of a call that plans the same, presets and defaults written out
+
+
+def make_plan(
+    scheduler: SchedulerMixin,
+    defaults: dict[str, Any],
+    quantized_parts: frozenset[str],
+    *,
+    strength: float | None,
+    generator: torch.Generator | list[torch.Generator] | None,
+    num_inference_steps: Any,
+    timesteps: Any,
+    sigmas: Any,
+    guidance_scale: Any,
+    guidance_rescale: Any,
+    eta: Any,
+    preset: Any,
+    **options: Any,
+) -> Plan:
+    """What a run does at each step, from the arguments of a call, all of them checked.
+
+    Args:
+        scheduler: of the pipeline; the run gets one of its own, so that loops can interleave.
+        defaults: of the checkpoint.
+        quantized_parts: that there are.
+        strength: of image-to-image and inpainting, or None.
+        options: those that ``apply_preset`` fills in, but the number of steps.
+
+    Raises:
+        ValueError: an argument has a wrong value.
+    """
+    chosen = apply_preset(preset, num_inference_steps=num_inference_steps, **options)
+    solver = None if chosen["solver"] is None else solver_name(chosen["solver"])
+    scheduler = copy.deepcopy(scheduler) if solver is None else make_solver(solver, scheduler)
+    last = scheduler.config.num_train_timesteps - 1
+
+    def given(name: str, value: Any) -> Any:
+        return defaults[name] if value is None else value
+
+    steps = check_whole("num_inference_steps", given("num_inference_steps", chosen["num_inference_steps"]), 1, last + 1)
+    timesteps = check_schedule("timesteps", timesteps, last)
+    sigmas = check_schedule("sigmas", sigmas, MAX_SIGMA)
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("Give `timesteps` or `sigmas`, not both.")
+    interval = check_guidance_interval(chosen["guidance_interval"])
+    cache_interval = check_whole("cache_interval", chosen["cache_interval"], 1)
+    cache_power = check_range("cache_power", chosen["cache_power"], 1, 3)
+    running = set_timesteps(scheduler, steps, strength, timesteps, sigmas)
+    guidance_scale = check_range("guidance_scale", given("guidance_scale", guidance_scale), 0, MAX_GUIDANCE)
+    guidance_rescale = check_range("guidance_rescale", given("guidance_rescale", guidance_rescale), 0, 1)
+    quantized = check_quantized(chosen["quantized"], quantized_parts, QUANTIZABLE)
+    eta = check_range("eta", eta, 0, 1)
+    own_steps = {"timesteps": timesteps} if sigmas is None else {"sigmas": sigmas}
+    return Plan(
+        scheduler=scheduler,
+        timesteps=running,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        guided=guided_steps(scheduler, running, interval),
+        whole=full_steps(len(running), cache_interval, cache_power),
+        quantized=quantized,
+        generator=generator,
+        eta=eta,
+        arguments={
+            **({"num_inference_steps": steps} if timesteps is None and sigmas is None else own_steps),
+            "guidance_scale": guidance_scale,
+            "guidance_rescale": guidance_rescale,
+            "eta": eta,
+            "solver": solver,
+            "quantized": sorted(quantized) or False,
+            "cache_interval": cache_interval,
+            "cache_power": cache_power,
+            "guidance_interval": interval,
+        },
+    )
+
+
+def guided_steps(
+    scheduler: SchedulerMixin, timesteps: torch.Tensor, guidance_interval: tuple[float, float] | None
+) -> list[bool]:
+    """Which steps guidance acts on: those with a noise level in the interval, or all."""
+    if guidance_interval is None:
+        return [True] * len(timesteps)
+    if not hasattr(scheduler, "alphas_cumprod") or type(scheduler).__name__ == "PNDMScheduler":
+        raise ValueError(
+            f"`guidance_interval` cannot be used with {type(scheduler).__name__}, which does not tell its noise "
+            "levels, or makes one step of several."
+        )
+    low, high = guidance_interval
+    return [low <= sigma <= high for sigma in noise_levels(scheduler, timesteps)]
+
+
+def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> np.ndarray:
+    """sigma = sqrt((1 - abar) / abar) of a schedule at timesteps, between whole ones on a logarithmic scale."""
+    abar = scheduler.alphas_cumprod.double().numpy().clip(1e-12, 1 - 1e-12)
+    sigmas = np.log((1 - abar) / abar) / 2
+    return np.exp(np.interp(timesteps.double().numpy(), np.arange(len(abar)), sigmas))
+
+
+def set_timesteps(
+    scheduler: SchedulerMixin,
+    num_inference_steps: int,
+    strength: float | None,
+    timesteps: list[int] | None = None,
+    sigmas: list[float] | None = None,
+) -> torch.Tensor:
+    """The timesteps to run: so many, or those given, by number or noise level; in image-to-image without the first."""
+    if timesteps is not None or sigmas is not None:
+        name, given = ("timesteps", timesteps) if sigmas is None else ("sigmas", sigmas)
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(f"`{name}` cannot be given to {type(scheduler).__name__}: it lays out its own.")
+        scheduler.set_timesteps(**{name: given})
+    else:
+        try:
+            scheduler.set_timesteps(num_inference_steps)
+        except ValueError as error:
+            raise ValueError(
+                f"`num_inference_steps` {num_inference_steps} is too few for {type(scheduler).__name__}: {error}"
+            ) from error
+    if strength is None:
+        return scheduler.timesteps
+    steps = scheduler.num_inference_steps or len(scheduler.timesteps)
+    running = min(int(steps * strength), steps)
+    if running < 1:
+        raise ValueError(
+            f"`strength` {strength} of {steps} steps leaves no step to run: use at least "
+            f"{math.ceil(1000 / steps) / 1000}, or take more steps."
+        )
+    begin = (steps - running) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return scheduler.timesteps[begin:]

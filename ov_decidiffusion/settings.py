@@ -1,0 +1,234 @@
+"""The settings that travel with a picture: written into it as text, and read back, AUTOMATIC1111's too."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from ov_decidiffusion.arguments import shown
+from ov_decidiffusion.schedulers import SOLVERS, solver_name
+
+logger = logging.getLogger(__name__)
+
+OWN = "ov_decidiffusion"  # names of the text chunks
+WEBUI = "parameters"
+VERSIONS = ("openvino", "torch", "diffusers")
+# What AUTOMATIC1111's stable-diffusion-webui calls arguments of ours, and what they are.
+WEBUI_NAMES = {
+    "Steps": ("num_inference_steps", int),
+    "CFG scale": ("guidance_scale", float),
+    "Seed": ("seed", int),
+    "Denoising strength": ("strength", float),
+}
+ARGUMENTS = (
+    *("prompt", "negative_prompt", "strength", "resize_mode", "padding_mask_crop", "overlay", "prompt_syntax"),
+    *("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "guidance_rescale", "eta", "height", "width"),
+    *("num_images_per_prompt", "seed", "solver", "quantized", "cache_interval", "cache_power", "guidance_interval"),
+)
+
+
+class SettingsPicture(Image.Image):
+    """A PIL picture whose PNG file carries the texts of ``info``, which PIL leaves out."""
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """PIL's ``save``."""
+        texts = PngImagePlugin.PngInfo()
+        for name in (WEBUI, OWN):
+            texts.add_text(name, self.info[name])
+        super().save(fp, format, **({"pnginfo": texts} | params))
+
+
+def attach(picture: Image.Image, arguments: dict[str, Any], made_with: dict[str, Any]) -> Image.Image:
+    """A picture with its settings in ``info``, and in the PNG file that ``save`` writes.
+
+    Args:
+        arguments: of a call that makes it.
+        made_with: checkpoint, precision, versions, and whatever else is to be known of it.
+    """
+    carrying = picture.copy()
+    carrying.__class__ = SettingsPicture  # PIL makes pictures of its own class only
+    carrying.info[WEBUI] = _webui_text(arguments, made_with, picture.size)
+    carrying.info[OWN] = json.dumps({"arguments": arguments, "made_with": made_with}, default=str)
+    return carrying
+
+
+def settings_of(picture: str | Path | Image.Image) -> dict[str, Any]:
+    """The arguments of the call that made a picture: ``pipe(**settings_of("old.png"))`` makes it again.
+
+    Args:
+        picture: a PNG file of ours or of AUTOMATIC1111's, or a picture of the pipeline's. A source picture and a mask
+            are not in it, and have to be given again.
+
+    Raises:
+        ValueError: it cannot be read, or carries no settings.
+    """
+    return _read(picture)["arguments"]
+
+
+def made_with(picture: str | Path | Image.Image) -> dict[str, Any]:
+    """Checkpoint, precision and versions that made a picture, as far as it says; ValueError as ``settings_of``."""
+    return _read(picture)["made_with"]
+
+
+def _read(picture: str | Path | Image.Image) -> dict[str, Any]:
+    try:
+        if not isinstance(picture, Image.Image):
+            with Image.open(Path(picture).expanduser()) as opened:
+                opened.load()  # PNG texts may come behind the pixels
+                info = dict(opened.info)
+        else:
+            info = picture.info
+    except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
+        raise ValueError(f"`picture` {shown(picture)} cannot be read: {error}") from error
+    if isinstance(info.get(OWN), str):
+        return _read_own(info[OWN])
+    if isinstance(info.get(WEBUI), str):
+        return _read_webui(info[WEBUI])
+    raise ValueError("`picture` carries no settings: neither ours nor AUTOMATIC1111's are in its text.")
+
+
+def _read_own(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+        arguments, origin = content["arguments"], content["made_with"]
+        return {"arguments": {name: arguments[name] for name in ARGUMENTS if name in arguments}, "made_with": origin}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"`picture` carries settings that cannot be read: {shown(text)}.") from error
+
+
+def _webui_text(arguments: dict[str, Any], origin: dict[str, Any], size: tuple[int, int]) -> str:
+    """As AUTOMATIC1111's stable-diffusion-webui writes it: prompt, negative prompt, and a line of names and values."""
+    first = {name: value[0] if isinstance(value, list) and value else value for name, value in arguments.items()}
+    lines = [first["prompt"] or ""]
+    if first.get("negative_prompt"):
+        lines.append(f"Negative prompt: {first['negative_prompt']}")
+    values = {
+        "Steps": first.get("num_inference_steps"),
+        "Sampler": webui_sampler(first.get("solver") or origin.get("solver") or ""),
+        "CFG scale": first.get("guidance_scale"),
+        "Seed": first.get("seed"),
+        "Size": f"{first.get('width', size[0])}x{first.get('height', size[1])}",
+        "Model": origin.get("checkpoint"),
+        "Denoising strength": first.get("strength"),
+        "Version": "ov_decidiffusion",
+    }
+    told = {name: value for name, value in values.items() if value not in (None, "")}
+    return "\n".join([*lines, ", ".join(f"{name}: {_webui_value(value)}" for name, value in told.items())])
+
+
+def _webui_value(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+
+
+def webui_sampler(solver: str) -> str:
+    """A solver as people write it: "dpm++ 2m karras" is "DPM++ 2M Karras"."""
+    names = {"karras": "Karras", "euler": "Euler", "heun": "Heun", "unipc": "UniPC", "a": "a", "squeezed": "Squeezed"}
+    return " ".join(names.get(word, word.upper()) for word in solver.split())
+
+
+def _read_webui(text: str) -> dict[str, Any]:
+    *lines, last = text.strip().split("\n")
+    pairs = re.findall(r'\s*([^:,]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last)
+    values = {name.strip(): _unquoted(value.strip()) for name, value in pairs}
+    if "Steps" not in values:
+        raise ValueError(f"`picture` carries settings that cannot be read: {shown(text)}.")
+    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
+    arguments: dict[str, Any] = {"prompt": prompt.strip()}
+    if negative.strip():
+        arguments["negative_prompt"] = negative.strip()
+    try:
+        for name, (argument, kind) in WEBUI_NAMES.items():
+            if name in values:
+                arguments[argument] = kind(values[name])
+        if "Size" in values:
+            arguments["width"], arguments["height"] = (int(side) for side in values["Size"].split("x"))
+    except ValueError as error:
+        raise ValueError(f"`picture` carries settings that cannot be read: {shown(last)}.") from error
+    solver = _solver_of(values.get("Sampler", ""), values.get("Schedule type", ""))
+    if solver is not None:
+        arguments["solver"] = solver
+    return {"arguments": arguments, "made_with": {"checkpoint": values.get("Model"), "text": text}}
+
+
+def _unquoted(value: str) -> str:
+    if value.startswith('"'):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value.strip('"')
+    return value
+
+
+def _solver_of(sampler: str, schedule: str) -> str | None:
+    """The solver for AUTOMATIC1111's sampler and schedule, or None where there is none of ours."""
+    name = sampler.lower()
+    if schedule.lower() == "karras" and "karras" not in name:
+        name += " karras"
+    try:
+        return solver_name(name)
+    except ValueError:
+        if sampler:
+            logger.warning("There is no solver like %s %s: the pipeline's own is used.", sampler, schedule)
+        return None
+
+
+def solver_of(scheduler: Any) -> str | None:
+    """The name that people know a scheduler by; None where there is none."""
+    for name, (kind, settings) in sorted(SOLVERS.items(), key=lambda entry: -len(entry[1][1])):
+        wanted = {"use_karras_sigmas": False} | settings
+        wanted.pop("timestep_spacing", None)
+        if type(scheduler) is kind and all((scheduler.config.get(key) or False) == wanted[key] for key in wanted):
+            return name
+    return None
+
+
+def seeds_of(generator: torch.Generator | list[torch.Generator] | None) -> int | list[int] | None:
+    """Seeds that make the same generators, where they were not drawn from yet."""
+    if isinstance(generator, list):
+        seeds = [seeds_of(one) for one in generator]
+        return None if None in seeds else seeds  # type: ignore[return-value]
+    if generator is None:
+        return None
+    seed = generator.initial_seed()
+    fresh = torch.Generator().manual_seed(seed)
+    return seed if torch.equal(fresh.get_state(), generator.get_state()) else None
+
+
+def of_each(arguments: dict[str, Any], pictures: int) -> list[dict[str, Any]]:
+    """The arguments of a call that makes one picture alone, where each has a seed of its own; else those of them all.
+
+    Args:
+        arguments: of the call that makes them all, prompts and negative prompts as lists or None.
+    """
+    seeds = arguments.get("seed")
+    if pictures > 1 and not isinstance(seeds, list):
+        return [arguments] * pictures
+    times = arguments["num_images_per_prompt"]
+    each = []
+    for i in range(pictures):
+        own = {name: _at(arguments.get(name), i // times) for name in ("prompt", "negative_prompt")}
+        seed = seeds[i] if isinstance(seeds, list) else seeds
+        each.append(arguments | own | {"seed": seed, "num_images_per_prompt": 1})
+    return each
+
+
+def _at(values: Sequence[str] | str | None, index: int) -> str | None:
+    return values if values is None or isinstance(values, str) else values[index]
+
+
+def sha256_of(picture: Image.Image) -> str:
+    """Of a picture's pixels."""
+    return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a picture depends on."""
+    return {name: version(name) for name in VERSIONS}

@@ -1,0 +1,91 @@
+"""How strongly each word of a prompt counts, in the brackets that AUTOMATIC1111's users write."""
+
+import re
+from dataclasses import dataclass
+
+from ov_decidiffusion.arguments import shown
+
+STRONGER, WEAKER = 1.1, 1 / 1.1  # a pair of round brackets, and of square ones
+MAX_WEIGHT = 10.0
+MAX_OPEN = 100
+BREAK = "BREAK"  # what follows starts a chunk of its own
+
+# An escaped bracket, a bracket, the number that closes round brackets, BREAK as a word, or other text.
+_TOKENS = re.compile(r"\\[()\[\]\\]|[(\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|\)|\bBREAK\b|[^\\()\[\]:B]+|.", re.DOTALL)
+_CLOSES = {")": "(", "]": "["}
+
+
+@dataclass
+class Piece:
+    """A part of a prompt.
+
+    Attributes:
+        text: without the brackets; ``BREAK`` where ``starts_chunk``.
+        weight: 1 as it is, above it stronger, 0 as if it were not there.
+        starts_chunk: it is no text, but the wish that what follows starts a chunk of its own.
+    """
+
+    text: str
+    weight: float = 1.0
+    starts_chunk: bool = False
+
+
+def parse_weights(prompt: str, name: str = "prompt") -> list[Piece]:
+    r"""Take a prompt with brackets apart.
+
+    ``(word)`` counts 1.1 times as much, ``[word]`` 1.1 times less, ``(word:1.3)`` 1.3 times; brackets within brackets
+    multiply, ``\(`` is a bracket to be read, and one that is never closed reaches to the end. The syntax is that of
+    AUTOMATIC1111's stable-diffusion-webui, described in its wiki under "Attention/emphasis".
+
+    Args:
+        prompt: one.
+        name: of the argument, for messages.
+
+    Returns:
+        the pieces in order, neighbours of one weight joined; a single empty one for an empty prompt.
+
+    Raises:
+        ValueError: a weight below 0 or above 10, or too many brackets within each other.
+    """
+    pieces: list[Piece] = []
+    opened: list[tuple[str, int]] = []  # bracket, and the number of pieces before it
+    for match in _TOKENS.finditer(prompt):
+        token, number = match[0], match[1]
+        bracket = "(" if number else _CLOSES.get(token)
+        if token in ("(", "["):
+            opened.append((token, len(pieces)))
+            if len(opened) > MAX_OPEN:
+                raise ValueError(f"`{name}` opens more than {MAX_OPEN} brackets within each other: {shown(prompt)}.")
+        elif bracket and opened and opened[-1][0] == bracket:
+            factor = float(number) if number else (STRONGER if bracket == "(" else WEAKER)
+            _multiply(pieces[opened.pop()[1] :], factor)
+        elif token == BREAK:
+            pieces.append(Piece(BREAK, starts_chunk=True))
+        else:
+            pieces.append(Piece(token[1:] if token[0] == "\\" and len(token) > 1 else token))
+    for bracket, begin in opened:
+        _multiply(pieces[begin:], STRONGER if bracket == "(" else WEAKER)
+    for piece in pieces:
+        if not 0 <= piece.weight <= MAX_WEIGHT:
+            raise ValueError(
+                f"`{name}` weighs {shown(piece.text)} by {piece.weight:.4g}, and 0 to {MAX_WEIGHT:g} is allowed: "
+                r"change the number, write \( for brackets that are to be read, or give prompt_syntax=False."
+            )
+    return _joined(pieces)
+
+
+def _multiply(pieces: list[Piece], factor: float) -> None:
+    for piece in pieces:
+        piece.weight *= factor
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Neighbours of one weight as one, so that words are tokenized whole."""
+    joined = [Piece("")] if not pieces else [pieces[0]]
+    for piece in pieces[1:]:
+        last = joined[-1]
+        if piece.weight == last.weight and not piece.starts_chunk and not last.starts_chunk:
+            last.text += piece.text
+        else:
+            joined.append(piece)
+    return joined
