@@ -133,7 +133,7 @@ def train(
     key = [fingerprint(denoiser.parameters()), fingerprint([latents]), *settings]
     start = resume(state_file, key, denoiser=denoiser, optimizer=optimizer, average=average)
     average.to(device)
-    smooth = None
+    smooth, run = None, torch.compile(denoiser) if options.compile else denoiser
     progress = tqdm(
         range(start, options.steps), initial=start, total=options.steps, desc=f"denoiser ({precision})", unit="step"
     )
@@ -148,7 +148,7 @@ def train(
         noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
         target = scheduler.get_velocity(clean, noise, timesteps).to(device)
         with autocast(device, precision):
-            v = denoiser(noisy, timesteps.to(device), ids.to(device))
+            v = run(noisy, timesteps.to(device), ids.to(device))
         loss = nn.functional.mse_loss(v, target)
         optimizer_step(optimizer, loss, options.rate * falling_rate(step, options.steps))
         average.step(denoiser.parameters())
@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=100000)
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: whichever is faster here")
+    parser.add_argument("--compile", action="store_true", help="three minutes at the start, then a quarter faster")
     parser.add_argument("--vae", type=Path, default=RUNS / "vae", help="the folder that train_vae wrote")
     parser.add_argument("--start-from", type=Path, help="a finished checkpoint whose weights to train on")
     parser.add_argument("--output", type=Path, default=Path("checkpoints/tiny-decidiffusion"))
