@@ -49,6 +49,14 @@ def falling_rate(step: int, steps: int, warmup: int = 100) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
+def held_rate(step: int, steps: int, warmup: int = 100) -> float:
+    """Learning-rate factor in 0…1: a short linear rise, then 1, and over the last fifth of the steps down to zero.
+
+    Until that fifth nothing depends on the number of steps, so that a run can be made longer or shorter on its way.
+    """
+    return min(1.0, (step + 1) / warmup, (steps - step) / max(1, steps // 5))
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The randomness of one step, so that a resumed run draws what an unbroken one would have drawn."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)

@@ -21,9 +21,9 @@ from transformers import CLIPTokenizer
 from training.checkpoint_files import load_parts, write_checkpoint
 from training.common import (
     autocast,
-    falling_rate,
     fastest_precision,
     fingerprint,
+    held_rate,
     optimizer_step,
     pick_device,
     read_file,
@@ -129,7 +129,7 @@ def train(
     denoiser.to(device)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=options.rate, weight_decay=1e-2, fused=True)
     average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True)
-    settings = [options.steps, options.batch, options.rate, options.seed]
+    settings = [options.batch, options.rate, options.seed]  # not the steps: a run may be made longer
     key = [fingerprint(denoiser.parameters()), fingerprint([latents]), *settings]
     start = resume(state_file, key, denoiser=denoiser, optimizer=optimizer, average=average)
     average.to(device)
@@ -150,7 +150,7 @@ def train(
         with autocast(device, precision):
             v = run(noisy, timesteps.to(device), ids.to(device))
         loss = nn.functional.mse_loss(v, target)
-        optimizer_step(optimizer, loss, options.rate * falling_rate(step, options.steps))
+        optimizer_step(optimizer, loss, options.rate * held_rate(step, options.steps))
         average.step(denoiser.parameters())
         smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
         if (step + 1) % 250 == 0 or step + 1 == options.steps:
@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=24000)
     parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=8e-4)
+    parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=100000)
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: whichever is faster here")
