@@ -1,35 +1,35 @@
-"""The interactive demo: a Gradio page over the pipeline's public call."""
+"""The interactive demo: a Gradio page over the pipeline's public calls, served to this machine."""
 
-import random
 import re
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.exceptions import ComponentProcessingError
-from PIL import Image, ImageDraw
+from gradio.utils import ipython_check
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ov_decidiffusion.demo_api import offer_api
+from ov_decidiffusion.demo_events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
+from ov_decidiffusion.demo_page import lay_out, make_theme
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.sittings import IDLE_SECONDS
+from ov_decidiffusion.studio import Studio
 
-MAX_SEED = 2**31 - 1
-LICENSE_NOTE = (
-    "Pictures of the real DeciDiffusion are not filtered; its weights come with the "
-    "[use restrictions](https://huggingface.co/Deci/DeciDiffusion-v1-0#uses) of the CreativeML Open RAIL++-M licence."
-)
+TITLE = "DeciDiffusion on OpenVINO"
+MAX_UPLOAD = "30mb"
+MAX_QUEUED = 128  # calls that gradio holds; the line in front of the pipeline is shorter
 # The browser itself then refuses to ask any other host for anything.
 CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; object-src 'none'; "
     "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:* vscode-webview:"
 )
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_UPLOAD = "30mb"
-MAX_WAITING = 32  # pictures in the queue
+DATA = Path(__file__).parent / "data"
 
 
 class _StayLocal(BaseHTTPMiddleware):
@@ -40,12 +40,20 @@ class _StayLocal(BaseHTTPMiddleware):
 
 
 class DemoBlocks(gr.Blocks):
-    """Gradio's Blocks whose ``launch`` listens on localhost and loads nothing from other hosts by default."""
+    """Gradio's Blocks whose ``launch`` listens on localhost and loads nothing from other hosts by default.
+
+    In a notebook, launching another one closes the one before.
+    """
+
+    studio: Studio
+    _in_notebook: "DemoBlocks | None" = None
 
     def launch(self, **kwargs: Any) -> Any:
         """Gradio's ``launch``; every argument can be given as usual."""
-        fonts = ["system-ui", "sans-serif"]
-        mono = ["ui-monospace", "monospace"]
+        if ipython_check():
+            if DemoBlocks._in_notebook not in (None, self):
+                DemoBlocks._in_notebook.close(verbose=False)
+            DemoBlocks._in_notebook = self
         middleware = [Middleware(_StayLocal)]
         if kwargs.get("server_name", "127.0.0.1") in LOOPBACK and not kwargs.get("share"):
             # A page elsewhere whose name was made to point to this machine would send its own name as Host.
@@ -55,10 +63,14 @@ class DemoBlocks(gr.Blocks):
             "share": False,
             "show_error": True,
             "ssr_mode": False,
-            "theme": gr.themes.Soft(font=fonts, font_mono=mono),
+            "theme": make_theme(),
+            "css_paths": [DATA / "demo.css"],
+            "head": f"<script>{(DATA / 'demo.js').read_text(encoding='utf-8')}</script>",
             "app_kwargs": {"middleware": middleware},
             "max_file_size": MAX_UPLOAD,
+            "max_threads": MAX_QUEUED,
             "footer_links": [],
+            "height": 1000,
         }
         return super().launch(**(defaults | kwargs))
 
@@ -72,47 +84,21 @@ class DemoBlocks(gr.Blocks):
         except ComponentProcessingError as error:
             place = re.search(r"component at index (\d+)", str(error))
             component = block_fn.inputs[int(place[1])] if place else None
-            if isinstance(component, gr.Image):
+            if isinstance(component, (gr.Image, gr.ImageEditor)):
                 message = "The source picture cannot be read: choose a PNG, a JPEG or another picture file."
             else:
                 message = f"{getattr(component, 'label', None) or 'An input'} has a value that cannot be used."
             raise gr.Error(message, print_exception=False) from None
 
     def close(self, verbose: bool = True) -> None:
-        """Gradio's ``close``; pictures that are being made end at their next step."""
-        if getattr(self, "stops", None) is not None:
-            self.stops.all = True
+        """Gradio's ``close``; pictures that are being made end at their next step, and all are deleted."""
+        if getattr(self, "studio", None) is not None:
+            self.studio.close()
         super().close(verbose=verbose)
 
 
-def example_source(side: int) -> Image.Image:
-    """A drawn picture to start image-to-image from: a yellow disc on blue, side x side pixels."""
-    picture = Image.new("RGB", (4 * side, 4 * side), (50, 80, 220))
-    ImageDraw.Draw(picture).ellipse(
-        [int(0.9 * side), int(0.9 * side), int(3.1 * side), int(3.1 * side)], (245, 215, 60)
-    )
-    return picture.resize((side, side), Image.Resampling.LANCZOS)
-
-
-class _Stops:
-    """Which browser sessions have asked to give up the picture that they wait for."""
-
-    def __init__(self):
-        self._sessions: set[str] = set()
-        self.all = False  # the demo is being closed
-
-    def want(self, request: gr.Request) -> None:
-        self._sessions.add(request.session_hash)
-
-    def forget(self, request: gr.Request) -> None:
-        self._sessions.discard(request.session_hash)
-
-    def wanted(self, request: gr.Request) -> bool:
-        return self.all or request.session_hash in self._sessions
-
-
 def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
-    """Build the page: one tab for text-to-image, one for image-to-image.
+    """Build the page.
 
     Args:
         pipe: the pipeline to generate with.
@@ -120,145 +106,19 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
     Returns:
         the page; ``launch()`` serves it on localhost, ``close()`` ends it.
     """
+    studio = Studio(pipe)
 
-    stops = _Stops()
+    def leave(request: gr.Request) -> None:
+        studio.line.forget(request.session_hash)
 
-    def text_to_image(
-        prompt,
-        negative_prompt,
-        preset,
-        seed,
-        steps,
-        guidance_scale,
-        request: gr.Request,
-        progress=gr.Progress(),  # noqa: B008
-    ):
-        arguments = _arguments(prompt, negative_prompt, preset, seed, steps, guidance_scale)
-        return _generate(pipe, arguments, progress, lambda: stops.wanted(request))
-
-    def image_to_image(
-        image,
-        prompt,
-        negative_prompt,
-        strength,
-        preset,
-        seed,
-        steps,
-        guidance_scale,
-        request: gr.Request,
-        progress=gr.Progress(),  # noqa: B008
-    ):
-        if image is None:
-            raise gr.Error("Choose a source picture first: upload one, or click an example.", print_exception=False)
-        arguments = _arguments(prompt, negative_prompt, preset, seed, steps, guidance_scale)
-        arguments |= {"image": image, "strength": strength}
-        return _generate(pipe, arguments, progress, lambda: stops.wanted(request))
-
-    with DemoBlocks(title="DeciDiffusion on OpenVINO", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        gr.Markdown(f"# DeciDiffusion on OpenVINO\nWords, or words and a picture, to pictures. {LICENSE_NOTE}")
-        with gr.Tab("Text to image"):
-            _tab(pipe, text_to_image, stops, None)
-        with gr.Tab("Image to image"):
-            _tab(pipe, image_to_image, stops, example_source(pipe.default_size[0]))
-        demo.unload(stops.want)  # whoever leaves needs no picture
-    demo.stops = stops
-    return demo.queue(api_open=False, max_size=MAX_WAITING)
-
-
-def _tab(pipe: OVStableDiffusionPipeline, generate: Callable, stops: _Stops, source: Image.Image | None) -> None:
-    """One tab's inputs, buttons, result and examples; with ``source`` it asks for a picture too."""
-    examples = pipe.defaults.get("example_prompts", [])
-    with gr.Row():
-        with gr.Column():
-            inputs = []
-            if source is not None:
-                inputs.append(
-                    gr.Image(
-                        label="Source picture", type="pil", image_mode=None, sources=["upload", "clipboard"], height=256
-                    )
-                )
-            inputs.append(gr.Textbox(label="Prompt", lines=2, placeholder="What should the picture show?"))
-            inputs.append(gr.Textbox(label="Negative prompt", placeholder="What should it keep away from?"))
-            if source is not None:
-                inputs.append(
-                    gr.Slider(0.1, 1, 0.8, step=0.05, label="Strength", info="How much of the source to redo")
-                )
-            with gr.Row():
-                button = gr.Button("Generate", variant="primary", scale=3)
-                stop_button = gr.Button("Stop", scale=1)
-            with gr.Accordion("Settings", open=True):
-                preset = _preset_choice(pipe)
-                seed = gr.Number(-1, label="Seed", info="-1 draws one", precision=0, minimum=-1, maximum=MAX_SEED)
-                steps = gr.Slider(1, 100, pipe.defaults["num_inference_steps"], step=1, label="Steps")
-                guidance = gr.Slider(1, 15, pipe.defaults["guidance_scale"], step=0.5, label="Guidance scale")
-            preset.change(
-                lambda name: _steps_of(pipe, name), preset, steps, show_progress="hidden", api_visibility="private"
-            )
-            inputs += [preset, seed, steps, guidance]
-        with gr.Column():
-            result = gr.Image(
-                label="Picture",
-                type="pil",
-                format="png",
-                interactive=False,
-                height=512,
-                buttons=["download", "fullscreen"],
-            )
-            used = gr.Markdown()
-    # One picture at a time, over both tabs: two at once would only slow each other down.
-    at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    # First forgotten, then generated: a wish to stop counts for the pictures asked for before it.
-    button.click(stops.forget, **at_once).then(
-        generate, inputs, [result, used], show_progress_on=result, concurrency_limit=1, concurrency_id="pipeline"
-    )
-    stop_button.click(stops.want, **at_once)
-    if examples:
-        rows = [[source, text, negative] if source is not None else [text, negative] for text, negative in examples]
-        gr.Examples(rows, inputs[: len(rows[0])], cache_examples=False)
-
-
-def _preset_choice(pipe: OVStableDiffusionPipeline) -> gr.Radio:
-    """The presets that work with what there is."""
-    if pipe.quantized_parts:
-        return gr.Radio(list(PRESETS), value="exact", label="Preset", info="Faster, a little further from exact")
-    hint = "Faster ones need INT8 models: start with --quantize, or call quantize_models"
-    return gr.Radio(["exact"], value="exact", label="Preset", info=hint)
-
-
-def _steps_of(pipe: OVStableDiffusionPipeline, preset: str) -> int:
-    """Where the slider goes when a preset is chosen."""
-    return PRESETS[preset].get("num_inference_steps") or pipe.defaults["num_inference_steps"]
-
-
-def _arguments(
-    prompt: str, negative_prompt: str, preset: str, seed: float, steps: float, guidance_scale: float
-) -> dict[str, Any]:
-    if not (prompt or "").strip():
-        raise gr.Error("Write a prompt first: what should the picture show?", print_exception=False)
-    return {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt or None,
-        "preset": preset,
-        "seed": random.randint(0, MAX_SEED) if seed is None or seed < 0 else int(seed),
-        "num_inference_steps": int(steps),
-        "guidance_scale": float(guidance_scale),
-    }
-
-
-def _generate(
-    pipe: OVStableDiffusionPipeline, arguments: dict[str, Any], progress: gr.Progress, stopping: Callable[[], bool]
-) -> tuple[Any, str]:
-    """The picture and what is said of it; where it was stopped, the page keeps the picture that it had."""
-    try:
-        if stopping():  # while another picture was made
-            return gr.skip(), "stopped"
-        progress(0, desc="encoding the prompt")
-        for step in pipe.denoise(**arguments):
-            if stopping():
-                return gr.skip(), f"stopped after step {step.index + 1} of {step.total}"
-            progress((step.index + 1, step.total + 1), desc="denoising", unit="steps")
-        progress((step.total, step.total + 1), desc="decoding", unit="steps")
-        picture = pipe.decode_latents(step.latents, quantized=step.quantized)[0]
-    except (ValueError, FloatingPointError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    return picture, f"seed {arguments['seed']}"
+    with DemoBlocks(title=TITLE, analytics_enabled=False, delete_cache=(600, IDLE_SECONDS)) as demo:
+        page = lay_out(studio)
+        wire_arrival(demo, page, studio)
+        wire_generation(page, studio)
+        wire_choices(page, studio)
+        wire_current(page, studio)
+        wire_comparison(page, studio)
+        offer_api(studio)
+        demo.unload(leave)
+    demo.studio = studio
+    return demo.queue(api_open=False, max_size=MAX_QUEUED)

@@ -371,6 +371,7 @@ class OVStableDiffusionPipeline(RunState):
         """What a picture depends on beside the arguments of the call."""
         return {
             **self.origin,
+            "preset": plan.preset,
             "inference_precision": self.inference_precision.split(",")[0],
             "scheduler": type(plan.scheduler).__name__,
             "solver": solver_of(plan.scheduler),

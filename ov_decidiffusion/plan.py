@@ -39,6 +39,7 @@ class Plan:
     quantized: frozenset[str]  # parts that run in INT8
     generator: torch.Generator | list[torch.Generator] | None
     eta: float  # of DDIM: the share of its noise that is drawn anew
+    preset: str
     arguments: dict[str, Any]  # of a call that plans the same, presets and defaults written out
 
 
@@ -102,6 +103,7 @@ def make_plan(
         quantized=quantized,
         generator=generator,
         eta=eta,
+        preset=preset,
         arguments={
             **({"num_inference_steps": steps} if timesteps is None and sigmas is None else own_steps),
             "guidance_scale": guidance_scale,

@@ -80,17 +80,17 @@ class Denoiser(nn.Module):
 
 
 def draw_timesteps(count: int, total: int, generator: torch.Generator) -> torch.Tensor:
-    """Timesteps to train at, int64 [count]: a third spread over the whole schedule, the others where shapes form.
+    """Timesteps to train at, int64 [count]: half spread over the whole schedule, the others where scenes form.
 
-    The others follow a logit-normal distribution (Esser et al. 2024, arXiv 2403.03206, section 3.1) around three
-    tenths of the schedule: before, only colours show through the noise, and after, everything is settled. Evenly
-    spaced draws, each moved by a little, vary less than independent ones.
+    The others follow a logit-normal distribution (Esser et al. 2024, arXiv 2403.03206, section 3.1) around the middle
+    of the schedule, where the caption decides what there is: later, it can be seen through the noise. Evenly spaced
+    draws, each moved by a little, vary less than independent ones.
     """
     uniform, shaping = (
-        (torch.arange(n) + torch.rand(n, generator=generator)) / n for n in (count // 3, count - count // 3)
+        (torch.arange(n) + torch.rand(n, generator=generator)) / n for n in (count // 2, count - count // 2)
     )
     normal = torch.special.ndtri(shaping.clamp(1e-4, 1 - 1e-4))
-    share = torch.cat([uniform, torch.sigmoid(0.9 * normal - 0.8)])
+    share = torch.cat([uniform, torch.sigmoid(0.9 * normal + 0.1)])
     return (share * total).long().clamp(max=total - 1)
 
 

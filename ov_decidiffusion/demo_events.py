@@ -1,0 +1,302 @@
+"""What happens on the demo's page: each function wires a part of it."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ov_decidiffusion.demo_page import Page, example_source, status_text
+from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.sittings import LineIsFull, Sitting
+from ov_decidiffusion.studio import MAX_SEED, Seen, Studio, arguments_of, filled_in, mask_of, seed_of
+
+AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+def refused(message: str) -> gr.Error:
+    return gr.Error(message, print_exception=False)
+
+
+def seen_by_visitor(studio: Studio, arguments: dict[str, Any], session: str, sitting: Sitting) -> Iterator[Seen]:
+    """A run for the page: what is wrong is told there, in words."""
+    try:
+        yield from studio.make(arguments, session, sitting)
+    except (ValueError, FloatingPointError) as error:
+        raise refused(str(error)) from error
+    except LineIsFull as error:
+        raise refused("Too many are waiting already: try again in a minute.") from error
+
+
+def _asked(filled: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline's arguments from the page's fields; ``editor`` is the source with what was painted on it."""
+    editor = filled.pop("editor", None) or {}
+    source = editor.get("background")
+    mask = None if source is None else mask_of(editor.get("layers") or [])
+    try:
+        return arguments_of(source=source, mask=mask, **filled)
+    except ValueError as error:
+        raise refused(str(error)) from error
+
+
+def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
+    """A visitor comes, or comes back after a reload."""
+
+    def arrive(visitor: dict[str, Any] | None):
+        token, sitting = studio.sittings.of((visitor or {}).get("token"))
+        return {"token": token}, *_shown(sitting, 0 if sitting.pictures else None)
+
+    demo.load(arrive, page.visitor, [page.visitor, *_showing(page)], **AT_ONCE)
+
+
+def _showing(page: Page) -> list[Any]:
+    """What ``_shown`` has values for."""
+    return [page.result, page.caption, page.gallery, page.current, page.buttons, page.actions["download"]]
+
+
+def _shown(sitting: Sitting, number: int | None) -> list[Any]:
+    """One picture of a sitting on the stage, with the gallery below."""
+    gallery = [(str(one.path), one.caption) for one in sitting.pictures]
+    if number is None or number >= len(sitting.pictures):
+        return [
+            gr.skip(),
+            gr.skip(),
+            gr.Gallery(gallery, visible=bool(gallery)),
+            None,
+            gr.Row(visible=False),
+            gr.skip(),
+        ]
+    one = sitting.pictures[number]
+    picture = gr.Image(str(one.path), alt_text=one.arguments.get("prompt") or "a picture", label="Picture")
+    return [
+        picture,
+        one.caption,
+        gr.Gallery(gallery, visible=True, selected_index=None),
+        number,
+        gr.Row(visible=True),
+        gr.DownloadButton(value=str(one.path)),
+    ]
+
+
+def wire_generation(page: Page, studio: Studio) -> None:
+    """Generate, Stop, and Vary."""
+    names = {component: name for name, component in page.inputs.items() if name != "locked"}
+    locked, seed = page.inputs["locked"], page.inputs["seed"]
+    working = [page.actions["generate"], page.actions["stop"], page.actions["compare"], page.actions["vary"]]
+    outputs = [page.status, *_showing(page), seed, *working]
+
+    def busy(is_busy: bool) -> list[Any]:
+        return [
+            gr.Button(interactive=not is_busy),
+            gr.Button(visible=is_busy),
+            gr.Button(interactive=not is_busy),
+            gr.Button(interactive=not is_busy),
+        ]
+
+    def run(arguments: dict[str, Any], visitor: Any, session: str, used: int) -> Iterator[dict[Any, Any]]:
+        _, sitting = studio.sittings.of((visitor or {}).get("token"))
+        if studio.knows_nothing_of(arguments["prompt"]):
+            gr.Warning("This small model knows none of these words. What it understands is listed on the left.")
+        yield {seed: used} | dict(zip(working, busy(True), strict=True))
+        for seen in seen_by_visitor(studio, arguments, session, sitting):
+            changed: dict[Any, Any] = {page.status: status_text(seen.status)}
+            if seen.picture is not None:
+                changed[page.result] = gr.Image(seen.picture, alt_text="a preview", label="Preview")
+                changed[page.caption] = f"*Preview of “{arguments['prompt']}”*"
+            if seen.kept:
+                changed |= dict(zip(_showing(page), _shown(sitting, 0), strict=True))
+            yield changed
+
+    def generate(filled: dict[Any, Any], request: gr.Request):
+        values = {name: filled[component] for component, name in names.items()}
+        if not filled[locked]:
+            values["seed"] = random.randint(0, MAX_SEED)
+        yield from run(_asked(values), filled[page.visitor], request.session_hash, values["seed"])
+
+    def vary(visitor: Any, number: int | None, request: gr.Request):
+        _, sitting = studio.sittings.of((visitor or {}).get("token"))
+        one = _picked(sitting, number)
+        arguments = _asked(
+            {
+                "prompt": one.arguments.get("prompt"),
+                "negative_prompt": one.arguments.get("negative_prompt"),
+                "editor": {"background": Image.open(one.path)},
+                "strength": 0.6,
+            }
+        )
+        yield from run(arguments, visitor, request.session_hash, arguments["seed"][0])
+
+    def idle() -> list[Any]:
+        return busy(False)
+
+    started = [
+        gr.on(
+            [page.actions["generate"].click, page.inputs["prompt"].submit, page.inputs["negative_prompt"].submit],
+            generate,
+            {*names, locked, page.visitor},
+            outputs,
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+            trigger_mode="once",
+        ),
+        page.actions["vary"].click(
+            vary,
+            [page.visitor, page.current],
+            outputs,
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+        ),
+    ]
+    for event in started:
+        event.then(idle, None, working, **AT_ONCE)
+        event.failure(lambda: status_text("Nothing was made."), None, page.status, **AT_ONCE)
+
+    def stop(request: gr.Request) -> None:
+        studio.line.stop(request.session_hash)
+
+    page.actions["stop"].click(stop, **AT_ONCE)
+
+
+def _picked(sitting: Sitting, number: int | None) -> Any:
+    if number is None or number >= len(sitting.pictures):
+        raise refused("This picture is no longer kept: make it again.")
+    return sitting.pictures[number]
+
+
+def wire_choices(page: Page, studio: Studio) -> None:
+    """Presets, seeds, examples and words."""
+    pipe, inputs = studio.pipe, page.inputs
+
+    def steps_of(preset: str) -> int:
+        return PRESETS[preset].get("num_inference_steps") or pipe.defaults["num_inference_steps"]
+
+    for fields in (inputs, *page.compared):
+        fields["preset"].change(steps_of, fields["preset"], fields["steps"], **AT_ONCE)
+    page.actions["dice"].click(
+        lambda: (random.randint(0, MAX_SEED), True), None, [inputs["seed"], inputs["locked"]], **AT_ONCE
+    )
+    both = [inputs["prompt"], inputs["negative_prompt"]]
+    if page.examples is not None:
+        page.examples.click(lambda sample: tuple(sample), page.examples, both, **AT_ONCE)
+    places = (pipe.defaults.get("understands") or {}).get("places") or []
+    for kind, words in page.understood.items():
+        add = _with_place if kind == "places" else _with_object
+        page.understood[kind].click(
+            lambda sample, prompt, add=add: add(prompt or "", sample[0], places), [words, both[0]], both[0], **AT_ONCE
+        )
+    example = example_source(pipe.default_size[0])
+    wanted, unwanted = (pipe.defaults.get("image_example") or ["", ""])[:2]
+    page.actions["example_source"].click(
+        lambda: ({"background": example, "layers": [], "composite": None}, unwanted or wanted),
+        None,
+        [inputs["editor"], inputs["prompt"]],
+        **AT_ONCE,
+    )
+    page.actions["no_source"].click(lambda: None, None, inputs["editor"], **AT_ONCE)
+
+
+def _split_place(prompt: str, places: list[str]) -> tuple[str, str]:
+    """A prompt's object, and the place behind it, "" where there is none."""
+    for place in sorted(places, key=len, reverse=True):
+        if prompt.endswith(place):
+            return prompt.removesuffix(place).strip(), place
+    return prompt.strip(), ""
+
+
+def _with_object(prompt: str, word: str, places: list[str]) -> str:
+    """Another object in the prompt's place."""
+    return f"{word} {_split_place(prompt, places)[1]}".strip()
+
+
+def _with_place(prompt: str, place: str, places: list[str]) -> str:
+    """The prompt's object in another place."""
+    return f"{_split_place(prompt, places)[0] or 'a fox'} {place}"
+
+
+def wire_current(page: Page, studio: Studio) -> None:
+    """What to do with a picture of this sitting, and with one that arrives from outside."""
+    inputs = page.inputs
+    fields = ["prompt", "negative_prompt", "strength", "preset", "seed", "size", "steps", "guidance_scale", "solver"]
+    filled_fields = [*(inputs[name] for name in fields), inputs["locked"]]
+    with_source = [inputs["editor"], page.source_accordion]
+
+    def values_of(picture: Any) -> list[Any]:
+        found = filled_in(picture)
+        changed = [found[name] if found[name] is not None else gr.skip() for name in fields]
+        return [*changed, True if found["seed"] is not None else gr.skip()]
+
+    def of_current(visitor: Any, number: int | None) -> Any:
+        return _picked(studio.sittings.of((visitor or {}).get("token"))[1], number)
+
+    def select(visitor: Any, event: gr.SelectData):
+        return _shown(studio.sittings.of((visitor or {}).get("token"))[1], event.index)
+
+    def source_from(picture: Image.Image) -> list[Any]:
+        return [{"background": picture, "layers": [], "composite": None}, gr.Accordion(open=True)]
+
+    def take_in(path: str | None):
+        if path is None:
+            return [gr.skip()] * (len(filled_fields) + 3)
+        try:
+            values = values_of(path)
+        except ValueError:  # no settings in it
+            try:
+                picture = Image.open(path)
+                picture.load()
+            except Exception as error:
+                raise refused("This picture cannot be read: choose a PNG, a JPEG or another picture file.") from error
+            gr.Info("Taken as the source picture.")
+            return [*[gr.skip()] * len(filled_fields), *source_from(picture), None]
+        gr.Info("The picture's settings are filled in.")
+        return [*values, gr.skip(), gr.skip(), None]
+
+    here = [page.visitor, page.current]
+    page.gallery.select(select, page.visitor, _showing(page), **AT_ONCE)
+    page.actions["reuse"].click(lambda *at: values_of(of_current(*at).path), here, filled_fields, **AT_ONCE)
+    page.actions["reseed"].click(
+        lambda *at: (seed_of(of_current(*at).arguments, 0), True), here, [inputs["seed"], inputs["locked"]], **AT_ONCE
+    )
+    page.actions["resource"].click(
+        lambda *at: source_from(Image.open(of_current(*at).path)), here, with_source, **AT_ONCE
+    )
+    page.incoming.upload(take_in, page.incoming, [*filled_fields, *with_source, page.incoming], **AT_ONCE)
+
+
+def wire_comparison(page: Page, studio: Studio) -> None:
+    """One prompt and seed through two settings."""
+    shared = {page.inputs[name]: name for name in ("prompt", "negative_prompt", "size", "seed")}
+    sides = [{component: name for name, component in side.items()} for side in page.compared]
+
+    def compare(filled: dict[Any, Any], request: gr.Request):
+        _, sitting = studio.sittings.of((filled[page.visitor] or {}).get("token"))
+        pair, told = [], []
+        for name, side in zip("AB", sides, strict=True):
+            values = {shared[one]: filled[one] for one in shared} | {side[one]: filled[one] for one in side}
+            seen = None
+            for seen in seen_by_visitor(studio, _asked(values), request.session_hash, sitting):
+                yield {page.status: status_text(f"{seen.status} ({name})")}
+            if seen is None or not seen.kept:
+                return
+            pair.append(str(seen.kept[0].path))
+            told.append(f"**{name}**: {seen.status.removeprefix('Done after ').rstrip('.')}")
+        yield {page.slider: gr.ImageSlider(tuple(pair), visible=True), page.compared_caption: ", ".join(told)} | dict(
+            zip(_showing(page), _shown(sitting, 0), strict=True)
+        )
+
+    stop = page.actions["stop"]
+    event = (
+        page.actions["compare"]
+        .click(lambda: gr.Button(visible=True), None, stop, **AT_ONCE)
+        .then(
+            compare,
+            {*shared, *(one for side in sides for one in side), page.visitor},
+            [page.status, page.slider, page.compared_caption, *_showing(page)],
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+        )
+    )
+    event.then(lambda: gr.Button(visible=False), None, stop, **AT_ONCE)

@@ -1,0 +1,197 @@
+"""Who is at the demo: a line in front of the one pipeline, wishes to stop, and each visitor's pictures."""
+
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+MAX_WAITING = 32
+MAX_PICTURES = 100  # of one visitor; the oldest go
+IDLE_SECONDS = 3600  # after which a visitor's pictures are deleted
+NAME_LENGTH = 60
+
+
+class LineIsFull(Exception):
+    """There are too many visitors in the line."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A place in the line.
+
+    Attributes:
+        session: of the browser that waits.
+        work: in steps of one picture.
+        done: of it, so far.
+        stopped: whether the visitor wants no more of it, or has left.
+    """
+
+    session: str
+    work: int
+    done: int = 0
+    stopped: bool = False
+
+
+class Line:
+    """First come, first served: two pictures at once would only slow each other down."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._tickets: list[Ticket] = []
+        self._seconds = 0.5  # for one step of one picture, from what was measured
+        self.closed = False
+
+    @contextmanager
+    def place(self, session: str, work: int) -> Iterator[Ticket]:
+        """Join the line, and leave it at the end.
+
+        Raises:
+            LineIsFull: come back later.
+        """
+        ticket = Ticket(session, work)
+        with self._changed:
+            if len(self._tickets) > MAX_WAITING:
+                raise LineIsFull
+            self._tickets.append(ticket)
+        try:
+            yield ticket
+        finally:
+            self._leave(ticket)
+
+    def ahead(self, ticket: Ticket, seconds: float = 0.0) -> int:
+        """How many are before a ticket; waits so long for its turn to come, or for its end."""
+
+        def count() -> int:
+            return self._tickets.index(ticket) if ticket in self._tickets else 0
+
+        with self._changed:
+            if seconds:
+                self._changed.wait_for(lambda: count() == 0 or self.is_stopped(ticket), seconds)
+            return count()
+
+    def wait_for(self, ticket: Ticket) -> float:
+        """About how many seconds until its turn: what those before it still have to do."""
+        with self._changed:
+            before = self._tickets[: self._tickets.index(ticket)] if ticket in self._tickets else []
+            return sum(max(0, one.work - one.done) for one in before) * self._seconds
+
+    def measured(self, work: int, seconds: float) -> None:
+        """Learn from a finished run how long a step takes."""
+        self._seconds = 0.5 * self._seconds + 0.5 * seconds / work
+
+    def stop(self, session: str) -> None:
+        """End what a session waits for, and nothing that it asks for later."""
+        with self._changed:
+            for ticket in self._tickets:
+                ticket.stopped = ticket.stopped or ticket.session == session
+            self._changed.notify_all()
+
+    def forget(self, session: str) -> None:
+        """A visitor has left: nobody waits for what is made for them, even if it is never gone on with."""
+        self.stop(session)
+        for ticket in [ticket for ticket in self._tickets if ticket.session == session]:
+            self._leave(ticket)
+
+    def close(self) -> None:
+        """End everything."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+
+    def is_stopped(self, ticket: Ticket) -> bool:
+        return self.closed or ticket.stopped
+
+    def _leave(self, ticket: Ticket) -> None:
+        with self._changed:
+            if ticket in self._tickets:
+                self._tickets.remove(ticket)
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A picture of a visitor's sitting.
+
+    Attributes:
+        path: of the PNG file, with its settings inside.
+        arguments: of the call that makes it again, but for its source picture.
+        caption: what is said of it.
+    """
+
+    path: Path
+    arguments: dict[str, Any]
+    caption: str
+
+
+@dataclass
+class Sitting:
+    """One visitor's pictures, the newest first."""
+
+    folder: Path
+    pictures: list[Kept] = field(default_factory=list)
+    seen: float = field(default_factory=time.monotonic)
+
+    def keep(self, picture: Image.Image, arguments: dict[str, Any], caption: str) -> Kept:
+        """Write a picture under a telling name."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = telling_name(arguments.get("prompt") or "", arguments.get("seed"))
+        path, count = self.folder / f"{name}.png", 1
+        while path.exists():
+            count += 1
+            path = self.folder / f"{name}-{count}.png"
+        picture.save(path)
+        self.pictures.insert(0, Kept(path, arguments, caption))
+        for old in self.pictures[MAX_PICTURES:]:
+            old.path.unlink(missing_ok=True)
+        del self.pictures[MAX_PICTURES:]
+        return self.pictures[0]
+
+
+class Sittings:
+    """The sittings of all visitors, by tokens that only their browsers know."""
+
+    def __init__(self) -> None:
+        self._root = Path(tempfile.mkdtemp(prefix="ov_decidiffusion-sittings-"))
+        self._sittings: dict[str, Sitting] = {}
+        self._lock = threading.Lock()
+
+    def of(self, token: Any) -> tuple[str, Sitting]:
+        """The sitting that a token stands for, or a new one with a token of its own."""
+        with self._lock:
+            self._forget_the_idle()
+            if not isinstance(token, str) or token not in self._sittings:
+                token = secrets.token_urlsafe(24)
+                self._sittings[token] = Sitting(self._root / secrets.token_hex(8))
+            sitting = self._sittings[token]
+            sitting.seen = time.monotonic()
+            return token, sitting
+
+    def _forget_the_idle(self) -> None:
+        now = time.monotonic()
+        for token, sitting in list(self._sittings.items()):
+            if now - sitting.seen > IDLE_SECONDS:
+                shutil.rmtree(sitting.folder, ignore_errors=True)
+                del self._sittings[token]
+
+    def close(self) -> None:
+        """Delete all pictures."""
+        with self._lock:
+            self._sittings.clear()
+            shutil.rmtree(self._root, ignore_errors=True)
+
+
+def telling_name(prompt: str, seed: Any) -> str:
+    """A file's name for a picture: "a red fox in the snow" and 1234 make "a-red-fox-in-the-snow-1234"."""
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")
+    short = words if len(words) <= NAME_LENGTH else words[:NAME_LENGTH].rsplit("-", 1)[0]
+    number = f"-{seed}" if isinstance(seed, int) else ""
+    return f"{short or 'picture'}{number}"

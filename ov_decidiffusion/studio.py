@@ -1,0 +1,257 @@
+"""What happens behind the demo's page: from what was filled in to pictures, with all that is seen on the way."""
+
+import random
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageChops
+
+from ov_decidiffusion.denoise import DenoisingStep
+from ov_decidiffusion.images import fit_size
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.settings import made_with, settings_of
+from ov_decidiffusion.sittings import Kept, Line, Sitting, Sittings, Ticket
+
+MAX_SEED = 2**31 - 1
+MAX_PICTURES = 4
+MAX_STEPS = 100
+PREVIEW_SECONDS = 0.15  # between two previews: more would only slow the pictures down
+SHAPES = {"square": 1, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "3:4": 3 / 4, "2:3": 2 / 3, "9:16": 9 / 16}
+AS_USUAL = "as usual"  # a size or a solver that nobody chose
+WORD = re.compile(r"[^\W\d_]+")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a visitor sees at a moment of a run.
+
+    Attributes:
+        status: in words.
+        picture: to show, or None for the one that was there.
+        kept: the finished pictures, at the end.
+    """
+
+    status: str
+    picture: Image.Image | None = None
+    kept: tuple[Kept, ...] = ()
+
+
+class Studio:
+    """One pipeline and its visitors.
+
+    Args:
+        pipe: the pipeline to generate with.
+    """
+
+    def __init__(self, pipe: OVStableDiffusionPipeline):
+        self.pipe = pipe
+        self.line = Line()
+        self.sittings = Sittings()
+
+    def close(self) -> None:
+        """End all runs at their next step, and delete all pictures."""
+        self.line.close()
+        self.sittings.close()
+
+    def make(self, arguments: dict[str, Any], session: str, sitting: Sitting) -> Iterator[Seen]:
+        """Wait in line, and make pictures; one that is stopped shows what the preview showed.
+
+        Args:
+            arguments: of ``pipe.denoise``.
+            session: of the browser, which may stop it.
+            sitting: where the pictures go.
+
+        Raises:
+            ValueError, FloatingPointError: as the pipeline does.
+            LineIsFull: too many are waiting.
+        """
+        steps = arguments.get("num_inference_steps") or self.pipe.defaults["num_inference_steps"]
+        with self.line.place(session, steps * arguments.get("num_images_per_prompt", 1)) as ticket:
+            yield from self._wait(ticket)
+            if not self.line.is_stopped(ticket):
+                yield from self._run(arguments, ticket, sitting)
+
+    def _wait(self, ticket: Ticket) -> Iterator[Seen]:
+        while self.line.ahead(ticket):
+            if self.line.is_stopped(ticket):
+                yield Seen("Stopped while waiting.")
+                return
+            ahead = self.line.ahead(ticket)
+            before = "one picture is" if ahead == 1 else f"{ahead} pictures are"
+            yield Seen(f"Waiting: {before} made before yours, about {_seconds(self.line.wait_for(ticket))}.")
+            self.line.ahead(ticket, 0.5)
+
+    def _run(self, arguments: dict[str, Any], ticket: Ticket, sitting: Sitting) -> Iterator[Seen]:
+        yield Seen("Reading the prompt …")
+        begun = shown = time.perf_counter()
+        stopped, step = False, None
+        for step in self.pipe.denoise(**arguments):
+            now = time.perf_counter()
+            ticket.done = round(ticket.work * (step.index + 1) / step.total)
+            if stopped := self.line.is_stopped(ticket):
+                step.latents = step.predicted  # the picture that the preview showed
+                break
+            if step.index == 0 or now - shown > PREVIEW_SECONDS:
+                shown = now
+                yield Seen(_progress(step, now - begun), side_by_side(self.pipe.quick_look(step.predicted)))
+        if step is None or self.line.closed:
+            return
+        yield Seen("Decoding …")
+        pictures = self.pipe.finish(step)
+        seconds = time.perf_counter() - begun
+        if not stopped:
+            self.line.measured(ticket.work, seconds)
+        kept = []
+        for i, picture in enumerate(pictures):
+            own = settings_of(picture)
+            told = f"{own.get('prompt') or ''} — seed {seed_of(own, i)}, {seconds:.1f} s"
+            told += f", stopped after step {step.index + 1} of {step.total}" if stopped else ""
+            kept.append(sitting.keep(picture, own, told))
+        what = "Stopped" if stopped else "Done" if len(kept) == 1 else f"Done: {len(kept)} pictures"
+        yield Seen(f"{what} after {seconds:.1f} s.", None, tuple(kept))
+
+    def size_choices(self) -> list[tuple[str, str]]:
+        """Sizes of about the usual area in the usual shapes, as (label, "WxH")."""
+        width, height = self.pipe.default_size
+        choices = [(f"as usual: {width}x{height}, or the source's shape", AS_USUAL)]
+        for name, shape in SHAPES.items():
+            size = "x".join(map(str, fit_size(round(1000 * shape), 1000, width * height, self.pipe.size_factor)))
+            if size not in [value for _, value in choices]:
+                choices.append((f"{name}: {size}", size))
+        return choices
+
+    def knows_nothing_of(self, prompt: str) -> bool:
+        """Whether a model with a small vocabulary has learned none of a prompt's words."""
+        understood = self.pipe.defaults.get("understands")
+        if not isinstance(understood, dict):
+            return False
+        known = {word for texts in understood.values() for text in texts for word in WORD.findall(text.lower())}
+        return not (set(WORD.findall(prompt.lower())) & (known - {"a", "an", "and", "in", "on", "at", "the"}))
+
+
+def arguments_of(
+    *,
+    prompt: str | None,
+    negative_prompt: str | None = None,
+    source: Image.Image | None = None,
+    mask: Image.Image | None = None,
+    strength: float = 0.8,
+    preset: str = "exact",
+    seed: float | None = None,
+    size: str | None = AS_USUAL,
+    pictures: float = 1,
+    steps: float | None = None,
+    guidance_scale: float | None = None,
+    solver: str | None = AS_USUAL,
+) -> dict[str, Any]:
+    """The pipeline's arguments, from what was filled in.
+
+    Args:
+        source: starts image-to-image, and with ``mask`` (mode "L", white is made anew) inpainting.
+        seed: None draws one.
+        size: "WxH" in pixels, or ``AS_USUAL``.
+        solver: or ``AS_USUAL`` for the preset's.
+
+    Raises:
+        ValueError: nothing was asked for, or a value cannot be read.
+    """
+    if not (prompt or "").strip():
+        raise ValueError("Write a prompt first: what should the picture show?")
+    first = random.randint(0, MAX_SEED) if seed is None else int(seed)
+    if not 0 <= first <= MAX_SEED:
+        raise ValueError(f"The seed must be a whole number from 0 to {MAX_SEED}, got {first}.")
+    count = int(pictures)
+    if not 1 <= count <= MAX_PICTURES:
+        raise ValueError(f"At most {MAX_PICTURES} pictures are made at once, got {count}.")
+    arguments: dict[str, Any] = {
+        "prompt": prompt,
+        "negative_prompt": (negative_prompt or "").strip() or None,
+        "preset": preset,
+        "seed": [first + i for i in range(count)],
+        "num_images_per_prompt": count,
+        "num_inference_steps": None if steps is None else int(steps),
+        "guidance_scale": guidance_scale,
+        "solver": None if solver in (None, "", AS_USUAL) else solver,
+    }
+    if (arguments["num_inference_steps"] or 1) > MAX_STEPS:
+        raise ValueError(f"At most {MAX_STEPS} steps are run here, got {int(steps or 0)}.")
+    if size not in (None, "", AS_USUAL):
+        found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", str(size))
+        if found is None:
+            raise ValueError(f"The size must be written like 512x384, got {size!r}.")
+        arguments |= {"width": int(found[1]), "height": int(found[2])}
+    if source is not None:
+        arguments |= {"image": source, "strength": float(strength)}
+        if mask is not None:
+            arguments |= {"mask_image": mask, "overlay": True}
+    return arguments
+
+
+def filled_in(picture: Any) -> dict[str, Any]:
+    """What to fill in to make a picture again, by the names of ``arguments_of``.
+
+    Raises:
+        ValueError: the picture carries no settings.
+    """
+    found, preset = settings_of(picture), made_with(picture).get("preset")
+    size = f"{found['width']}x{found['height']}" if "width" in found and "height" in found else AS_USUAL
+    prompt, negative = (
+        value[0] if isinstance(value, list) and value else value
+        for value in (found.get("prompt"), found.get("negative_prompt"))
+    )
+    return {
+        "prompt": prompt or "",
+        "negative_prompt": negative or "",
+        "strength": found.get("strength"),
+        "preset": preset if preset in PRESETS else None,
+        "seed": seed_of(found, 0),
+        "size": size,
+        "steps": found.get("num_inference_steps"),
+        "guidance_scale": found.get("guidance_scale"),
+        "solver": found.get("solver") or AS_USUAL,
+    }
+
+
+def mask_of(layers: list[Image.Image]) -> Image.Image | None:
+    """Where something was painted, in white; None where nothing was."""
+    painted = [layer.getchannel("A") for layer in layers if layer is not None and "A" in layer.getbands()]
+    if not painted:
+        return None
+    together = painted[0]
+    for one in painted[1:]:
+        together = ImageChops.lighter(together, one)
+    mask = together.point(lambda alpha: 255 if alpha > 0 else 0)
+    return mask if mask.getbbox() else None
+
+
+def seed_of(arguments: dict[str, Any], index: int) -> int | None:
+    """The seed of one picture of a call."""
+    seed = arguments.get("seed")
+    return seed[index] if isinstance(seed, list) else seed
+
+
+def side_by_side(pictures: list[Image.Image]) -> Image.Image:
+    """Several pictures as one, two in a row."""
+    if len(pictures) == 1:
+        return pictures[0]
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // 2)
+    together = Image.new("RGB", (2 * width, rows * height))
+    for i, one in enumerate(pictures):
+        together.paste(one, (i % 2 * width, i // 2 * height))
+    return together
+
+
+def _progress(step: DenoisingStep, seconds: float) -> str:
+    left = seconds / (step.index + 1) * (step.total - step.index - 1)
+    return f"Step {step.index + 1} of {step.total}, {_seconds(left)} left"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 10:
+        return f"{max(seconds, 0.1):.1f} s"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
