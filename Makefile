@@ -63,8 +63,9 @@ $(VENV)/ready: requirements.txt
 	$(PIP) $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
 	touch $@
 
-$(VENV)/ready-to-test: $(VENV)/ready tests/requirements.txt
+$(VENV)/ready-to-test: $(VENV)/ready tests/requirements.txt tests/package-lock.json
 	$(if $(LOCKED),,$(PIP) -r tests/requirements.txt)
+	if command -v npm > /dev/null; then npm ci --prefix tests --no-audit --no-fund --silent; fi  # axe-core, for the demo
 	touch $@
 
 # Optimum Intel's requirements clash with ours and with each other, so it is installed apart, in versions seen to work.

@@ -3,67 +3,115 @@
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from ov_decidiffusion.demo_events import refused, seen_by_visitor
+from ov_decidiffusion.images import check_masks, to_pictures
 from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.studio import AS_USUAL, Studio, arguments_of
 
 TEXT_TO_IMAGE = (
-    "A picture of a prompt, and the settings that make it again. `size` is written like 512x384, `solver` is a "
-    "sampler's name, `seed` None draws one."
+    "A picture of a prompt, and the settings that make it again. A seed of -1 draws one, 0 steps are the preset's own, "
+    "`solver` is a sampler's name, `size` is written like 512x384."
 )
 IMAGE_TO_IMAGE = f"{TEXT_TO_IMAGE} It starts from a picture, of which `strength` (0 to 1) is redone."
 INPAINT = f"{IMAGE_TO_IMAGE} Only what is white in the mask is made anew."
 
 
 def offer_api(studio: Studio) -> None:
-    """The page as an interface for programs: the same limits, typed and documented."""
+    """``/text_to_image``, ``/image_to_image`` and ``/inpaint``, for ``gradio_client`` and plain HTTP."""
+
+    def make(session: str, seed: float, steps: float, **filled: Any) -> tuple[str, dict[str, Any]]:
+        try:
+            arguments = arguments_of(seed=None if seed < 0 else seed, steps=steps or None, **filled)
+        except ValueError as error:
+            raise refused(str(error)) from error
+        _, sitting = studio.sittings.of(None)
+        kept = [one for seen in seen_by_visitor(studio, arguments, session, sitting) for one in seen.kept]
+        if not kept:
+            raise refused("Stopped before there was a picture.")
+        return str(kept[0].path), kept[0].arguments
+
+    def text_to_image(
+        prompt: str,
+        negative_prompt: str,
+        seed: float,
+        num_inference_steps: float,
+        guidance_scale: float,
+        preset: str,
+        solver: str,
+        size: str,
+        request: gr.Request,
+    ):
+        how = {"guidance_scale": guidance_scale, "preset": preset, "solver": solver, "size": size}
+        words = {"prompt": prompt, "negative_prompt": negative_prompt}
+        return make(request.session_hash, seed, num_inference_steps, **words, **how)
+
+    def image_to_image(
+        image: Image.Image,
+        prompt: str,
+        negative_prompt: str,
+        strength: float,
+        seed: float,
+        num_inference_steps: float,
+        guidance_scale: float,
+        preset: str,
+        solver: str,
+        size: str,
+        request: gr.Request,
+    ):
+        how = {"guidance_scale": guidance_scale, "preset": preset, "solver": solver, "size": size}
+        words = {"prompt": prompt, "negative_prompt": negative_prompt}
+        source = {"source": image, "strength": strength}
+        return make(request.session_hash, seed, num_inference_steps, **source, **words, **how)
+
+    def inpaint(
+        image: Image.Image,
+        mask_image: Image.Image,
+        prompt: str,
+        negative_prompt: str,
+        strength: float,
+        seed: float,
+        num_inference_steps: float,
+        guidance_scale: float,
+        preset: str,
+        solver: str,
+        size: str,
+        request: gr.Request,
+    ):
+        how = {"guidance_scale": guidance_scale, "preset": preset, "solver": solver, "size": size}
+        words = {"prompt": prompt, "negative_prompt": negative_prompt}
+        try:
+            mask = check_masks(mask_image, to_pictures(image))[0]
+        except ValueError as error:
+            raise refused(str(error)) from error
+        source = {"source": image, "mask": mask, "strength": strength}
+        return make(request.session_hash, seed, num_inference_steps, **source, **words, **how)
+
     with gr.Row(visible=False):
-        prompt = gr.Textbox(label="prompt")
-        negative = gr.Textbox(label="negative_prompt")
-        numbers = {
-            "seed": gr.Number(None, label="seed", precision=0),
-            "steps": gr.Number(None, label="num_inference_steps", precision=0),
-            "guidance_scale": gr.Number(None, label="guidance_scale"),
-        }
-        words = {
-            "preset": gr.Radio(list(PRESETS), value="exact", label="preset"),
-            "solver": gr.Textbox(AS_USUAL, label="solver"),
-            "size": gr.Textbox(AS_USUAL, label="size"),
-        }
-        source = gr.Image(label="image", type="pil", image_mode=None)
-        mask = gr.Image(label="mask_image", type="pil", image_mode=None)
+        image = gr.Image(label="image", type="pil", image_mode=None)
+        mask_image = gr.Image(label="mask_image", type="pil", image_mode=None)
+        words = [gr.Textbox(label="prompt"), gr.Textbox("", label="negative_prompt")]
         strength = gr.Number(0.8, label="strength")
-        made = gr.Image(label="picture", type="filepath", format="png")
-        settings = gr.JSON(label="settings")
-
-    settings_of_all = numbers | words
-
-    def offer(name: str, description: str, fields: dict[str, Any]) -> None:
-        def call(*values: Any, request: gr.Request):
-            given = dict(zip(fields, values, strict=True))
-            try:
-                arguments = arguments_of(**given)
-            except ValueError as error:
-                raise refused(str(error)) from error
-            _, sitting = studio.sittings.of(request.session_hash)
-            kept = [
-                one for seen in seen_by_visitor(studio, arguments, request.session_hash, sitting) for one in seen.kept
-            ]
-            if not kept:
-                raise refused("Stopped before there was a picture.")
-            return str(kept[0].path), kept[0].arguments
-
+        how = [
+            gr.Number(-1, label="seed", precision=0),
+            gr.Number(0, label="num_inference_steps", precision=0),
+            gr.Number(studio.pipe.defaults["guidance_scale"], label="guidance_scale"),
+            gr.Radio(list(PRESETS), value="exact", label="preset"),
+            gr.Textbox(AS_USUAL, label="solver"),
+            gr.Textbox(AS_USUAL, label="size"),
+        ]
+        made = [gr.Image(label="picture", type="filepath", format="png"), gr.JSON(label="settings")]
+    for function, inputs, description in (
+        (text_to_image, [*words, *how], TEXT_TO_IMAGE),
+        (image_to_image, [image, *words, strength, *how], IMAGE_TO_IMAGE),
+        (inpaint, [image, mask_image, *words, strength, *how], INPAINT),
+    ):
         gr.Button(visible=False).click(
-            call,
-            list(fields.values()),
-            [made, settings],
-            api_name=name,
+            function,
+            inputs,
+            made,
+            api_name=function.__name__,
             api_description=description,
             concurrency_limit=None,
         )
-
-    text = {"prompt": prompt, "negative_prompt": negative}
-    offer("text_to_image", TEXT_TO_IMAGE, text | settings_of_all)
-    offer("image_to_image", IMAGE_TO_IMAGE, {"source": source} | text | {"strength": strength} | settings_of_all)
-    offer("inpaint", INPAINT, {"source": source, "mask": mask} | text | {"strength": strength} | settings_of_all)

@@ -13,6 +13,7 @@ from ov_decidiffusion.sittings import LineIsFull, Sitting
 from ov_decidiffusion.studio import MAX_SEED, Seen, Studio, arguments_of, filled_in, mask_of, seed_of
 
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+IN_TURN = AT_ONCE | {"queue": True, "concurrency_limit": None}  # only what gradio queues can say something on the page
 
 
 def refused(message: str) -> gr.Error:
@@ -84,7 +85,7 @@ def wire_generation(page: Page, studio: Studio) -> None:
     names = {component: name for name, component in page.inputs.items() if name != "locked"}
     locked, seed = page.inputs["locked"], page.inputs["seed"]
     working = [page.actions["generate"], page.actions["stop"], page.actions["compare"], page.actions["vary"]]
-    outputs = [page.status, *_showing(page), seed, *working]
+    outputs = [page.visitor, page.status, *_showing(page), seed, *working]
 
     def busy(is_busy: bool) -> list[Any]:
         return [
@@ -95,10 +96,10 @@ def wire_generation(page: Page, studio: Studio) -> None:
         ]
 
     def run(arguments: dict[str, Any], visitor: Any, session: str, used: int) -> Iterator[dict[Any, Any]]:
-        _, sitting = studio.sittings.of((visitor or {}).get("token"))
+        token, sitting = studio.sittings.of((visitor or {}).get("token"))
         if studio.knows_nothing_of(arguments["prompt"]):
             gr.Warning("This small model knows none of these words. What it understands is listed on the left.")
-        yield {seed: used} | dict(zip(working, busy(True), strict=True))
+        yield {page.visitor: {"token": token}, seed: used} | dict(zip(working, busy(True), strict=True))
         for seen in seen_by_visitor(studio, arguments, session, sitting):
             changed: dict[Any, Any] = {page.status: status_text(seen.status)}
             if seen.picture is not None:
@@ -136,18 +137,14 @@ def wire_generation(page: Page, studio: Studio) -> None:
             generate,
             {*names, locked, page.visitor},
             outputs,
-            show_progress="hidden",
-            concurrency_limit=None,
-            api_visibility="private",
             trigger_mode="once",
+            **IN_TURN,
         ),
         page.actions["vary"].click(
             vary,
             [page.visitor, page.current],
             outputs,
-            show_progress="hidden",
-            concurrency_limit=None,
-            api_visibility="private",
+            **IN_TURN,
         ),
     ]
     for event in started:
@@ -176,7 +173,7 @@ def wire_choices(page: Page, studio: Studio) -> None:
     for fields in (inputs, *page.compared):
         fields["preset"].change(steps_of, fields["preset"], fields["steps"], **AT_ONCE)
     page.actions["dice"].click(
-        lambda: (random.randint(0, MAX_SEED), True), None, [inputs["seed"], inputs["locked"]], **AT_ONCE
+        lambda: (random.randint(0, MAX_SEED), True), None, [inputs["seed"], inputs["locked"]], **IN_TURN
     )
     both = [inputs["prompt"], inputs["negative_prompt"]]
     if page.examples is not None:
@@ -255,14 +252,14 @@ def wire_current(page: Page, studio: Studio) -> None:
 
     here = [page.visitor, page.current]
     page.gallery.select(select, page.visitor, _showing(page), **AT_ONCE)
-    page.actions["reuse"].click(lambda *at: values_of(of_current(*at).path), here, filled_fields, **AT_ONCE)
+    page.actions["reuse"].click(lambda *at: values_of(of_current(*at).path), here, filled_fields, **IN_TURN)
     page.actions["reseed"].click(
-        lambda *at: (seed_of(of_current(*at).arguments, 0), True), here, [inputs["seed"], inputs["locked"]], **AT_ONCE
+        lambda *at: (seed_of(of_current(*at).arguments, 0), True), here, [inputs["seed"], inputs["locked"]], **IN_TURN
     )
     page.actions["resource"].click(
-        lambda *at: source_from(Image.open(of_current(*at).path)), here, with_source, **AT_ONCE
+        lambda *at: source_from(Image.open(of_current(*at).path)), here, with_source, **IN_TURN
     )
-    page.incoming.upload(take_in, page.incoming, [*filled_fields, *with_source, page.incoming], **AT_ONCE)
+    page.incoming.upload(take_in, page.incoming, [*filled_fields, *with_source, page.incoming], **IN_TURN)
 
 
 def wire_comparison(page: Page, studio: Studio) -> None:

@@ -239,7 +239,8 @@ def _draw_result(page: Page) -> None:
         page.actions["resource"] = gr.Button("Start from it", size="sm", min_width=100)
         page.actions["vary"] = gr.Button("Vary", size="sm", min_width=70)
     page.gallery = gr.Gallery(
-        label="This sitting",
+        label="Pictures of this sitting",
+        show_label=False,
         columns=6,
         fit_columns=False,
         height="auto",

@@ -106,11 +106,11 @@ class Studio:
         if not stopped:
             self.line.measured(ticket.work, seconds)
         kept = []
-        for i, picture in enumerate(pictures):
+        for i, picture in reversed(list(enumerate(pictures))):  # the latest kept comes first
             own = settings_of(picture)
             told = f"{own.get('prompt') or ''} — seed {seed_of(own, i)}, {seconds:.1f} s"
             told += f", stopped after step {step.index + 1} of {step.total}" if stopped else ""
-            kept.append(sitting.keep(picture, own, told))
+            kept.insert(0, sitting.keep(picture, own, told))
         what = "Stopped" if stopped else "Done" if len(kept) == 1 else f"Done: {len(kept)} pictures"
         yield Seen(f"{what} after {seconds:.1f} s.", None, tuple(kept))
 

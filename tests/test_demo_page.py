@@ -1,0 +1,433 @@
+"""The demo's page, used as a visitor uses it: a real browser, with a mouse, with keys only, and on a phone."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+from ov_decidiffusion.demo import make_demo
+from ov_decidiffusion.settings import settings_of
+from training.oracle import read_picture
+
+PROMPT = "a large red star on a blue background"
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
+PICTURES = os.environ.get("DEMO_PICTURES")  # a folder for screenshots of every state
+IN_CI = bool(os.environ.get("CI"))
+pytestmark = pytest.mark.skipif(not BROWSER and not IN_CI, reason="needs Chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def demo(int8_pipe):
+    demo = make_demo(int8_pipe)
+    demo.launch(prevent_thread_lock=True, quiet=True)
+    yield demo
+    demo.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visit(browser, demo, **options):
+    """A visitor of their own, who sees no error in the console and no request to another host."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    wrong, asked = [], []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(demo.local_url)
+    page.get_by_label("Prompt", exact=True).wait_for()
+    page.wait_for_timeout(500)  # until the page has said hello
+    yield page
+    foreign = [url for url in asked if not url.startswith((demo.local_url, "data:", "blob:"))]
+    context.close()
+    assert not wrong and not foreign, (wrong, foreign)
+
+
+@pytest.fixture
+def page(browser, demo):
+    with visit(browser, demo) as page:
+        yield page
+
+
+@pytest.fixture
+def slow(int8_pipe, monkeypatch):
+    """The same loop at ten steps a second at most; tells how many ran."""
+    seen, denoise = [], type(int8_pipe).denoise
+
+    def slowly(*arguments, **options):
+        for step in denoise(int8_pipe, *arguments, **options):
+            time.sleep(0.1)
+            seen.append(step.index)
+            yield step
+
+    monkeypatch.setattr(int8_pipe, "denoise", slowly)
+    return seen
+
+
+def photograph(page: Page, name: str) -> None:
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
+
+
+def fill(page: Page, label: str, value) -> None:
+    name = label if label in ("Prompt", "Negative prompt", "Seed") else f"number input for {label}"
+    page.get_by_label(name, exact=True).fill(str(value))
+
+
+def unfold(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name).click()
+    page.wait_for_timeout(400)
+
+
+def status_is(page: Page, pattern: str) -> None:
+    expect(page.locator("#status [role=status]")).to_have_text(re.compile(pattern))
+
+
+def generate(page: Page, prompt: str | None = PROMPT) -> None:
+    if prompt is not None:
+        fill(page, "Prompt", prompt)
+    page.get_by_role("button", name="Generate").click()
+
+
+def shown(page: Page) -> Image.Image:
+    """The picture on the stage, as the browser got it."""
+    source = page.locator("#result img").get_attribute("src")
+    return Image.open(io.BytesIO(page.request.get(source).body()))
+
+
+def download(page: Page, folder: Path) -> Path:
+    with page.expect_download() as started:
+        page.locator("#download").click()
+    file = folder / started.value.suggested_filename
+    started.value.save_as(file)
+    return file
+
+
+def paste(page: Page, file: Path, event: str = "paste") -> None:
+    """What Ctrl+V, or a drop on the page, tells it."""
+    page.evaluate(
+        """([event, name, content]) => {
+            const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], name, { type: "image/png" }));
+            const happened = event === "paste"
+                ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true })
+                : new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+            document.querySelector("#foot").dispatchEvent(happened);
+        }""",
+        [event, file.name, base64.b64encode(file.read_bytes()).decode()],
+    )
+
+
+def test_a_picture_is_made_and_its_file_makes_it_again(page, demo, int8_pipe, tmp_path):
+    photograph(page, "arrival")
+    expect(page.locator("#header")).to_contain_text(int8_pipe.origin["checkpoint"])
+    expect(page.locator("#stop")).to_be_hidden()
+    generate(page)
+    status_is(page, r"^Done after [\d.]+ s\.$")
+    assert read_picture(shown(page)).color == "red"
+    expect(page.locator("#result img")).to_have_attribute("alt", PROMPT)
+    width = page.locator("#result img").bounding_box()["width"]
+    assert width > 400, "a small picture is shown large"
+    expect(page.locator("#stop")).to_be_hidden()
+    photograph(page, "done")
+    file = download(page, tmp_path)
+    assert re.fullmatch(r"a-large-red-star-on-a-blue-background-\d+\.png", file.name)
+    again = int8_pipe(**settings_of(file)).images[0]
+    np.testing.assert_array_equal(np.asarray(again), np.asarray(Image.open(file)))
+
+
+def test_a_preview_comes_from_the_first_step_on(page, slow):
+    fill(page, "Prompt", PROMPT)
+    unfold(page, "More settings")
+    fill(page, "Steps", 30)
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    status_is(page, r"^Step \d+ of 30, [\d.]+ s left$")
+    expect(page.locator("#result img")).to_have_attribute("alt", "a preview")
+    expect(page).to_have_title(re.compile(r"^Step \d+ of 30"))
+    page.wait_for_timeout(1500)
+    preview = shown(page)
+    photograph(page, "preview")
+    status_is(page, "^Done")
+    expect(page.locator("#result img")).to_have_attribute("alt", PROMPT)
+    expect(page).to_have_title("DeciDiffusion on OpenVINO")
+    small, picture = (np.asarray(one.convert("RGB").resize((16, 16)), float).ravel() for one in (preview, shown(page)))
+    assert np.corrcoef(small, picture)[0, 1] > 0.8
+
+
+def test_stop_acts_within_a_step_and_keeps_what_the_preview_showed(page, slow):
+    unfold(page, "More settings")
+    fill(page, "Steps", 100)
+    generate(page)
+    status_is(page, "^Step [2-9]")
+    page.locator("#stop").click()
+    status_is(page, "^Stopped after")
+    assert len(slow) < 40
+    expect(page.locator("#caption")).to_contain_text(re.compile(r"stopped after step \d+ of 100"))
+    assert shown(page).size == (128, 128)
+    photograph(page, "stopped")
+    fill(page, "Steps", 3)
+    generate(page, None)  # no wish to stop is left over
+    status_is(page, "^Done")
+
+
+def test_waiting_is_told_and_can_be_stopped_and_nobody_sees_anothers_pictures(browser, demo, slow):
+    with visit(browser, demo) as first, visit(browser, demo) as second:
+        unfold(first, "More settings")
+        fill(first, "Steps", 60)
+        generate(first)
+        status_is(first, "^Step")
+        generate(second, "a small green ring")
+        status_is(second, r"^Waiting: one picture is made before yours, about [\d.]+ s\.$")
+        photograph(second, "waiting")
+        second.locator("#stop").click()
+        status_is(second, "^Stopped while waiting")
+        assert max(slow) < 55, "at once, not when its turn comes"
+        generate(second, None)
+        status_is(second, "^Done")
+        status_is(first, "^Done")
+        expect(second.locator("#gallery .thumbnail-item")).to_have_count(1)
+        expect(first.locator("#gallery .thumbnail-item")).to_have_count(1)
+
+
+def test_whoever_leaves_frees_the_machine(browser, demo, slow):
+    with visit(browser, demo) as page:
+        unfold(page, "More settings")
+        fill(page, "Steps", 100)
+        generate(page)
+        status_is(page, "^Step")
+    time.sleep(3)
+    steps = len(slow)
+    time.sleep(1)
+    assert 0 < len(slow) == steps < 80
+    with visit(browser, demo) as page:
+        generate(page)
+        status_is(page, "^Done")
+
+
+def test_the_sitting_is_kept_over_a_reload_and_its_pictures_can_be_gone_on_from(page, tmp_path):
+    generate(page)
+    status_is(page, "^Done")
+    fill(page, "Pictures", 3)
+    fill(page, "Negative prompt", "white")
+    generate(page, "a small green ring on a yellow background")
+    status_is(page, "^Done: 3 pictures")
+    expect(page.locator("#gallery .thumbnail-item")).to_have_count(4)
+    photograph(page, "gallery")
+    page.reload()
+    expect(page.locator("#gallery .thumbnail-item")).to_have_count(4)
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a small green ring on a yellow background")
+    page.locator("#gallery .thumbnail-item").last.click()
+    expect(page.locator("#caption")).to_contain_text(PROMPT)
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
+    expect(page.get_by_label("Negative prompt", exact=True)).to_have_value("")
+    expect(page.get_by_label("Keep this seed")).to_be_checked()
+    before = shown(page)
+    generate(page, None)
+    expect(page.locator("#gallery .thumbnail-item")).to_have_count(5)
+    status_is(page, "^Done")
+    np.testing.assert_array_equal(np.asarray(shown(page)), np.asarray(before))
+    page.locator("#gallery .thumbnail-item").nth(1).click()
+    page.get_by_role("button", name="Use its seed").click()
+    expect(page.get_by_label("Seed", exact=True)).not_to_have_value(str(settings_of(before)["seed"]))
+    page.get_by_role("button", name="Vary").click()
+    expect(page.locator("#gallery .thumbnail-item")).to_have_count(6)
+    page.get_by_role("button", name="Start from it").click()
+    expect(page.locator("#editor canvas").first).to_be_visible()
+    page.wait_for_timeout(1500)
+    generate(page, "a large red circle on a blue background")
+    expect(page.locator("#gallery .thumbnail-item")).to_have_count(7)
+    status_is(page, "^Done")
+    assert "strength" in settings_of(download(page, tmp_path))
+
+
+def test_a_source_by_upload_paste_and_drop_and_a_mask_painted_on_it(page, int8_pipe, tmp_path):
+    source, foreign = int8_pipe("a large green square on a white background", seed=1).images[0], tmp_path / "source.png"
+    Image.fromarray(np.asarray(source)).save(foreign)
+    unfold(page, "Start from a picture")
+    page.locator("#editor input[type=file]").first.set_input_files(foreign)
+    page.wait_for_timeout(1500)
+    generate(page)
+    status_is(page, "^Done")
+    uploaded = settings_of(download(page, tmp_path))
+    assert uploaded["strength"] == 0.8 and "overlay" not in uploaded
+
+    page.get_by_role("button", name="Remove").click()
+    for event in ("paste", "drop"):
+        paste(page, foreign, event)
+        page.get_by_text("Taken as the source picture.").last.wait_for()
+        page.wait_for_timeout(1500)
+        generate(page)
+        status_is(page, "^Done")
+        assert "strength" in settings_of(download(page, tmp_path))
+        page.get_by_role("button", name="Remove").click()
+        page.wait_for_timeout(500)
+
+    paste(page, foreign)
+    page.wait_for_timeout(2500)
+    page.locator("#editor").get_by_role("button", name="Brush", exact=True).click()
+    page.wait_for_timeout(700)
+    page.locator("#editor canvas").first.scroll_into_view_if_needed()
+    box = page.locator("#editor canvas").first.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    for x, y in ((25, 0), (25, 25), (-25, 25), (-25, -25), (25, -25)):
+        page.mouse.move(middle[0] + x, middle[1] + y, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    photograph(page, "mask")
+    generate(page)
+    status_is(page, "^Done")
+    file = download(page, tmp_path)
+    assert settings_of(file)["overlay"] is True
+    made, was = np.asarray(Image.open(file), int), np.asarray(source, int)
+    assert (made[:10] == was[:10]).all(), "what was not painted stays to the pixel"
+    assert np.abs(made - was)[54:74, 54:74].mean() > 3
+    photograph(page, "inpainted")
+
+
+def test_a_picture_of_ours_dropped_on_the_page_fills_its_settings_in(page, int8_pipe, tmp_path):
+    arguments = {"seed": 77, "negative_prompt": "white", "num_inference_steps": 7, "guidance_scale": 3.5}
+    picture = int8_pipe("a small yellow ring on a red background", solver="euler", **arguments).images[0]
+    picture.save(tmp_path / "ours.png")
+    paste(page, tmp_path / "ours.png", "drop")
+    page.get_by_text("The picture's settings are filled in.").wait_for()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a small yellow ring on a red background")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("77")
+    generate(page, None)
+    status_is(page, "^Done")
+    np.testing.assert_array_equal(np.asarray(shown(page)), np.asarray(picture))
+
+
+def test_two_settings_are_compared_with_a_slider(page):
+    fill(page, "Prompt", PROMPT)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#compared")).to_contain_text(re.compile(r"A: [\d.]+ s, B: [\d.]+ s"))
+    expect(page.locator("#slider img")).to_have_count(2)
+    page.wait_for_timeout(500)
+    photograph(page, "compared")
+
+
+def test_what_is_wrong_is_said_in_words(page, tmp_path):
+    generate(page, "  ")
+    page.get_by_text("Write a prompt first").first.wait_for()
+    status_is(page, "^Nothing was made")
+    generate(page, "a (star:50)")
+    page.get_by_text("weighs 'star' by 50").first.wait_for()
+    unfold(page, "Start from a picture")
+    for name, content, message in (
+        ("text.png", b"hello", "This picture cannot be read"),
+        ("cut.jpg", b"\xff\xd8\xff\xe0" + bytes(40), "This picture cannot be read"),
+        ("drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "This picture cannot be read"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        paste(page, tmp_path / name)
+        page.get_by_text(message).first.wait_for()
+        photograph(page, "refused")
+        page.reload()
+        page.wait_for_timeout(800)
+
+
+def test_everything_can_be_done_with_keys_alone(page):
+    page.keyboard.type(PROMPT)  # the prompt has the focus at first
+    page.keyboard.press("Control+Enter")
+    status_is(page, "^Done")
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.textContent.trim() || document.activeElement.ariaLabel"))
+    for name in ("Generate", "Draw a seed", "Download", "Use these settings", "Vary", "Start from it", "Compare"):
+        assert any(name in str(one) for one in reached), (name, reached)
+    page.get_by_role("button", name="Vary").focus()
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "3px", outline
+    page.keyboard.press("Enter")
+    expect(page.locator("#gallery .thumbnail-item")).to_have_count(2)
+
+
+def test_on_a_phone_the_result_comes_into_view_and_nothing_is_cut_off(browser, demo, slow):
+    with visit(browser, demo, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        photograph(page, "phone-arrival")
+        fill(page, "Prompt", PROMPT)
+        page.get_by_role("button", name="Generate").tap()
+        status_is(page, "^Step")
+        expect(page.locator("#result img")).to_be_in_viewport(ratio=0.6)
+        status_is(page, "^Done")
+        page.wait_for_timeout(500)
+        expect(page.locator("#result img")).to_be_in_viewport(ratio=0.6)
+        page.screenshot(path=Path(PICTURES) / "phone-done.png") if PICTURES else None
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser, demo, scheme):
+    if not AXE.exists() and not IN_CI:
+        pytest.skip("needs axe-core: npm ci --prefix tests")
+    with visit(browser, demo, color_scheme=scheme) as page:
+        generate(page)
+        status_is(page, "^Done")
+        unfold(page, "More settings")
+        unfold(page, "Start from a picture")
+        page.wait_for_timeout(800)
+        photograph(page, f"unfolded-{scheme}")
+        page.evaluate(AXE.read_text())
+        for tab in ("Picture", "Compare"):
+            page.get_by_role("tab", name=tab).click()
+            page.wait_for_timeout(500)
+            found = page.evaluate("axe.run()")["violations"]
+            assert not found, [(one["id"], [node["target"] for node in one["nodes"]]) for one in found]
+
+
+def test_a_server_that_restarts_is_told_and_what_was_typed_is_still_there(browser, int8_pipe):
+    first = make_demo(int8_pipe)
+    first.launch(prevent_thread_lock=True, quiet=True)
+    port, closed = first.server_port, threading.Event()
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(first.local_url)
+    fill(page, "Prompt", PROMPT)
+    page.wait_for_timeout(700)
+    first.close(verbose=False)
+    closed.set()
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text(re.compile("[Cc]onnection")).first.wait_for()
+    photograph(page, "lost")
+    second = make_demo(int8_pipe)
+    second.launch(prevent_thread_lock=True, quiet=True, server_port=port)
+    try:
+        page.reload()
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
+        page.get_by_role("button", name="Generate").click()
+        status_is(page, "^Done")
+    finally:
+        context.close()
+        second.close(verbose=False)
