@@ -110,6 +110,7 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
 
     def leave(request: gr.Request) -> None:
         studio.line.forget(request.session_hash)
+        studio.sittings.end_session(request.session_hash)
 
     with DemoBlocks(title=TITLE, analytics_enabled=False, delete_cache=(600, IDLE_SECONDS)) as demo:
         page = lay_out(studio)

@@ -26,7 +26,7 @@ def offer_api(studio: Studio) -> None:
             arguments = arguments_of(seed=None if seed < 0 else seed, steps=steps or None, **filled)
         except ValueError as error:
             raise refused(str(error)) from error
-        _, sitting = studio.sittings.of(None)
+        sitting = studio.sittings.of_session(session)
         kept = [one for seen in seen_by_visitor(studio, arguments, session, sitting) for one in seen.kept]
         if not kept:
             raise refused("Stopped before there was a picture.")

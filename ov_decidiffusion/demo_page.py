@@ -180,6 +180,7 @@ def _draw_source(page: Page) -> None:
             label="Source picture",
             type="pil",
             image_mode="RGBA",
+            format="png",
             sources=("upload", "webcam", "clipboard"),
             brush=gr.Brush(colors=["#ff2d95"], default_color="#ff2d95", color_mode="fixed"),
             eraser=gr.Eraser(),

@@ -166,21 +166,31 @@ class Sittings:
 
     def of(self, token: Any) -> tuple[str, Sitting]:
         """The sitting that a token stands for, or a new one with a token of its own."""
+        known = isinstance(token, str) and token in self._sittings
+        return self._enter(token if known else secrets.token_urlsafe(24))
+
+    def of_session(self, session: str) -> Sitting:
+        """The sitting of a program, which lasts as long as its session."""
+        return self._enter(f"session {session}")[1]
+
+    def end_session(self, session: str) -> None:
+        """A program has left: its pictures are deleted."""
         with self._lock:
-            self._forget_the_idle()
-            if not isinstance(token, str) or token not in self._sittings:
-                token = secrets.token_urlsafe(24)
-                self._sittings[token] = Sitting(self._root / secrets.token_hex(8))
-            sitting = self._sittings[token]
-            sitting.seen = time.monotonic()
+            self._drop(f"session {session}")
+
+    def _enter(self, token: str) -> tuple[str, Sitting]:
+        with self._lock:
+            now = time.monotonic()
+            for other in [one for one, sitting in self._sittings.items() if now - sitting.seen > IDLE_SECONDS]:
+                self._drop(other)
+            sitting = self._sittings.setdefault(token, Sitting(self._root / secrets.token_hex(8)))
+            sitting.seen = now
             return token, sitting
 
-    def _forget_the_idle(self) -> None:
-        now = time.monotonic()
-        for token, sitting in list(self._sittings.items()):
-            if now - sitting.seen > IDLE_SECONDS:
-                shutil.rmtree(sitting.folder, ignore_errors=True)
-                del self._sittings[token]
+    def _drop(self, token: str) -> None:
+        sitting = self._sittings.pop(token, None)
+        if sitting is not None:
+            shutil.rmtree(sitting.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Delete all pictures."""

@@ -111,6 +111,15 @@ def generate(page: Page, prompt: str | None = PROMPT) -> None:
     page.get_by_role("button", name="Generate").click()
 
 
+def make(page: Page, prompt: str | None = PROMPT, pictures: int = 1) -> None:
+    """Generate, and wait until the pictures are there."""
+    thumbnails = page.locator("#gallery .thumbnail-item")
+    before = thumbnails.count()
+    generate(page, prompt)
+    expect(thumbnails).to_have_count(before + pictures)
+    status_is(page, "^Done")
+
+
 def shown(page: Page) -> Image.Image:
     """The picture on the stage, as the browser got it."""
     source = page.locator("#result img").get_attribute("src")
@@ -223,18 +232,15 @@ def test_whoever_leaves_frees_the_machine(browser, demo, slow):
     time.sleep(1)
     assert 0 < len(slow) == steps < 80
     with visit(browser, demo) as page:
-        generate(page)
-        status_is(page, "^Done")
+        make(page)
 
 
 def test_the_sitting_is_kept_over_a_reload_and_its_pictures_can_be_gone_on_from(page, tmp_path):
-    generate(page)
-    status_is(page, "^Done")
+    make(page)
     fill(page, "Pictures", 3)
     fill(page, "Negative prompt", "white")
-    generate(page, "a small green ring on a yellow background")
+    make(page, "a small green ring on a yellow background", 3)
     status_is(page, "^Done: 3 pictures")
-    expect(page.locator("#gallery .thumbnail-item")).to_have_count(4)
     photograph(page, "gallery")
     page.reload()
     expect(page.locator("#gallery .thumbnail-item")).to_have_count(4)
@@ -270,8 +276,7 @@ def test_a_source_by_upload_paste_and_drop_and_a_mask_painted_on_it(page, int8_p
     unfold(page, "Start from a picture")
     page.locator("#editor input[type=file]").first.set_input_files(foreign)
     page.wait_for_timeout(1500)
-    generate(page)
-    status_is(page, "^Done")
+    make(page)
     uploaded = settings_of(download(page, tmp_path))
     assert uploaded["strength"] == 0.8 and "overlay" not in uploaded
 
@@ -280,8 +285,7 @@ def test_a_source_by_upload_paste_and_drop_and_a_mask_painted_on_it(page, int8_p
         paste(page, foreign, event)
         page.get_by_text("Taken as the source picture.").last.wait_for()
         page.wait_for_timeout(1500)
-        generate(page)
-        status_is(page, "^Done")
+        make(page)
         assert "strength" in settings_of(download(page, tmp_path))
         page.get_by_role("button", name="Remove").click()
         page.wait_for_timeout(500)
@@ -300,8 +304,7 @@ def test_a_source_by_upload_paste_and_drop_and_a_mask_painted_on_it(page, int8_p
     page.mouse.up()
     page.wait_for_timeout(1000)
     photograph(page, "mask")
-    generate(page)
-    status_is(page, "^Done")
+    make(page)
     file = download(page, tmp_path)
     assert settings_of(file)["overlay"] is True
     made, was = np.asarray(Image.open(file), int), np.asarray(source, int)
@@ -318,8 +321,7 @@ def test_a_picture_of_ours_dropped_on_the_page_fills_its_settings_in(page, int8_
     page.get_by_text("The picture's settings are filled in.").wait_for()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a small yellow ring on a red background")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("77")
-    generate(page, None)
-    status_is(page, "^Done")
+    make(page, None)
     np.testing.assert_array_equal(np.asarray(shown(page)), np.asarray(picture))
 
 
@@ -392,8 +394,7 @@ def test_axe_finds_nothing(browser, demo, scheme):
     if not AXE.exists() and not IN_CI:
         pytest.skip("needs axe-core: npm ci --prefix tests")
     with visit(browser, demo, color_scheme=scheme) as page:
-        generate(page)
-        status_is(page, "^Done")
+        make(page)
         unfold(page, "More settings")
         unfold(page, "Start from a picture")
         page.wait_for_timeout(800)
