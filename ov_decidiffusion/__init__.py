@@ -9,7 +9,9 @@ _PLACES = {
     "convert_checkpoint": "convert",
     "find_checkpoint": "download",
     "make_demo": "demo",
+    "made_with": "settings",
     "quantize_models": "quantize",
+    "settings_of": "settings",
     "verify_model_dir": "folder",
 }
 __all__ = sorted(_PLACES)

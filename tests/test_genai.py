@@ -46,3 +46,24 @@ def test_image_to_image_is_the_same_picture(pipe, model_dir):
     difference = np.abs(np.asarray(ours, float) - picture).mean()
     print(f"mean difference of a pixel: {difference:.2f}/255")
     assert difference < 0.6
+
+
+def test_inpainting_is_the_same_picture(pipe, model_dir):
+    prompt = "a large red star on a white background"
+    source = draw_scene(scene_from_caption("large", "green", "square", "white", random.Random(3)), 128)
+    mask = np.zeros((128, 128, 3), np.uint8)
+    mask[24:104, 32:112] = 255
+    settings = {"strength": 0.9, "num_inference_steps": 10, "guidance_scale": 3.0}
+    theirs = openvino_genai.InpaintingPipeline(model_dir, "CPU", INFERENCE_PRECISION_HINT="f32")
+    picture = theirs.generate(
+        prompt,
+        ov.Tensor(np.asarray(source)[None]),
+        ov.Tensor(mask[None]),
+        generator=openvino_genai.TorchGenerator(7),
+        **settings,
+    ).data[0]
+    ours = pipe(prompt, image=source, mask_image=mask, guidance_rescale=0.0, seed=7, **settings).images[0]
+    assert np.abs(np.asarray(ours, float) - np.asarray(source)).mean() > 5  # it did something
+    difference = np.abs(np.asarray(ours, float) - picture).mean()
+    print(f"mean difference of a pixel: {difference:.2f}/255")
+    assert difference < 0.6
