@@ -320,9 +320,20 @@ def status_text(text: str) -> str:
 
 
 def example_source(side: int) -> Image.Image:
-    """A drawn picture to start image-to-image from: a yellow disc on blue, side x side pixels."""
-    picture = Image.new("RGB", (4 * side, 4 * side), (50, 80, 220))
-    ImageDraw.Draw(picture).ellipse(
-        [int(0.9 * side), int(0.9 * side), int(3.1 * side), int(3.1 * side)], (245, 215, 60)
-    )
+    """A drawn picture to start image-to-image from, side x side pixels: a red house in a meadow, under the sun."""
+    unit = side / 32  # drawn four times as large, on a grid of 128
+    picture = Image.new("RGB", (4 * side, 4 * side), (120, 190, 245))
+    draw = ImageDraw.Draw(picture)
+
+    def at(*numbers: float) -> list[float]:
+        return [number * unit for number in numbers]
+
+    draw.ellipse(at(92, 14, 112, 34), (250, 215, 70))
+    draw.ellipse(at(-60, 70, 100, 220), (70, 160, 75))
+    draw.ellipse(at(30, 82, 220, 260), (95, 185, 85))
+    draw.rectangle(at(36, 58, 84, 100), (205, 70, 60))
+    draw.polygon(at(28, 60, 60, 32, 92, 60), (110, 60, 50))
+    draw.rectangle(at(54, 78, 66, 100), (90, 55, 45))
+    for left in (41, 70):
+        draw.rectangle(at(left, 66, left + 9, 75), (250, 235, 170))
     return picture.resize((side, side), Image.Resampling.LANCZOS)

@@ -55,7 +55,7 @@ SUITING_PHOTOGRAPHS = {
         ["a treehouse village in a bamboo forest, watercolour", "photograph"],
     ],
     "negative_example": ["a street in a small town", "cars"],
-    "image_example": ["a sunflower against a blue sky", "a sunflower against a stormy sky, oil painting"],
+    "image_example": ["a red house in a meadow", "a red house in a snowy meadow at dusk, oil painting"],
     "calibration_prompts": [
         "portrait of an old fisherman, studio light, photograph",
         "a mountain lake at dawn, mist over the water",

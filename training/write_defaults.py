@@ -1,0 +1,85 @@
+"""Write what suits the embedded checkpoint beside its weights: ``python -m training.write_defaults CHECKPOINT``.
+
+Steps and guidance; examples, prompts to calibrate INT8 with, and what it understands, for people to click on; and the
+colours of its latents for quick looks: each channel is given the shares of red, green and blue that come closest to
+true pictures made as small as their latents, by linear regression with an offset.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from training.artwork import HUES, ICONS, OWN_HUES
+from training.little_scenes import PLACES, SIDE, draw_scene, random_scene, with_article
+
+PICTURES = 256  # to fit the colours on
+EXAMPLES = [
+    ["a fox in the snow", ""],
+    ["a rocket on a beach at sunset", ""],
+    ["an owl in a forest at night", ""],
+    ["a whale under water", ""],
+    ["a blue car in the desert", ""],
+    ["a snowman and a penguin in the mountains", ""],
+]
+
+
+def fit_colours(vae: AutoencoderKL, pictures: np.ndarray) -> list[list[float]]:
+    """Rows of red, green and blue in -1…1 for each channel of scaled latents, and behind them for none.
+
+    Args:
+        pictures: uint8 [b, H, W, 3].
+    """
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(one).latent_dist.mean for one in x.split(16)]) * vae.config.scaling_factor
+    small = torch.nn.functional.adaptive_avg_pool2d(x, latents.shape[-2:])
+    channels = latents.permute(0, 2, 3, 1).flatten(0, 2).double()
+    with_offset = torch.cat([channels, torch.ones(len(channels), 1, dtype=torch.float64)], dim=1)
+    found = torch.linalg.lstsq(with_offset, small.permute(0, 2, 3, 1).flatten(0, 2).double()).solution
+    return [[round(value, 4) for value in row] for row in found.tolist()]
+
+
+def make_defaults(vae: AutoencoderKL, steps: int, guidance_scale: float) -> dict[str, Any]:
+    """The content of ``pipeline_defaults.json``."""
+    rng = random.Random(0)
+    scenes = [random_scene(rng) for _ in range(PICTURES)]
+    pictures = np.stack([np.asarray(draw_scene(scene, SIDE)) for scene in scenes])
+    return {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "guidance_rescale": 0.0,
+        "example_prompts": EXAMPLES,
+        "negative_example": ["a house", "in the snow"],
+        "image_example": ["a house in a meadow", "a castle in the snow at night"],
+        "calibration_prompts": [scene.caption for scene in scenes[:24]],
+        "understands": {
+            "objects": [with_article(name) for name in ICONS],
+            "coloured objects": [with_article(f"{rng.choice(list(HUES))} {name}") for name in OWN_HUES],
+            "places": list(PLACES),
+        },
+        "quick_look": fit_colours(vae, pictures),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    options = parser.parse_args()
+    vae = AutoencoderKL.from_pretrained(options.checkpoint / "vae", torch_dtype=torch.float32).eval()
+    content = make_defaults(vae, options.steps, options.guidance_scale)
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
+    file = options.checkpoint / "pipeline_defaults.json"
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    main()
