@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_latents
 from ov_decidiffusion.caching import DEEP_FEATURES
-from ov_decidiffusion.models import TOP_LEVEL, Models
+from ov_decidiffusion.models import ATTENTION, TOP_LEVEL, Models
 from ov_decidiffusion.plan import Plan, noise_levels
 
 
@@ -44,6 +44,7 @@ class DenoisingStep:
         total: steps of the run.
         timestep: of the schedule.
         latents: [b, 4, h, w], after the step; ValueError where others of another shape, or NaN, are assigned.
+        sample: [b, 4, h, w], what the U-Net was given: the latents before the step, as the scheduler scales them.
         predicted: [b, 4, h, w], the latents that the U-Net believes in at this step: where a single straight step to
             the end would lead.
         prompt_embeds: hidden states [b, n, d] of the prompts, behind those of the negative prompts, [2 b, n, d], in a
@@ -57,6 +58,7 @@ class DenoisingStep:
         self,
         index: int,
         plan: Plan,
+        sample: torch.Tensor,
         latents: torch.Tensor,
         predicted: torch.Tensor,
         prompt_embeds: torch.Tensor,
@@ -64,7 +66,7 @@ class DenoisingStep:
         finishing: Any = None,
     ):
         self.index, self.total, self.timestep = index, len(plan.timesteps), plan.timesteps[index]
-        self.predicted, self.finishing = predicted, finishing
+        self.sample, self.predicted, self.finishing = sample, predicted, finishing
         self.quantized, self.prompt_embeds, self.guidance_scale = plan.quantized, prompt_embeds, scale
         self._latents = latents
 
@@ -126,6 +128,11 @@ class Denoiser:
         inputs = _unet_inputs(sample, timestep) | {DEEP_FEATURES: deep.numpy()}
         return self._models.run(TOP_LEVEL, inputs, quantized=quantized)[0]
 
+    def attention(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
+        """What each layer of cross-attention looks at [b, h * w, n], of inputs as ``whole`` takes them."""
+        inputs = _unet_inputs(sample, timestep) | {"encoder_hidden_states": text.numpy()}
+        return self._models.run(ATTENTION, inputs, outputs=None)
+
     @torch.no_grad()
     def run(
         self,
@@ -162,7 +169,8 @@ class Denoiser:
                 prediction = self.top_level(batch, timestep, deep[-len(batch) :], quantized)
             if guided:
                 prediction = guide(prediction, scale, plan.guidance_rescale)
-            predicted = predicted_end(scheduler, prediction, batch[-len(latents) :], timestep)
+            sample = batch[-len(latents) :]
+            predicted = predicted_end(scheduler, prediction, sample, timestep)
             latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
             if kept is not None:
                 predicted = kept.blend(predicted, scheduler, None)
@@ -173,7 +181,7 @@ class Denoiser:
                     'may be damaged, or the numbers too large for the format; try inference_precision="f32", or a '
                     "lower guidance_scale."
                 )
-            step = DenoisingStep(index, plan, latents, predicted, prompt_embeds, scale, finishing)
+            step = DenoisingStep(index, plan, sample, latents, predicted, prompt_embeds, scale, finishing)
             yield step
             latents, prompt_embeds, scale = step.latents, step.prompt_embeds, step.guidance_scale
 

@@ -15,6 +15,7 @@ import openvino as ov
 import torch
 
 from ov_decidiffusion.arguments import check_choice, check_range, check_whole, shown
+from ov_decidiffusion.attention import cross_attention_model
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 MAX_THREADS = 4096
 LARGE = 200e6  # bytes of the U-Net's weights; below, memory is not worth a thirtieth of a second
 TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
+ATTENTION = "unet_attention"
+CUT_OUT = {TOP_LEVEL: cut_shallow_model, ATTENTION: cross_attention_model}
 
 
 class Models:
@@ -95,9 +98,9 @@ class Models:
                 self._compiled[name, False] = self._compile(name, False)
 
     def run(
-        self, name: str, inputs: dict[str, np.ndarray], outputs: int = 1, quantized: bool = False
+        self, name: str, inputs: dict[str, np.ndarray], outputs: int | None = 1, quantized: bool = False
     ) -> list[torch.Tensor]:
-        """The first outputs of a model, or of its INT8 twin, in memory of their own.
+        """The first outputs of a model or all (None), or of its INT8 twin, in memory of their own.
 
         Raises:
             RuntimeError: in a process that was forked after loading; or the inputs do not fit.
@@ -129,11 +132,15 @@ class Models:
         with self._running:
             return self._get(name, quantized)
 
+    def accounting(self, name: str) -> ov.CompiledModel:
+        """A copy of a model that keeps account of the time each of its nodes takes."""
+        return self._compile(name, False, None, {"PERF_COUNT": True})
+
     def _get(self, name: str, quantized: bool) -> ov.CompiledModel:
         if self._closed:
             raise RuntimeError("This pipeline was closed.")
         if (name, quantized) not in self._compiled:
-            self._compiled[name, quantized] = self._compile(name, quantized)
+            self._compiled[name, quantized] = self._compile(name, quantized, CUT_OUT.get(name))
         return self._compiled[name, quantized]
 
     def close(self) -> None:
@@ -160,7 +167,7 @@ class Models:
 
     def _forget(self, name: str, quantized: bool) -> None:
         """Compile a model anew the next time it is asked for."""
-        names = ("unet", TOP_LEVEL) if model_part(name) == "unet" else (name,)
+        names = ("unet", *CUT_OUT) if model_part(name) == "unet" else (name,)
         for one in names:
             self._compiled.pop((one, quantized), None)
             self._packed.discard((one, quantized))
@@ -174,7 +181,9 @@ class Models:
             trim_heap()
         self._latest_part = part
 
-    def _run_rows(self, model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -> list[torch.Tensor]:
+    def _run_rows(
+        self, model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None
+    ) -> list[torch.Tensor]:
         """A batch, one entry after the other."""
         batch = max(len(value) for value in inputs.values())
         rows = []
@@ -205,13 +214,17 @@ class Models:
         return self._quantized_folder if quantized else self._folder
 
     def _compile(
-        self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None = None
+        self,
+        name: str,
+        quantized: bool,
+        change: Callable[[ov.Model], ov.Model] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> ov.CompiledModel:
         with explaining(self._folder_of(quantized), f"compiling {name}"):
-            return self._compile_unexplained(name, quantized, change)
+            return self._compile_unexplained(name, quantized, change, options or {})
 
     def _compile_unexplained(
-        self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None
+        self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None, options: dict[str, Any]
     ) -> ov.CompiledModel:
         model = self._core.read_model(graph_file(self._folder_of(quantized), model_part(name)))
         if model_part(name) == "unet":
@@ -226,7 +239,7 @@ class Models:
                 split_group_norms(model)
         if self.static_shapes:
             _fix_shapes(model, self.unet_config, self.vae_config)
-        return self._core.compile_model(model, self._device, self._config | hint)
+        return self._core.compile_model(model, self._device, self._config | hint | options)
 
 
 def _openvino_config(cache_dir: str | Path | None, threads: int | None, ov_config: Any) -> dict[str, Any]:
@@ -258,7 +271,7 @@ def _check_configs(unet: dict[str, Any], vae: dict[str, Any]) -> None:
 
 def model_part(name: str) -> str:
     """The part of the folder that a model comes from."""
-    return "unet" if name == TOP_LEVEL else name
+    return "unet" if name in CUT_OUT else name
 
 
 def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
@@ -275,9 +288,9 @@ def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
     return frozenset(part["name"] for part in quantization["parts"] if part["quantized"])
 
 
-def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int) -> list[torch.Tensor]:
+def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None) -> list[torch.Tensor]:
     results = model(inputs, share_inputs=True, share_outputs=True)
-    return [torch.from_numpy(results[i].copy()) for i in range(outputs)]
+    return [torch.from_numpy(results[i].copy()) for i in range(len(results) if outputs is None else outputs)]
 
 
 def find_device(core: ov.Core, device: str | torch.device) -> str:
