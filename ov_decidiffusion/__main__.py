@@ -1,4 +1,4 @@
-"""The command: ``python -m ov_decidiffusion`` starts the demo; ``convert`` and ``quantize`` make its model folders."""
+"""The command: the demo, which starts without one; ``serve`` for programs; ``convert`` and ``quantize`` for folders."""
 
 import argparse
 import contextlib
@@ -13,8 +13,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-COMMANDS = ("demo", "convert", "quantize")
-EXTRAS = {"gradio": "demo", "starlette": "demo", "nncf": "quantize", "rich": "quantize"}
+COMMANDS = ("demo", "serve", "convert", "quantize")
+EXTRAS = {
+    "gradio": "demo",
+    "starlette": "demo",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "nncf": "quantize",
+    "rich": "quantize",
+}
 QUANTIZE_HELP = (
     "make the INT8 models first that the faster presets need, unless they are there: a minute for the embedded "
     "checkpoint, much longer and 16 GB of memory for the real one"
@@ -60,16 +68,34 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--allow-pickles", action="store_true", help="take weights that are no safetensors")
     source.add_argument("--check", action="store_true", help="compare all files of the model folder with their hashes")
 
-    demo = commands.add_parser("demo", parents=[source], help="convert, unless that is done, and serve the demo")
-    demo.add_argument("--quantize", action="store_true", help=QUANTIZE_HELP)
-    demo.add_argument("--device", default="CPU", help="any OpenVINO device string; by default %(default)s")
-    demo.add_argument("--inference-precision", default="auto", choices=("auto", "f32", "bf16", "f16"))
-    demo.add_argument("--threads", type=int, help="to compute with; by default all cores")
+    running = argparse.ArgumentParser(add_help=False)
+    running.add_argument("--quantize", action="store_true", help=QUANTIZE_HELP)
+    running.add_argument("--device", default="CPU", help="any OpenVINO device string; by default %(default)s")
+    running.add_argument("--inference-precision", default="auto", choices=("auto", "f32", "bf16", "f16"))
+    running.add_argument("--threads", type=int, help="to compute with; by default all cores")
+
+    demo = commands.add_parser(
+        "demo", parents=[source, running], help="convert, unless that is done, and serve the demo"
+    )
     demo.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, with a password")
     demo.add_argument("--auth", metavar="USER:PASSWORD", help="what to ask for; made and printed for other hosts")
     demo.add_argument("--no-auth", action="store_true", help="let everybody in")
     demo.add_argument("--port", type=int, help="by default the first free one from 7860")
     demo.set_defaults(run=_demo)
+
+    serve = commands.add_parser(
+        "serve", parents=[source, running], help="the same for programs: OpenAI's image interface"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, with an API key")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument(
+        "--api-key", default=os.environ.get("OV_DECIDIFFUSION_API_KEY"), help="what clients have to send"
+    )
+    serve.add_argument("--no-auth", action="store_true", help="let everybody in")
+    serve.add_argument("--max-waiting", type=int, default=64, help="requests that may wait; by default %(default)s")
+    serve.add_argument("--max-batch", type=int, default=4, help="pictures that run together; by default %(default)s")
+    serve.add_argument("--timeout", type=float, default=600, help="seconds for a request; by default %(default)s")
+    serve.set_defaults(run=_serve)
 
     convert = commands.add_parser("convert", parents=[source], help="make the model folder of a checkpoint")
     convert.add_argument("--weight-format", default="fp16", choices=("fp16", "fp32"))
@@ -115,14 +141,8 @@ def _demo(options: argparse.Namespace) -> None:
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
     auth = _credentials(options.host in LOOPBACK, options.auth, options.no_auth)
-    if options.port is not None:
-        with socket.create_server((options.host, options.port)):
-            pass  # a port that is taken is told now, not after everything was loaded
-    model_dir = _convert(options)
-    if options.quantize:
-        from ov_decidiffusion.quantize import quantize_models  # NNCF takes seconds to import
-
-        print(quantize_models(model_dir))
+    _check_port(options)
+    model_dir = _prepared(options)
     with _folder_for_pictures():
         pipe = OVStableDiffusionPipeline.from_pretrained(
             model_dir, options.device, options.inference_precision, threads=options.threads
@@ -135,6 +155,47 @@ def _demo(options: argparse.Namespace) -> None:
         finally:
             demo.close(verbose=False)
             pipe.close()  # a process that ends while models run is aborted
+
+
+def _check_port(options: argparse.Namespace) -> None:
+    """A port that is taken is told now, not after everything was loaded."""
+    if options.port is not None:
+        with socket.create_server((options.host, options.port)):
+            pass
+
+
+def _prepared(options: argparse.Namespace) -> Path:
+    """The model folder, converted, and quantized where that was asked for."""
+    model_dir = _convert(options)
+    if options.quantize:
+        from ov_decidiffusion.quantize import quantize_models  # NNCF takes seconds to import
+
+        print(quantize_models(model_dir))
+    return model_dir
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import uvicorn
+
+    from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+    from ov_decidiffusion.serve import LOOPBACK, create_app, on_this_machine_only
+
+    local = options.host in LOOPBACK
+    if options.api_key is None and not local and not options.no_auth:
+        options.api_key = secrets.token_urlsafe(18)
+        print(f"API key: {options.api_key} (--api-key sets it, --no-auth asks for none)")
+    _check_port(options)
+    pipe = OVStableDiffusionPipeline.from_pretrained(
+        _prepared(options), options.device, options.inference_precision, threads=options.threads
+    )
+    pipe.set_progress_bar_config(disable=True)
+    print(f"precision: {pipe.inference_precision}", flush=True)
+    app = create_app(pipe, options.api_key, options.max_waiting, options.max_batch, options.timeout)
+    if local:
+        on_this_machine_only(app)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn ends gracefully by itself
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=60)
+    pipe.close()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ def lines(file: str) -> list[str]:
 
 def test_requirements_say_the_same_wherever_they_stand():
     extras = PROJECT["optional-dependencies"]
-    users = [*PROJECT["dependencies"], *extras["demo"], *extras["quantize"], *extras["notebook"]]
+    users = [*PROJECT["dependencies"], *extras["demo"], *extras["serve"], *extras["quantize"], *extras["notebook"]]
     assert sorted(lines("requirements.txt")) == sorted(users)
     assert sorted(lines("tests/requirements.txt")) == sorted(extras["test"])
     locked = {re.split("==", line)[0] for line in lines("requirements.lock")}
@@ -35,7 +35,7 @@ def test_every_import_of_the_library_is_required():
     names = {"PIL": "pillow", "openvino": "openvino", "huggingface_hub": "huggingface_hub"}
     imported = set()
     for file in (ROOT / "ov_decidiffusion").glob("*.py"):
-        imported |= set(re.findall(r"^\s*(?:from|import) ([a-zA-Z_]+)", file.read_text(), re.MULTILINE))
+        imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
     foreign = imported - set(sys.stdlib_module_names) - {"ov_decidiffusion"}
     required = {re.split("[<>=]", line)[0].replace("-", "_").lower() for line in lines("requirements.txt")}
     assert {names.get(name, name).lower() for name in foreign} <= required

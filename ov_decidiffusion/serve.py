@@ -1,0 +1,374 @@
+"""A server that OpenAI's clients speak to: pictures from prompts, and edits of pictures, over HTTP.
+
+The interface is the one of OpenAI's public API reference, "Images", with the fields that OpenVINO Model Server adds to
+it (``num_inference_steps``, ``guidance_scale``, ``negative_prompt``, ``rng_seed``); ``/v3`` is its path.
+"""
+
+import asyncio
+import base64
+import hmac
+import io
+import random
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import prometheus_client as prometheus
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ov_decidiffusion.batching import Batcher, Job, QueueIsFull
+from ov_decidiffusion.images import fit_size, to_rgb
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+MAX_UPLOAD = 30_000_000  # bytes
+MAX_PICTURES = 10  # of a request, as in OpenAI's interface
+MAX_STEPS = 100
+MAX_SEED = 2**31 - 1
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PREFIXES = ("/v1", "/v3")
+SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+class Refused(Exception):
+    """What a client is told instead of pictures, in the form of OpenAI's errors."""
+
+    def __init__(
+        self, message: str, status: int = 400, param: str | None = None, code: str | None = None, **headers: str
+    ):
+        super().__init__(message)
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        self.status, self.headers = status, {name.replace("_", "-"): value for name, value in headers.items()}
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class Asked(BaseModel):
+    """What a request for pictures may hold. Fields of OpenAI's that mean nothing here are taken and left alone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    model: str | None = None
+    n: int | None = 1
+    size: str | None = "auto"
+    response_format: str | None = "b64_json"
+    output_format: str | None = "png"
+    negative_prompt: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    strength: float | None = None
+    seed: int | None = None
+    rng_seed: int | None = None
+    preset: str | None = None
+    solver: str | None = None
+    quality: Any = None
+    style: Any = None
+    background: Any = None
+    moderation: Any = None
+    output_compression: Any = None
+    input_fidelity: Any = None
+    user: Any = None
+
+
+class Metrics:
+    """What ``/metrics`` tells, in Prometheus's format."""
+
+    def __init__(self, batcher: Batcher):
+        self.registry = prometheus.CollectorRegistry()
+        named = {"namespace": "ov_decidiffusion", "registry": self.registry}
+        self.answers = prometheus.Counter("answers", "Requests for pictures, by status", ["status"], **named)
+        self.pictures = prometheus.Counter("pictures", "Pictures made", **named)
+        buckets = (0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320)
+        self.seconds = prometheus.Histogram("seconds", "From request to answer", buckets=buckets, **named)
+        waiting = prometheus.Gauge("waiting", "Requests in the queue", **named)
+        waiting.set_function(lambda: batcher.waiting)
+
+
+class LimitedBody:
+    """Refuses bodies that are too large, told or not how large they are."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        told = dict(scope.get("headers", [])).get(b"content-length", b"0")
+        if told.isdigit() and int(told) > MAX_UPLOAD:
+            too_large = self._refused()
+            await JSONResponse(too_large.body, too_large.status)(scope, receive, send)
+            return
+        seen = 0
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > MAX_UPLOAD:
+                raise self._refused()
+            return message
+
+        await self.app(scope, limited if scope["type"] == "http" else receive, send)
+
+    @staticmethod
+    def _refused() -> Refused:
+        return Refused(f"The request is larger than {MAX_UPLOAD // 10**6} MB.", 413)
+
+
+def create_app(
+    pipe: OVStableDiffusionPipeline,
+    api_key: str | None = None,
+    max_waiting: int = 64,
+    max_batch: int = 4,
+    timeout: float = 600,
+) -> FastAPI:
+    """The server's application, for uvicorn or any other ASGI server.
+
+    Args:
+        pipe: the pipeline to generate with.
+        api_key: what clients have to send as a bearer token; None lets everybody in.
+        max_waiting: requests that may wait; further ones are answered 429 with Retry-After.
+        max_batch: pictures of waiting requests that run together, if all their settings are the same.
+        timeout: seconds after which a request is answered 504.
+    """
+    batcher = Batcher(pipe, max_waiting, max_batch)
+    metrics = Metrics(batcher)
+    model = str(pipe.origin.get("checkpoint") or "decidiffusion").rsplit("/", 1)[-1]
+    began = int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(batcher.close)
+
+    app = FastAPI(title="DeciDiffusion on OpenVINO", lifespan=lifespan)
+    app.add_middleware(LimitedBody)
+
+    async def allowed(request: Request) -> None:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if api_key is not None and not hmac.compare_digest(given.encode(), api_key.encode()):
+            raise Refused("Send the API key as a bearer token.", 401, code="invalid_api_key")
+
+    async def answer(request: Request, asked: Asked, image: Image.Image | None, mask: Image.Image | None) -> Any:
+        start = time.perf_counter()
+        try:
+            job = make_job(pipe, model, asked, image, mask)
+            pictures = await _finished(batcher, job, request, timeout)
+            data = await asyncio.to_thread(_encoded, pictures, asked.output_format or "png", job)
+        except Refused as error:
+            metrics.answers.labels(str(error.status)).inc()
+            raise
+        metrics.answers.labels("200").inc()
+        metrics.pictures.inc(len(pictures))
+        metrics.seconds.observe(time.perf_counter() - start)
+        return {"created": int(time.time()), "data": data, "output_format": asked.output_format or "png"}
+
+    async def generations(request: Request, asked: Asked) -> Any:
+        return await answer(request, asked, None, None)
+
+    async def edits(request: Request) -> Any:
+        asked, image, mask = await _read_form(request)
+        return await answer(request, asked, image, mask)
+
+    def described() -> dict[str, Any]:
+        return {"id": model, "object": "model", "created": began, "owned_by": "ov_decidiffusion"}
+
+    def models() -> Any:
+        return {"object": "list", "data": [described()]}
+
+    def one_model(name: str) -> Any:
+        if name != model:
+            raise _no_such_model(name, model)
+        return described()
+
+    for prefix in PREFIXES:
+        behind_key = {"dependencies": [Depends(allowed)], "include_in_schema": prefix == PREFIXES[0]}
+        app.post(f"{prefix}/images/generations", **behind_key)(generations)
+        app.post(f"{prefix}/images/edits", **behind_key)(edits)
+        app.get(f"{prefix}/models", **behind_key)(models)
+        app.get(f"{prefix}/models/{{name:path}}", **behind_key)(one_model)
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        return {"status": "ok", "model": model, "waiting": batcher.waiting}
+
+    @app.get("/metrics", dependencies=[Depends(allowed)])
+    def tell_metrics() -> PlainTextResponse:
+        text = prometheus.generate_latest(metrics.registry).decode()
+        return PlainTextResponse(text, media_type=prometheus.CONTENT_TYPE_LATEST)
+
+    _say_errors_as_openai_does(app)
+    return app
+
+
+def on_this_machine_only(app: FastAPI) -> None:
+    """Answer under this machine's own names only: a page elsewhere whose name points here would send its own."""
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+
+
+def make_job(
+    pipe: OVStableDiffusionPipeline, model: str, asked: Asked, image: Image.Image | None, mask: Image.Image | None
+) -> Job:
+    """What is to be made, from what was asked for.
+
+    Raises:
+        Refused: a field has a wrong value; the message says which, and what is allowed.
+    """
+    if asked.model not in (None, "", model):
+        raise _no_such_model(asked.model, model)
+    count = 1 if asked.n is None else asked.n
+    if not 1 <= count <= MAX_PICTURES:
+        raise Refused(f"`n` must be from 1 to {MAX_PICTURES}, got {count}.", param="n")
+    if asked.response_format not in (None, "b64_json"):
+        raise Refused(
+            f"`response_format` must be b64_json, got {asked.response_format!r}: nothing is kept here to link to.",
+            param="response_format",
+        )
+    if asked.output_format not in (None, *FORMATS):
+        raise Refused(
+            f"`output_format` must be one of {', '.join(FORMATS)}, got {asked.output_format!r}.", param="output_format"
+        )
+    steps = asked.num_inference_steps
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise Refused(f"`num_inference_steps` must be from 1 to {MAX_STEPS}, got {steps}.", param="num_inference_steps")
+    seed = asked.rng_seed if asked.seed is None else asked.seed
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise Refused(f"`seed` must be from 0 to {MAX_SEED}, got {seed}.", param="seed")
+    first = random.randint(0, MAX_SEED - count) if seed is None else seed
+    width, height = _size(pipe, asked.size, image)
+    row = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt, "image": image, "mask_image": mask}
+    shared = {
+        "width": width,
+        "height": height,
+        "num_inference_steps": steps,
+        "guidance_scale": asked.guidance_scale,
+        "preset": asked.preset or "exact",
+        "solver": asked.solver,
+    }
+    if image is not None:
+        shared |= {"strength": asked.strength, "overlay": mask is not None}
+    elif asked.strength is not None:
+        raise Refused("`strength` goes with /images/edits, which starts from a picture.", param="strength")
+    return Job([row | {"seed": first + i} for i in range(count)], shared)
+
+
+def _size(pipe: OVStableDiffusionPipeline, asked: str | None, image: Image.Image | None) -> tuple[int, int]:
+    if asked in (None, "", "auto"):
+        if image is None:
+            return pipe.default_size
+        return fit_size(*image.size, pipe.default_size[0] * pipe.default_size[1], pipe.size_factor)
+    found = SIZE.fullmatch(asked)
+    if found is None or any(int(side) % pipe.size_factor or int(side) == 0 for side in found.groups()):
+        raise Refused(
+            f"`size` must be auto or WIDTHxHEIGHT, both multiples of {pipe.size_factor}, got {asked!r}.", param="size"
+        )
+    return int(found[1]), int(found[2])
+
+
+async def _finished(batcher: Batcher, job: Job, request: Request, timeout: float) -> list[Image.Image]:
+    """The pictures of a job; it is given up when its client leaves or its time is up."""
+    try:
+        batcher.submit(job)
+    except QueueIsFull as error:
+        raise Refused(
+            "Too many requests are waiting.", 429, code="rate_limit_exceeded", Retry_After=f"{error.seconds:.0f}"
+        ) from error
+    except RuntimeError as error:
+        raise Refused(str(error), 503) from error
+    end = time.monotonic() + timeout
+    waiting = asyncio.wrap_future(job.future)
+    while not waiting.done():
+        await asyncio.wait([waiting], timeout=0.2)
+        if not waiting.done() and (await request.is_disconnected() or time.monotonic() > end):
+            job.cancelled = True
+            raise Refused(f"The pictures were not finished within {timeout:.0f} s.", 504, code="timeout")
+    try:
+        return waiting.result()
+    except ValueError as error:
+        named = re.match(r"`(\w+)`", str(error))
+        raise Refused(str(error), param=named[1] if named else None) from error
+    except asyncio.CancelledError as error:
+        raise Refused("The server is being stopped.", 503) from error
+    except (RuntimeError, FloatingPointError) as error:
+        raise Refused(f"The picture could not be made: {error}", 500) from error
+
+
+def _encoded(pictures: list[Image.Image], output_format: str, job: Job) -> list[dict[str, Any]]:
+    data = []
+    for picture, row in zip(pictures, job.rows, strict=True):
+        written = io.BytesIO()
+        picture.save(written, FORMATS[output_format])
+        data.append({"b64_json": base64.b64encode(written.getvalue()).decode(), "seed": row["seed"]})
+    return data
+
+
+async def _read_form(request: Request) -> tuple[Asked, Image.Image, Image.Image | None]:
+    """The fields of a form, its picture, and a mask that is white where the form's is transparent.
+
+    A mask without transparency is taken as it is.
+    """
+    try:
+        form = await request.form(max_files=4, max_part_size=1_000_000)
+    except HTTPException as error:
+        raise Refused(f"The form cannot be read: {error.detail}") from error
+    fields = {name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)}
+    files = {name.removesuffix("[]"): value for name, value in form.multi_items() if isinstance(value, UploadFile)}
+    unknown = sorted(set(files) - {"image", "mask"})
+    if unknown or "image" not in files:
+        raise Refused("Send the picture as the file `image`, and a mask as the file `mask`.", param="image")
+    try:
+        asked = Asked.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    image = await _read_picture(files["image"], "image")
+    mask = await _read_picture(files["mask"], "mask") if "mask" in files else None
+    if mask is not None:
+        mask = _white_where_edited(mask)
+    return asked, to_rgb(image), mask
+
+
+async def _read_picture(file: UploadFile, name: str) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(await file.read()))
+        picture.load()
+    except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
+        raise Refused(f"`{name}` cannot be read as a picture.", param=name) from error
+    return picture
+
+
+def _white_where_edited(mask: Image.Image) -> Image.Image:
+    if not mask.has_transparency_data:
+        return mask.convert("L")
+    alpha = np.asarray(mask.convert("RGBA").getchannel("A"))
+    return Image.fromarray(255 - alpha)
+
+
+def _no_such_model(name: str, served: str) -> Refused:
+    return Refused(f"There is no model {name!r} here, only {served!r}.", 404, param="model", code="model_not_found")
+
+
+def _say_errors_as_openai_does(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refuse(_: Request, error: Refused) -> JSONResponse:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_fields(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        name = str(first["loc"][-1]) if first["loc"] else None
+        known = ", ".join(Asked.model_fields)
+        what = f"has the fields {known}" if first["type"] == "extra_forbidden" else first["msg"]
+        return JSONResponse(Refused(f"`{name}`: a request {what}." if name else what, param=name).body, 400)
+
+    @app.exception_handler(HTTPException)
+    async def refuse_path(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(Refused(str(error.detail), error.status_code).body, error.status_code)

@@ -1,0 +1,242 @@
+"""The server, spoken to by OpenAI's own client."""
+
+import base64
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import uvicorn
+from PIL import Image
+
+from ov_decidiffusion.serve import create_app, on_this_machine_only
+from ov_decidiffusion.settings import settings_of
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "a large red star on a blue background"
+STEPS = {"num_inference_steps": 6}
+
+
+class Served:
+    """An application in a thread, on a port of its own."""
+
+    def __init__(self, app):
+        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+    def __enter__(self) -> str:
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.02)
+        port = self.server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def address(loaded_pipe):
+    app = create_app(loaded_pipe, max_waiting=3)
+    on_this_machine_only(app)
+    with Served(app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture
+def slow(loaded_pipe, monkeypatch):
+    """The same loop at ten steps a second at most; tells what ran."""
+    runs, denoise = [], type(loaded_pipe).denoise
+
+    def slowly(*prompt, **arguments):
+        runs.append([])
+        for step in denoise(loaded_pipe, *prompt, **arguments):
+            time.sleep(0.1)
+            runs[-1].append((step.index, len(step.latents)))
+            yield step
+
+    monkeypatch.setattr(loaded_pipe, "denoise", slowly)
+    return runs
+
+
+def picture_of(data) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data.b64_json)))
+
+
+def png(picture: Image.Image) -> bytes:
+    written = io.BytesIO()
+    picture.save(written, "PNG")
+    return written.getvalue()
+
+
+def differ(one: Image.Image, other: Image.Image) -> int:
+    return int(np.abs(np.asarray(one.convert("RGB"), int) - np.asarray(other.convert("RGB"), int)).max())
+
+
+def test_pictures_are_the_pipelines(client, pipe):
+    more = STEPS | {"seed": 5, "guidance_scale": 4.0, "negative_prompt": "white", "solver": "euler"}
+    made = client.images.generate(prompt=PROMPT, n=2, size="128x128", extra_body=more)
+    assert [one.seed for one in made.data] == [5, 6] and made.created > 1.7e9
+    for one, seed in zip(made.data, (5, 6), strict=True):
+        expected = pipe(PROMPT, **more | {"seed": seed}).images[0]
+        assert differ(picture_of(one), expected) <= 1
+        assert settings_of(picture_of(one))["seed"] == seed
+    jpeg = client.images.generate(prompt=PROMPT, output_format="jpeg", extra_body={"rng_seed": 5} | STEPS)
+    assert picture_of(jpeg.data[0]).format == "JPEG"
+
+
+def test_edits_leave_what_is_opaque_in_the_mask(client, pipe):
+    source = pipe("a large green square on a white background", seed=1).images[0]
+    mask = Image.new("RGBA", source.size, (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), [64, 0, 128, 128])
+    given = {"prompt": PROMPT, "image": ("source.png", png(source), "image/png")}
+    made = client.images.edit(**given, mask=("mask.png", png(mask), "image/png"), extra_body=STEPS | {"seed": 5})
+    made, was = np.asarray(picture_of(made.data[0]), int), np.asarray(source, int)
+    assert (made[:, :64] == was[:, :64]).all() and np.abs(made - was)[:, 72:].mean() > 10
+    whole = client.images.edit(**given, extra_body=STEPS | {"seed": 5, "strength": 0.6})
+    expected = pipe(PROMPT, image=source, strength=0.6, seed=5, **STEPS).images[0]
+    assert differ(picture_of(whole.data[0]), expected) <= 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "more", "kind", "param", "message"),
+    [
+        ({"size": "100x100"}, {}, openai.BadRequestError, "size", "multiples of 64, got '100x100'"),
+        ({"n": 11}, {}, openai.BadRequestError, "n", "`n` must be from 1 to 10"),
+        ({"response_format": "url"}, {}, openai.BadRequestError, "response_format", "must be b64_json"),
+        ({"model": "dall-e-3"}, {}, openai.NotFoundError, "model", "There is no model 'dall-e-3' here, only"),
+        ({}, {"steps": 5}, openai.BadRequestError, "steps", "a request has the fields prompt, model"),
+        ({}, {"num_inference_steps": "many"}, openai.BadRequestError, "num_inference_steps", "valid integer"),
+        ({}, {"guidance_scale": -1}, openai.BadRequestError, "guidance_scale", "`guidance_scale` must be a number"),
+        ({}, {"solver": "eulr"}, openai.BadRequestError, "solver", "Did you mean 'euler'"),
+        ({"prompt": "a (star:50)"}, {}, openai.BadRequestError, "prompt", "`prompt` weighs 'star' by 50"),
+        ({}, {"strength": 0.5}, openai.BadRequestError, "strength", "/images/edits"),
+    ],
+)
+def test_what_is_wrong_is_said_in_openais_form(client, asked, more, kind, param, message):
+    with pytest.raises(kind) as refused:
+        client.images.generate(**{"prompt": PROMPT} | asked, extra_body=more)
+    assert refused.value.param == param and message in refused.value.message
+    assert refused.value.type == "invalid_request_error"
+
+
+def test_files_that_are_none_and_too_large_ones_are_refused(client, address):
+    with pytest.raises(openai.BadRequestError, match="`image` cannot be read as a picture"):
+        client.images.edit(prompt=PROMPT, image=("text.png", b"hello", "image/png"))
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.images.edit(prompt=PROMPT, image=("large.png", bytes(31_000_000), "image/png"))
+    assert refused.value.status_code == 413
+    chunks = (bytes(1_000_000) for _ in range(32))
+    assert httpx.post(f"{address}/v1/images/generations", content=chunks).status_code in (400, 413)
+
+
+def test_models_health_and_metrics(client, address, pipe):
+    assert [model.id for model in client.models.list()] == [pipe.origin["checkpoint"]]
+    assert client.models.retrieve(pipe.origin["checkpoint"]).owned_by == "ov_decidiffusion"
+    assert httpx.get(f"{address}/health").json()["status"] == "ok"
+    asked = {"prompt": PROMPT, "num_inference_steps": 2, "size": "auto"}
+    assert httpx.post(f"{address}/v3/images/generations", json=asked, timeout=60).json()["data"]
+    told = httpx.get(f"{address}/metrics").text
+    assert 'ov_decidiffusion_answers_total{status="200"}' in told and "ov_decidiffusion_waiting 0.0" in told
+    assert httpx.get(f"{address}/health", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_a_key_is_asked_for(loaded_pipe):
+    with Served(create_app(loaded_pipe, api_key="secret")) as address:
+        for key in ("wrong", ""):
+            with pytest.raises(openai.AuthenticationError, match="Send the API key"):
+                openai.OpenAI(base_url=f"{address}/v1", api_key=key or "none", max_retries=0).models.list()
+        assert len(list(openai.OpenAI(base_url=f"{address}/v1", api_key="secret").models.list())) == 1
+        assert httpx.get(f"{address}/health").status_code == 200
+
+
+def at_once(calls):
+    """The results of calls that run at the same time, or their errors."""
+    results = [None] * len(calls)
+
+    def run(i, call):
+        try:
+            results[i] = call()
+        except openai.APIError as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=run, args=(i, call)) for i, call in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.15)
+    for thread in threads:
+        thread.join(120)
+    return results
+
+
+def test_requests_that_wait_run_together_and_each_picture_is_as_alone(client, pipe, slow):
+    def ask(seed, prompt=PROMPT):
+        return lambda: client.images.generate(prompt=prompt, extra_body=STEPS | {"seed": seed})
+
+    results = at_once([ask(1), ask(2), ask(3)])
+    assert [run[0][1] for run in slow] == [1, 2], "pictures that ran together"
+    for result, seed in zip(results, (1, 2, 3), strict=True):
+        assert differ(picture_of(result.data[0]), pipe(PROMPT, seed=seed, **STEPS).images[0]) <= 1
+    results = at_once([ask(1), ask(2), ask(3, "a (star:50)")])
+    assert isinstance(results[2], openai.BadRequestError)
+    assert len(results[0].data) == len(results[1].data) == 1, "a wrong one harms no other"
+
+
+def test_too_many_are_told_when_to_come_back_and_whoever_leaves_is_not_served(client, address, slow):
+    def ask():
+        return client.images.generate(prompt=PROMPT, n=4, extra_body={"num_inference_steps": 8})
+
+    results = at_once([ask] * 7)
+    refused = [one for one in results if isinstance(one, openai.RateLimitError)]
+    assert refused and int(refused[0].response.headers["retry-after"]) >= 1
+    assert len([one for one in results if not isinstance(one, openai.APIError)]) >= 4
+    slow.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{address}/v1/images/generations", json={"prompt": PROMPT, "num_inference_steps": 100}, timeout=1.5)
+    time.sleep(1.5)
+    steps = len(slow[0])
+    time.sleep(0.5)
+    assert len(slow[0]) == steps < 60
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_the_command_ends_gracefully(model_dir, tmp_path):
+    command = [sys.executable, "-m", "ov_decidiffusion", "serve", "--model-dir", str(model_dir), "--port", "8123"]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}, stderr=subprocess.PIPE)
+    try:
+        for _ in range(600):
+            try:
+                httpx.get("http://127.0.0.1:8123/health")
+                break
+            except httpx.ConnectError:
+                time.sleep(0.1)
+        asked = {"prompt": PROMPT, "num_inference_steps": 40}
+        answers = []
+        request = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post("http://127.0.0.1:8123/v1/images/generations", json=asked, timeout=120)
+            )
+        )
+        request.start()
+        time.sleep(0.7)
+        process.send_signal(signal.SIGTERM)
+        request.join(120)
+        assert answers[0].status_code == 200 and answers[0].json()["data"]
+        process.wait(60)
+        assert process.returncode in (0, -signal.SIGTERM) and b"Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
