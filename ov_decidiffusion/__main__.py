@@ -58,7 +58,9 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ov_decidiffusion", description="DeciDiffusion on OpenVINO. Without a command, the demo starts."
+        prog="python -m ov_decidiffusion",
+        description="DeciDiffusion on OpenVINO. Without a command, the demo starts, and takes its options.",
+        epilog="COMMAND --help lists the options of each, such as: python -m ov_decidiffusion demo --help",
     )
     commands = parser.add_subparsers(required=True, metavar="{" + ",".join(COMMANDS) + "}")
     source = argparse.ArgumentParser(add_help=False)

@@ -8,7 +8,7 @@ from PIL import Image
 from ov_decidiffusion.demo_events import refused, seen_by_visitor
 from ov_decidiffusion.images import check_masks, to_pictures
 from ov_decidiffusion.presets import PRESETS
-from ov_decidiffusion.studio import AS_USUAL, Studio, arguments_of
+from ov_decidiffusion.studio import AUTOMATIC, Studio, arguments_of
 
 TEXT_TO_IMAGE = (
     "A picture of a prompt, and the settings that make it again. A seed of -1 draws one, 0 steps are the preset's own, "
@@ -98,8 +98,8 @@ def offer_api(studio: Studio) -> None:
             gr.Number(0, label="num_inference_steps", precision=0),
             gr.Number(studio.pipe.defaults["guidance_scale"], label="guidance_scale"),
             gr.Radio(list(PRESETS), value="exact", label="preset"),
-            gr.Textbox(AS_USUAL, label="solver"),
-            gr.Textbox(AS_USUAL, label="size"),
+            gr.Textbox(AUTOMATIC, label="solver"),
+            gr.Textbox(AUTOMATIC, label="size"),
         ]
         made = [gr.Image(label="picture", type="filepath", format="png"), gr.JSON(label="settings")]
     for function, inputs, description in (

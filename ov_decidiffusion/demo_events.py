@@ -5,14 +5,27 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+from PIL import Image, ImageColor
 
-from ov_decidiffusion.demo_page import Page, example_source, status_text
+from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text
 from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.settings import settings_of
 from ov_decidiffusion.sittings import LineIsFull, Sitting
-from ov_decidiffusion.studio import MAX_SEED, Seen, Studio, arguments_of, filled_in, mask_of, seed_of
+from ov_decidiffusion.studio import (
+    MAX_SEED,
+    Seen,
+    Studio,
+    arguments_of,
+    filled_in,
+    is_blank,
+    layer_of,
+    mask_of,
+    seed_of,
+)
 
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+NOTE = """(editor) => editor?.background
+    ? "Starts from the source picture below, as far as its strength says." : "" """
 IN_TURN = AT_ONCE | {"queue": True, "concurrency_limit": None}  # only what gradio queues can say something on the page
 
 
@@ -34,6 +47,8 @@ def _asked(filled: dict[str, Any]) -> dict[str, Any]:
     """The pipeline's arguments from the page's fields; ``editor`` is the source with what was painted on it."""
     editor = filled.pop("editor", None) or {}
     source = editor.get("background")
+    if source is not None and is_blank(source):  # the editor's empty canvas
+        source = None
     mask = None if source is None else mask_of(editor.get("layers") or [])
     try:
         return arguments_of(source=source, mask=mask, **filled)
@@ -56,8 +71,13 @@ def _showing(page: Page) -> list[Any]:
     return [page.result, page.caption, page.gallery, page.current, page.buttons, page.actions["download"]]
 
 
-def _shown(sitting: Sitting, number: int | None) -> list[Any]:
-    """One picture of a sitting on the stage, with the gallery below."""
+def _shown(sitting: Sitting, number: int | None, several: tuple[Image.Image, str, int] | None = None) -> list[Any]:
+    """One picture of a sitting on the stage, with the gallery below.
+
+    Args:
+        number: in the sitting; None where there is none.
+        several: pictures of one prompt as one, and their number, to show in its place until one is chosen.
+    """
     gallery = [(str(one.path), one.caption) for one in sitting.pictures]
     if number is None or number >= len(sitting.pictures):
         return [
@@ -68,12 +88,24 @@ def _shown(sitting: Sitting, number: int | None) -> list[Any]:
             gr.Row(visible=False),
             gr.skip(),
         ]
+    if several is not None:
+        picture, prompt, count = several
+        shown = gr.Gallery(gallery, visible=True, selected_index=None)
+        told = f"{count} pictures of “{prompt}”: choose one below."
+        return [
+            gr.Image(picture, alt_text=f"{count} pictures: {prompt}"),
+            told,
+            shown,
+            None,
+            gr.Row(visible=False),
+            gr.skip(),
+        ]
     one = sitting.pictures[number]
-    picture = gr.Image(str(one.path), alt_text=one.arguments.get("prompt") or "a picture", label="Picture")
+    picture = gr.Image(str(one.path), alt_text=one.arguments.get("prompt") or "a picture")
     return [
         picture,
         one.caption,
-        gr.Gallery(gallery, visible=True, selected_index=None),
+        gr.Gallery(gallery, visible=True, selected_index=number),
         number,
         gr.Row(visible=True),
         gr.DownloadButton(value=str(one.path)),
@@ -102,11 +134,12 @@ def wire_generation(page: Page, studio: Studio) -> None:
         yield {page.visitor: {"token": token}, seed: used} | dict(zip(working, busy(True), strict=True))
         for seen in seen_by_visitor(studio, arguments, session, sitting):
             changed: dict[Any, Any] = {page.status: status_text(seen.status)}
-            if seen.picture is not None:
-                changed[page.result] = gr.Image(seen.picture, alt_text="a preview", label="Preview")
+            if seen.picture is not None and not seen.kept:
+                changed[page.result] = gr.Image(seen.picture, alt_text="a preview")
                 changed[page.caption] = f"*Preview of “{arguments['prompt']}”*"
             if seen.kept:
-                changed |= dict(zip(_showing(page), _shown(sitting, 0), strict=True))
+                several = None if seen.picture is None else (seen.picture, arguments["prompt"], len(seen.kept))
+                changed |= dict(zip(_showing(page), _shown(sitting, 0, several), strict=True))
             yield changed
 
     def generate(filled: dict[Any, Any], request: gr.Request):
@@ -133,7 +166,7 @@ def wire_generation(page: Page, studio: Studio) -> None:
 
     started = [
         gr.on(
-            [page.actions["generate"].click, page.inputs["prompt"].submit, page.inputs["negative_prompt"].submit],
+            [page.actions["generate"].click],
             generate,
             {*names, locked, page.visitor},
             outputs,
@@ -149,7 +182,7 @@ def wire_generation(page: Page, studio: Studio) -> None:
     ]
     for event in started:
         event.then(idle, None, working, **AT_ONCE)
-        event.failure(lambda: status_text("Nothing was made."), None, page.status, **AT_ONCE)
+        event.failure(lambda: [status_text("Nothing was made."), *idle()], None, [page.status, *working], **AT_ONCE)
 
     def stop(request: gr.Request) -> None:
         studio.line.stop(request.session_hash)
@@ -185,13 +218,14 @@ def wire_choices(page: Page, studio: Studio) -> None:
             lambda sample, prompt, add=add: add(prompt or "", sample[0], places), [words, both[0]], both[0], **AT_ONCE
         )
     example = example_source(pipe.default_size[0])
-    wanted, unwanted = (pipe.defaults.get("image_example") or ["", ""])[:2]
+    target = (pipe.defaults.get("image_example") or [""])[-1]
     page.actions["example_source"].click(
-        lambda: ({"background": example, "layers": [], "composite": None}, unwanted or wanted),
-        None,
+        lambda prompt: ({"background": example, "layers": [], "composite": None}, prompt or target),
+        inputs["prompt"],
         [inputs["editor"], inputs["prompt"]],
         **AT_ONCE,
     )
+    inputs["editor"].change(None, inputs["editor"], page.note, js=NOTE, api_visibility="private")
     page.actions["no_source"].click(lambda: None, None, inputs["editor"], **AT_ONCE)
 
 
@@ -225,11 +259,23 @@ def wire_current(page: Page, studio: Studio) -> None:
         changed = [found[name] if found[name] is not None else gr.skip() for name in fields]
         return [*changed, True if found["seed"] is not None else gr.skip()]
 
+    def again(visitor: Any, number: int | None) -> list[Any]:
+        one = of_current(visitor, number)
+        gr.Info("The picture's settings are filled in.")
+        layers = [] if one.mask is None else [layer_of(one.mask, ImageColor.getrgb(PAINT))]
+        editor = None if one.source is None else {"background": one.source, "layers": layers, "composite": None}
+        return [*values_of(one.path), editor, gr.Accordion(open=True) if one.source is not None else gr.skip()]
+
+    def seed_again(visitor: Any, number: int | None) -> tuple[Any, bool]:
+        gr.Info("Its seed is kept for the next pictures, until you untick it.")
+        return seed_of(of_current(visitor, number).arguments, 0), True
+
     def of_current(visitor: Any, number: int | None) -> Any:
         return _picked(studio.sittings.of((visitor or {}).get("token"))[1], number)
 
     def select(visitor: Any, event: gr.SelectData):
-        return _shown(studio.sittings.of((visitor or {}).get("token"))[1], event.index)
+        sitting = studio.sittings.of((visitor or {}).get("token"))[1]
+        return [status_text("Made earlier."), *_shown(sitting, event.index)]
 
     def source_from(picture: Image.Image) -> list[Any]:
         return [{"background": picture, "layers": [], "composite": None}, gr.Accordion(open=True)]
@@ -247,15 +293,16 @@ def wire_current(page: Page, studio: Studio) -> None:
                 raise refused("This picture cannot be read: choose a PNG, a JPEG or another picture file.") from error
             gr.Info("Taken as the source picture.")
             return [*[gr.skip()] * len(filled_fields), *source_from(picture), None]
+        if "strength" in settings_of(path):
+            gr.Warning("Its settings are filled in. It was made from a picture, which is not in it: give that again.")
+            return [*values, gr.skip(), gr.Accordion(open=True), None]
         gr.Info("The picture's settings are filled in.")
-        return [*values, gr.skip(), gr.skip(), None]
+        return [*values, None, gr.skip(), None]
 
     here = [page.visitor, page.current]
-    page.gallery.select(select, page.visitor, _showing(page), **AT_ONCE)
-    page.actions["reuse"].click(lambda *at: values_of(of_current(*at).path), here, filled_fields, **IN_TURN)
-    page.actions["reseed"].click(
-        lambda *at: (seed_of(of_current(*at).arguments, 0), True), here, [inputs["seed"], inputs["locked"]], **IN_TURN
-    )
+    page.gallery.select(select, page.visitor, [page.status, *_showing(page)], **AT_ONCE)
+    page.actions["reuse"].click(again, here, [*filled_fields, *with_source], **IN_TURN)
+    page.actions["reseed"].click(seed_again, here, [inputs["seed"], inputs["locked"]], **IN_TURN)
     page.actions["resource"].click(
         lambda *at: source_from(Image.open(of_current(*at).path)), here, with_source, **IN_TURN
     )
@@ -297,3 +344,4 @@ def wire_comparison(page: Page, studio: Studio) -> None:
         )
     )
     event.then(lambda: gr.Button(visible=False), None, stop, **AT_ONCE)
+    event.failure(lambda: gr.Button(visible=False), None, stop, **AT_ONCE)

@@ -10,13 +10,15 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.schedulers import SOLVERS
 from ov_decidiffusion.settings import webui_sampler
-from ov_decidiffusion.studio import AS_USUAL, MAX_PICTURES, MAX_SEED, MAX_STEPS, Studio
+from ov_decidiffusion.studio import AUTOMATIC, MAX_PICTURES, MAX_SEED, MAX_STEPS, Studio
 
 LICENSE_NOTE = (
     "Pictures of the real DeciDiffusion are not filtered; its weights come with the "
     "[use restrictions](https://huggingface.co/Deci/DeciDiffusion-v1-0#uses) of the CreativeML Open RAIL++-M licence."
 )
 REAL_MODEL = "python -m ov_decidiffusion --checkpoint Deci/DeciDiffusion-v1-0"
+PAINT = "#ff2d95"
+WELCOME = "Your picture appears here: click an example, or write a prompt, and press Enter."
 STORAGE = "ov_decidiffusion"  # the name and the key of what the browser keeps; it holds a token and no secret of ours
 
 
@@ -30,6 +32,7 @@ class Page:
     actions: dict[str, Any] = field(default_factory=dict)  # buttons
     understood: dict[str, gr.Dataset] = field(default_factory=dict)
     examples: gr.Dataset | None = None
+    note: gr.Markdown | None = None  # under the buttons: what else the next picture starts from
     source_accordion: gr.Accordion | None = None
     result: gr.Image | None = None
     status: gr.HTML | None = None
@@ -98,7 +101,7 @@ def lay_out(studio: Studio) -> Page:
 def header_of(pipe: OVStableDiffusionPipeline) -> str:
     """Which model is loaded, and how to load the real one."""
     checkpoint, (width, height) = pipe.origin.get("checkpoint") or "a model folder", pipe.default_size
-    facts = f"**{checkpoint}**, {width}x{height} pixels, computing in {pipe.inference_precision.split(',')[0]}"
+    facts = f"**{checkpoint}**, {width}x{height} pixels, computing in {pipe.number_format}"
     if not pipe.defaults.get("understands"):
         return f"# DeciDiffusion on OpenVINO\n{facts}."
     return (
@@ -112,17 +115,18 @@ def _draw_prompt(page: Page, pipe: OVStableDiffusionPipeline) -> None:
     page.inputs["prompt"] = gr.Textbox(
         label="Prompt",
         placeholder=f"What should the picture show? For example: {examples[0][0]}",
-        lines=1,
-        max_lines=6,
+        lines=2,
+        max_lines=2,
         autofocus=True,
         elem_id="prompt",
     )
     page.inputs["negative_prompt"] = gr.Textbox(
-        label="Negative prompt", placeholder="What should it keep away from?", lines=1, max_lines=4, elem_id="negative"
+        label="Negative prompt", placeholder="What should it keep away from?", lines=1, max_lines=2, elem_id="negative"
     )
     with gr.Row(elem_id="go"):
         page.actions["generate"] = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
         page.actions["stop"] = gr.Button("Stop", variant="stop", elem_id="stop", visible=False, scale=1)
+    page.note = gr.Markdown("", elem_id="note")
 
 
 def _draw_basics(page: Page, studio: Studio) -> None:
@@ -131,14 +135,15 @@ def _draw_basics(page: Page, studio: Studio) -> None:
     with gr.Row():
         page.inputs["size"] = gr.Dropdown(
             studio.size_choices(),
-            value=AS_USUAL,
+            value=AUTOMATIC,
             label="Size",
-            info="Or write your own, such as 256x128",
+            info=f"Or write your own, in multiples of {pipe.size_factor}; automatic takes the source's shape",
             allow_custom_value=True,
+            min_width=230,
             elem_id="size",
         )
         page.inputs["pictures"] = gr.Slider(
-            1, MAX_PICTURES, 1, step=1, label="Pictures", info="Each from a seed of its own"
+            1, MAX_PICTURES, 1, step=1, label="Pictures", info="Each from a seed of its own", min_width=230
         )
     with gr.Row(equal_height=True):
         page.inputs["seed"] = gr.Number(
@@ -182,14 +187,15 @@ def _draw_source(page: Page) -> None:
             image_mode="RGBA",
             format="png",
             sources=("upload", "webcam", "clipboard"),
-            brush=gr.Brush(colors=["#ff2d95"], default_color="#ff2d95", color_mode="fixed"),
+            brush=gr.Brush(colors=[PAINT], default_color=PAINT, color_mode="fixed"),
             eraser=gr.Eraser(),
             layers=False,
             transforms=(),
             height=380,
-            placeholder="Drop a picture here, paste one, or click to choose one.\nPaint what is to be made anew.",
+            placeholder="Choose a picture.",
             elem_id="editor",
         )
+        gr.Markdown("Drop or paste a picture, or take one with the camera. Paint on it what is to be made anew.")
         with gr.Row():
             page.inputs["strength"] = gr.Slider(
                 0.05, 1, 0.8, step=0.05, label="Strength", info="How much of the source, or of what is painted, to redo"
@@ -200,6 +206,8 @@ def _draw_source(page: Page) -> None:
 
 def _draw_more(page: Page, pipe: OVStableDiffusionPipeline) -> None:
     with gr.Accordion("More settings", open=False, elem_id="more"):
+        if not pipe.quantized_parts:
+            gr.Markdown("Faster presets need INT8 models: start the demo with `--quantize`.")
         page.inputs["steps"] = gr.Slider(
             1,
             MAX_STEPS,
@@ -223,6 +231,7 @@ def _draw_result(page: Page) -> None:
     page.status = gr.HTML(status_text("Ready."), elem_id="status", padding=False)
     page.result = gr.Image(
         label="Picture",
+        show_label=False,
         type="filepath",
         format="png",
         interactive=False,
@@ -231,7 +240,7 @@ def _draw_result(page: Page) -> None:
         alt_text="no picture yet",
         placeholder="Your picture appears here.",
     )
-    page.caption = gr.Markdown("", elem_id="caption")
+    page.caption = gr.Markdown(WELCOME, elem_id="caption")
     page.current = gr.State(None)
     with gr.Row(visible=False, elem_id="actions") as page.buttons:
         page.actions["download"] = gr.DownloadButton("Download", size="sm", elem_id="download", min_width=90)
@@ -256,9 +265,9 @@ def _draw_result(page: Page) -> None:
 
 
 def _draw_comparison(page: Page, pipe: OVStableDiffusionPipeline) -> None:
-    gr.Markdown("One prompt and one seed through two settings. Prompt, size and seed are those on the left.")
+    gr.Markdown("One prompt and one seed through two settings. Prompt, size and seed are those of the form.")
     with gr.Row():
-        for side, preset, solver in (("A", "exact", AS_USUAL), ("B", _fastest(pipe), "euler a")):
+        for side, preset, solver in (("A", "exact", AUTOMATIC), ("B", _fastest(pipe), "euler a")):
             with gr.Column(min_width=150):
                 page.compared.append(
                     {
@@ -270,7 +279,7 @@ def _draw_comparison(page: Page, pipe: OVStableDiffusionPipeline) -> None:
                             1, 15, pipe.defaults["guidance_scale"], step=0.5, label=f"Guidance scale {side}"
                         ),
                         "solver": _solver_choice(
-                            f"Sampler {side}", None, AS_USUAL if preset != "exact" or side == "A" else solver
+                            f"Sampler {side}", None, AUTOMATIC if preset != "exact" or side == "A" else solver
                         ),
                     }
                 )
@@ -278,6 +287,7 @@ def _draw_comparison(page: Page, pipe: OVStableDiffusionPipeline) -> None:
     page.compared_caption = gr.Markdown("", elem_id="compared")
     page.slider = gr.ImageSlider(
         label="A on the left, B on the right",
+        show_label=False,
         type="filepath",
         format="png",
         interactive=False,
@@ -292,7 +302,7 @@ def _draw_foot(page: Page, pipe: OVStableDiffusionPipeline) -> None:
     real = "" if not pipe.defaults.get("understands") else LICENSE_NOTE
     gr.Markdown(
         "A picture that was made here, dropped anywhere on this page, fills its settings in; any other becomes the "
-        f"source. So does one that is pasted. Enter generates. {real or LICENSE_NOTE}",
+        f"source. So does one that is pasted. Enter and Ctrl+Enter generate. {real or LICENSE_NOTE}",
         elem_id="foot",
     )
 
@@ -305,12 +315,11 @@ def _preset_choice(pipe: OVStableDiffusionPipeline, label: str = "Preset", value
     """The presets that work with what there is."""
     if pipe.quantized_parts:
         return gr.Radio(list(PRESETS), value=value, label=label, info="Faster, a little further from exact")
-    hint = "Faster ones need INT8 models: start with --quantize, or call quantize_models"
-    return gr.Radio(["exact"], value="exact", label=label, info=hint)
+    return gr.Radio(["exact"], value="exact", label=label, visible=False)
 
 
-def _solver_choice(label: str, info: str | None, value: str = AS_USUAL) -> gr.Dropdown:
-    choices = [("as usual", AS_USUAL), *((webui_sampler(name), name) for name in SOLVERS)]
+def _solver_choice(label: str, info: str | None, value: str = AUTOMATIC) -> gr.Dropdown:
+    choices = [("automatic", AUTOMATIC), *((webui_sampler(name), name) for name in SOLVERS)]
     return gr.Dropdown(choices, value=value, label=label, info=info)
 
 

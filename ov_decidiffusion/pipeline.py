@@ -148,6 +148,11 @@ class OVStableDiffusionPipeline(RunState):
         self._scheduler = scheduler
 
     @property
+    def number_format(self) -> str:
+        """What the models compute in: "f32", "bf16", …"""
+        return self.inference_precision.replace(",", " ").split()[0]
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each model so far."""
         return dict(self.models.seconds)
@@ -372,7 +377,7 @@ class OVStableDiffusionPipeline(RunState):
         return {
             **self.origin,
             "preset": plan.preset,
-            "inference_precision": self.inference_precision.split(",")[0],
+            "inference_precision": self.number_format,
             "scheduler": type(plan.scheduler).__name__,
             "solver": solver_of(plan.scheduler),
             "versions": versions(),

@@ -125,11 +125,14 @@ class Kept:
         path: of the PNG file, with its settings inside.
         arguments: of the call that makes it again, but for its source picture.
         caption: what is said of it.
+        source, mask: what it was made from, or None.
     """
 
     path: Path
     arguments: dict[str, Any]
     caption: str
+    source: Image.Image | None = None
+    mask: Image.Image | None = None
 
 
 @dataclass
@@ -140,7 +143,14 @@ class Sitting:
     pictures: list[Kept] = field(default_factory=list)
     seen: float = field(default_factory=time.monotonic)
 
-    def keep(self, picture: Image.Image, arguments: dict[str, Any], caption: str) -> Kept:
+    def keep(
+        self,
+        picture: Image.Image,
+        arguments: dict[str, Any],
+        caption: str,
+        source: Image.Image | None = None,
+        mask: Image.Image | None = None,
+    ) -> Kept:
         """Write a picture under a telling name."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = telling_name(arguments.get("prompt") or "", arguments.get("seed"))
@@ -149,7 +159,7 @@ class Sitting:
             count += 1
             path = self.folder / f"{name}-{count}.png"
         picture.save(path)
-        self.pictures.insert(0, Kept(path, arguments, caption))
+        self.pictures.insert(0, Kept(path, arguments, caption, source, mask))
         for old in self.pictures[MAX_PICTURES:]:
             old.path.unlink(missing_ok=True)
         del self.pictures[MAX_PICTURES:]

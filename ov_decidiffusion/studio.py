@@ -21,7 +21,7 @@ MAX_PICTURES = 4
 MAX_STEPS = 100
 PREVIEW_SECONDS = 0.15  # between two previews: more would only slow the pictures down
 SHAPES = {"square": 1, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "3:4": 3 / 4, "2:3": 2 / 3, "9:16": 9 / 16}
-AS_USUAL = "as usual"  # a size or a solver that nobody chose
+AUTOMATIC = "auto"  # a size or a solver that nobody chose
 WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -31,7 +31,7 @@ class Seen:
 
     Attributes:
         status: in words.
-        picture: to show, or None for the one that was there.
+        picture: to show, or None for the one that was there; at the end, several as one.
         kept: the finished pictures, at the end.
     """
 
@@ -108,16 +108,20 @@ class Studio:
         kept = []
         for i, picture in reversed(list(enumerate(pictures))):  # the latest kept comes first
             own = settings_of(picture)
-            told = f"{own.get('prompt') or ''} — seed {seed_of(own, i)}, {seconds:.1f} s"
+            told = caption_of(own, seed_of(own, i), seconds)
             told += f", stopped after step {step.index + 1} of {step.total}" if stopped else ""
-            kept.insert(0, sitting.keep(picture, own, told))
+            source, mask = arguments.get("image"), arguments.get("mask_image")
+            if source is not None and abs(source.width * picture.height - source.height * picture.width) > source.width:
+                told += f", the source cut to {picture.width}x{picture.height}"
+            kept.insert(0, sitting.keep(picture, own, told, source, mask))
         what = "Stopped" if stopped else "Done" if len(kept) == 1 else f"Done: {len(kept)} pictures"
-        yield Seen(f"{what} after {seconds:.1f} s.", None, tuple(kept))
+        together = side_by_side(pictures) if len(pictures) > 1 else None
+        yield Seen(f"{what} after {seconds:.1f} s.", together, tuple(kept))
 
     def size_choices(self) -> list[tuple[str, str]]:
         """Sizes of about the usual area in the usual shapes, as (label, "WxH")."""
         width, height = self.pipe.default_size
-        choices = [(f"as usual: {width}x{height}, or the source's shape", AS_USUAL)]
+        choices = [(f"automatic ({width}x{height})", AUTOMATIC)]
         for name, shape in SHAPES.items():
             size = "x".join(map(str, fit_size(round(1000 * shape), 1000, width * height, self.pipe.size_factor)))
             if size not in [value for _, value in choices]:
@@ -142,19 +146,19 @@ def arguments_of(
     strength: float = 0.8,
     preset: str = "exact",
     seed: float | None = None,
-    size: str | None = AS_USUAL,
+    size: str | None = AUTOMATIC,
     pictures: float = 1,
     steps: float | None = None,
     guidance_scale: float | None = None,
-    solver: str | None = AS_USUAL,
+    solver: str | None = AUTOMATIC,
 ) -> dict[str, Any]:
     """The pipeline's arguments, from what was filled in.
 
     Args:
         source: starts image-to-image, and with ``mask`` (mode "L", white is made anew) inpainting.
         seed: None draws one.
-        size: "WxH" in pixels, or ``AS_USUAL``.
-        solver: or ``AS_USUAL`` for the preset's.
+        size: "WxH" in pixels, or ``AUTOMATIC``.
+        solver: or ``AUTOMATIC`` for the preset's.
 
     Raises:
         ValueError: nothing was asked for, or a value cannot be read.
@@ -175,11 +179,11 @@ def arguments_of(
         "num_images_per_prompt": count,
         "num_inference_steps": None if steps is None else int(steps),
         "guidance_scale": guidance_scale,
-        "solver": None if solver in (None, "", AS_USUAL) else solver,
+        "solver": None if solver in (None, "", AUTOMATIC) else solver,
     }
     if (arguments["num_inference_steps"] or 1) > MAX_STEPS:
         raise ValueError(f"At most {MAX_STEPS} steps are run here, got {int(steps or 0)}.")
-    if size not in (None, "", AS_USUAL):
+    if size not in (None, "", AUTOMATIC):
         found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", str(size))
         if found is None:
             raise ValueError(f"The size must be written like 512x384, got {size!r}.")
@@ -198,7 +202,7 @@ def filled_in(picture: Any) -> dict[str, Any]:
         ValueError: the picture carries no settings.
     """
     found, preset = settings_of(picture), made_with(picture).get("preset")
-    size = f"{found['width']}x{found['height']}" if "width" in found and "height" in found else AS_USUAL
+    size = f"{found['width']}x{found['height']}" if "width" in found and "height" in found else AUTOMATIC
     prompt, negative = (
         value[0] if isinstance(value, list) and value else value
         for value in (found.get("prompt"), found.get("negative_prompt"))
@@ -212,7 +216,7 @@ def filled_in(picture: Any) -> dict[str, Any]:
         "size": size,
         "steps": found.get("num_inference_steps"),
         "guidance_scale": found.get("guidance_scale"),
-        "solver": found.get("solver") or AS_USUAL,
+        "solver": found.get("solver") or AUTOMATIC,
     }
 
 
@@ -232,6 +236,28 @@ def seed_of(arguments: dict[str, Any], index: int) -> int | None:
     """The seed of one picture of a call."""
     seed = arguments.get("seed")
     return seed[index] if isinstance(seed, list) else seed
+
+
+def caption_of(arguments: dict[str, Any], seed: int | None, seconds: float) -> str:
+    """What is said of a picture."""
+    told = f"{arguments.get('prompt') or ''} — seed {seed}, {seconds:.1f} s"
+    if arguments.get("negative_prompt"):
+        told += f", not: {arguments['negative_prompt']}"
+    if arguments.get("strength") is not None:
+        told += f", from a picture with strength {arguments['strength']:g}"
+    return told
+
+
+def layer_of(mask: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """A mask as it is painted: in a colour where it is white, on nothing."""
+    layer = Image.new("RGBA", mask.size, (*color, 0))
+    layer.paste((*color, 255), mask=mask.convert("L"))
+    return layer
+
+
+def is_blank(picture: Image.Image) -> bool:
+    """Whether a picture is white all over, as an editor's empty canvas is."""
+    return all(low == 255 for low, _ in picture.convert("RGB").getextrema())
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:

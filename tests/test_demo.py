@@ -181,7 +181,7 @@ def test_answers_to_its_own_name_only_and_has_no_way_past_the_queue(demo):
     assert httpx.get(demo.local_url, headers={"Host": "evil.example"}).status_code == 400
     policy = httpx.get(demo.local_url).headers["content-security-policy"]
     assert "frame-ancestors" in policy and "form-action 'self'" in policy and "ws:" not in policy
-    arguments = {"data": ["a star", "", 1, 1, 4, "exact", "as usual", "as usual"], "fn_index": 0}
+    arguments = {"data": ["a star", "", 1, 1, 4, "exact", "auto", "auto"], "fn_index": 0}
     for route in ("run/predict", "run/text_to_image", "api/text_to_image"):
         answer = httpx.post(f"{demo.local_url}gradio_api/{route}", json=arguments)
         assert answer.status_code >= 400, (route, answer.text[:200])

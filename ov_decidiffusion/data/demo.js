@@ -3,13 +3,15 @@
   const find = (selector) => document.querySelector(selector);
   const title = document.title || "DeciDiffusion on OpenVINO";
 
-  // Ctrl+Enter generates from every field; Enter does in the prompts, by Gradio.
+  // Enter generates from the prompts, where Shift+Enter begins a new line, and Ctrl+Enter from every field.
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    const inPrompt = event.target.closest?.("#prompt, #negative") && !event.shiftKey;
+    if (event.key === "Enter" && !event.isComposing && (event.ctrlKey || event.metaKey || inPrompt)) {
       event.preventDefault();
+      event.stopPropagation();
       find("#generate")?.click();
     }
-  });
+  }, true);
 
   const takeIn = (file) => {
     const input = find("#incoming input[type=file]");
