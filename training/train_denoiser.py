@@ -34,6 +34,7 @@ from training.common import (
 )
 from training.little_scenes import draw_scene, random_scene, reword
 from training.models import MAX_TOKENS, SIDE, make_scheduler, make_text_encoder, make_unet
+from training.teach_to_read import teach_to_read
 from training.tokenizer import make_tokenizer
 
 RUNS = Path(__file__).parent / "runs"
@@ -101,18 +102,30 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     ).input_ids
 
 
-def make_denoiser(tokenizer: CLIPTokenizer, start_from: Path | None, seed: int) -> Denoiser:
-    """A fresh denoiser, or the weights of a finished checkpoint to go on from."""
+def make_denoiser(tokenizer: CLIPTokenizer, start_from: Path | None, seed: int, reading: int) -> Denoiser:
+    """A fresh denoiser whose text encoder has learned to read, or a finished checkpoint's, to go on from."""
     torch.manual_seed(seed)
     if start_from is not None:
         parts = load_parts(start_from)
         denoiser = Denoiser(parts["unet"], parts["text_encoder"])
     else:
         denoiser = Denoiser(make_unet(), make_text_encoder(len(tokenizer)))
+        denoiser.text_encoder.load_state_dict(_reading_encoder(tokenizer, reading, seed))
     # On CPUs the fused attention is slower than plain matrix products at these small widths.
     denoiser.unet.set_attn_processor(AttnProcessor())
     denoiser.text_encoder.config._attn_implementation = "eager"
     return denoiser.train()
+
+
+def _reading_encoder(tokenizer: CLIPTokenizer, steps: int, seed: int) -> dict[str, torch.Tensor]:
+    """The weights of a text encoder that was taught to read; kept in a file for a resumed run."""
+    key = [steps, seed, len(tokenizer)]
+    if (kept := read_file(RUNS / "text_encoder.pt", key)) is None:
+        encoder = make_text_encoder(len(tokenizer)).train()
+        print(f"{teach_to_read(encoder, tokenizer, steps, seed=seed):.1f} % of answers right")
+        kept = {"key": key, "weights": encoder.state_dict()}
+        write_file(RUNS / "text_encoder.pt", kept)
+    return kept["weights"]
 
 
 def train(
@@ -165,6 +178,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reading-steps", type=int, default=600, help="of the text encoder alone, beforehand")
     parser.add_argument("--pictures", type=int, default=100000)
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: whichever is faster here")
     parser.add_argument("--compile", action="store_true", help="three minutes at the start, then a quarter faster")
@@ -180,7 +194,7 @@ def main() -> None:
         tokenizer = CLIPTokenizer.from_pretrained(options.start_from / "tokenizer")
     else:
         tokenizer = make_tokenizer(captions, RUNS / "tokenizer")
-    denoiser = make_denoiser(tokenizer, options.start_from, options.seed)
+    denoiser = make_denoiser(tokenizer, options.start_from, options.seed, options.reading_steps)
     ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0]
     average = train(denoiser, latents, ids, empty, options, precision)
     average.copy_to(denoiser.parameters())
