@@ -138,7 +138,7 @@ def steps_against_quality(
     """
     kept, config = pipe.scheduler, pipe.scheduler.config
     settings = {"seed": [seed + i for i in range(len(prompts))], "output_type": "np"}
-    solvers = {"DDIM": SOLVERS["ddim"], "DPM-Solver++": SOLVERS["dpm++"]}
+    solvers = {"DDIM": SOLVERS["ddim"], "DPM-Solver++": SOLVERS["dpm++ 2m"]}
     squeezed_solver, squeezed_options = SOLVERS["squeezed"]
     for mode in SQUEEZE_MODES:
         solvers[f"squeezed {mode}"] = (squeezed_solver, squeezed_options | {"squeeze_mode": mode})
