@@ -117,10 +117,12 @@ def check_given(
     Raises:
         ValueError: one of them is wrong, or given without another that it needs.
     """
-    if image is None and strength is not None:
-        raise ValueError("`strength` says how much of a source picture to redo: give the picture as `image`.")
     default = DEFAULT_STRENGTH if mask_image is None else 1
-    strength = check_range("strength", default if strength is None else strength, 0, 1)
+    if strength is not None:
+        check_range("strength", strength, 0, 1)
+        if image is None:
+            raise ValueError("`strength` says how much of a source picture to redo: give the picture as `image`.")
+    strength = float(default if strength is None else strength)
     check_choice("resize_mode", resize_mode, RESIZE_MODES)
     check_flag("overlay", overlay)
     if image is None and mask_image is not None:
