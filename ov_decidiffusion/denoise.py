@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_latents
 from ov_decidiffusion.caching import DEEP_FEATURES
+from ov_decidiffusion.folder import MAX_TOKENS
 from ov_decidiffusion.models import ATTENTION, TOP_LEVEL, Models
 from ov_decidiffusion.plan import Plan, noise_levels
 
@@ -156,6 +157,8 @@ class Denoiser:
         Raises:
             FloatingPointError: a step ended in NaN or infinity.
         """
+        if prompt_embeds.shape[1] != MAX_TOKENS:
+            self._models.allow_long_prompts()
         scheduler, deep, scale = plan.scheduler, None, plan.guidance_scale
         extra = _extra_step_arguments(scheduler, plan)
         keeps, quantized = not all(plan.whole), "unet" in plan.quantized

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of the reports; a folder of another one is converted anew
 
+MAX_TOKENS = 77  # that a folder's text encoder and U-Net take
 PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 QUANTIZABLE = ("unet", "vae_decoder")  # where computing in INT8 pays
 CONVERSION_REPORT = "conversion_report.json"  # what a folder was made of

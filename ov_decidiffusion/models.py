@@ -86,6 +86,7 @@ class Models:
         self.static_shapes = needs_static_shapes(device)
         self._quantized_folder = quantized_sibling(folder)
         self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
+        self._long_prompts = False
         self._closed = False
         self.seconds: Counter[str] = Counter()
         self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
@@ -140,7 +141,10 @@ class Models:
         if self._closed:
             raise RuntimeError("This pipeline was closed.")
         if (name, quantized) not in self._compiled:
-            self._compiled[name, quantized] = self._compile(name, quantized, CUT_OUT.get(name))
+            change = CUT_OUT.get(name)
+            if name == "unet" and (TOP_LEVEL, quantized) in self._compiled:
+                change = expose_deep_features
+            self._compiled[name, quantized] = self._compile(name, quantized, change)
         return self._compiled[name, quantized]
 
     def close(self) -> None:
@@ -192,6 +196,16 @@ class Models:
             rows.append(_run(model, row, outputs))
         return [torch.cat(column) for column in zip(*rows, strict=True)]
 
+    def allow_long_prompts(self) -> None:
+        """Compile the U-Net anew when it is next asked for, for any number of hidden states: the folder's takes 77."""
+        with self._running:
+            if not self._long_prompts:
+                self._long_prompts = True
+                for name, quantized in list(self._compiled):
+                    if name in ("unet", ATTENTION):
+                        del self._compiled[name, quantized]
+                        self._packed.discard((name, quantized))
+
     def prepare_caching(self, quantized: bool = False) -> None:
         """Compile what feature caching needs: the whole U-Net with its deeper features, and its top level.
 
@@ -229,7 +243,8 @@ class Models:
         model = self._core.read_model(graph_file(self._folder_of(quantized), model_part(name)))
         if model_part(name) == "unet":
             _allow_fractional_timesteps(model)
-            _allow_long_prompts(model)
+            if self._long_prompts:
+                _allow_long_prompts(model)
         if change is not None:
             model = change(model)
         hint = precision_hint(name, self._device, self._precision)

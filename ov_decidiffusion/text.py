@@ -11,12 +11,12 @@ import torch
 from transformers import CLIPTokenizer
 
 from ov_decidiffusion.arguments import check_embeds, check_negative_prompts, check_prompts, shown
+from ov_decidiffusion.folder import MAX_TOKENS
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.weights import Piece, parse_weights
 
 logger = logging.getLogger(__name__)
 
-MAX_TOKENS = 77
 MAX_CHUNKS = 20  # of a prompt, in 77 tokens each
 MAX_TOGETHER = 60  # chunks of prompts of different lengths, each repeated up to the least common multiple
 MAX_PROMPTS = 64

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.text import same_length
 from ov_decidiffusion.weights import parse_weights
 
@@ -134,3 +135,13 @@ def test_lengths_that_cannot_go_together_are_refused():
     with pytest.raises(ValueError, match="cannot be run together"):
         same_length(states)
     assert same_length([torch.zeros(77, 4), torch.zeros(154, 4)]).shape == (2, 154, 4)
+
+
+def test_a_long_prompt_goes_with_caching_and_short_ones_after_it_are_what_they_were(model_dir):
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"seed": 3, "num_inference_steps": 6, "cache_interval": 2, "output_type": "np"}
+    short = pipe("a red star", **settings).images
+    long = pipe(LONG, **settings).images
+    assert np.isfinite(long).all() and np.abs(long - short).max() > 10 / 255
+    assert np.abs(pipe("a red star", **settings).images - short).max() <= 1 / 255
