@@ -158,7 +158,13 @@ def test_a_signal_ends_a_picture_in_progress_cleanly_and_leaves_no_picture(model
     command = [sys.executable, "-m", "ov_decidiffusion", "--model-dir", str(model_dir)]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     address = next(line for line in process.stdout if "http://127.0.0.1" in line).split()[-1]
     client = Client(address, verbose=False, download_files=str(tmp_path / "client"))
