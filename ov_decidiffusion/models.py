@@ -197,7 +197,13 @@ class Models:
         return [torch.cat(column) for column in zip(*rows, strict=True)]
 
     def allow_long_prompts(self) -> None:
-        """Compile the U-Net anew when it is next asked for, for any number of hidden states: the folder's takes 77."""
+        """Compile the U-Net anew when it is next asked for, for any number of hidden states: the folder's takes 77.
+
+        Raises:
+            ValueError: the device takes one shape only.
+        """
+        if self.static_shapes:
+            raise ValueError("On this device a prompt has 77 hidden states: give `prompt_embeds` of that length.")
         with self._running:
             if not self._long_prompts:
                 self._long_prompts = True

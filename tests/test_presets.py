@@ -84,7 +84,7 @@ def test_models_seconds_are_counted_and_a_prompt_is_encoded_once(int8_pipe):
     ("arguments", "message"),
     [
         ({"preset": "faster"}, "`preset` must be one of exact, balanced, fast, got 'faster'"),
-        ({"solver": "euler"}, r"`solver` must be one of ddim, dpm\+\+, squeezed, got 'euler'"),
+        ({"solver": "eulr"}, r"`solver` must be one of ddim, .*, squeezed, got 'eulr'\. Did you mean 'euler'\?"),
         ({"quantized": "unet"}, "`quantized` must be True, False or some of"),
         ({"quantized": ["vae"]}, "`quantized` must be True, False or some of"),
         (
