@@ -144,6 +144,8 @@ def _read_webui(text: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {"prompt": prompt.strip()}
     if negative.strip():
         arguments["negative_prompt"] = negative.strip()
+    if "Hires upscale" in values:  # there it is of a second run, which enlarges the picture
+        values.pop("Denoising strength", None)
     try:
         for name, (argument, kind) in WEBUI_NAMES.items():
             if name in values:

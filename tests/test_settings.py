@@ -89,7 +89,7 @@ def test_automatic1111s_text_is_written_and_read(pipe, tmp_path):
         "solver": "dpm++ 2m karras",
     }
     assert made_with(tmp_path / "webui.png")["checkpoint"] == "a, model"
-    picture = pipe(**found).images[0]
+    picture = pipe(**found, image=Image.new("RGB", (128, 128), "white")).images[0]
     lines = picture.info["parameters"].split("\n")
     assert lines[:3] == WEBUI.split("\n")[:3]
     assert lines[3].startswith("Steps: 13, Sampler: DPM++ 2M Karras, CFG scale: 5.5, Seed: 1234, Size: 128x128, Model:")

@@ -53,11 +53,11 @@ def test_training_goes_on_where_it_stopped_and_only_where_it_is_the_same(tmp_pat
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
 
 
-def test_timesteps_cover_the_schedule_and_dwell_where_shapes_form():
+def test_timesteps_cover_the_schedule_and_dwell_where_captions_decide():
     drawn = torch.cat([draw_timesteps(48, 1000, step_generator(0, step)) for step in range(200)])
     assert drawn.min() >= 0 and drawn.min() < 5 and drawn.max() <= 999 and drawn.max() > 990
     shares = [((drawn >= low) & (drawn < low + 250)).float().mean().item() for low in (0, 250, 500, 750)]
-    assert shares[1] > 0.35 and min(shares) > 0.08, shares
+    assert shares[1] + shares[2] > 0.6 and min(shares) > 0.15, shares
 
 
 def test_held_out_captions_are_never_drawn_for_training():
