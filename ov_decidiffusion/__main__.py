@@ -139,7 +139,8 @@ def _quantize(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from ov_decidiffusion.demo import LOOPBACK, make_demo
+    from ov_decidiffusion.demo import make_demo
+    from ov_decidiffusion.limits import LOOPBACK
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
     auth = _credentials(options.host in LOOPBACK, options.auth, options.no_auth)
@@ -179,8 +180,9 @@ def _prepared(options: argparse.Namespace) -> Path:
 def _serve(options: argparse.Namespace) -> None:
     import uvicorn
 
+    from ov_decidiffusion.limits import LOOPBACK
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-    from ov_decidiffusion.serve import LOOPBACK, create_app, on_this_machine_only
+    from ov_decidiffusion.serve import create_app, on_this_machine_only
 
     local = options.host in LOOPBACK
     if options.api_key is None and not local and not options.no_auth:

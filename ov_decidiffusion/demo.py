@@ -16,6 +16,7 @@ from starlette.responses import Response
 from ov_decidiffusion.demo_api import offer_api
 from ov_decidiffusion.demo_events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
 from ov_decidiffusion.demo_page import lay_out, make_theme
+from ov_decidiffusion.limits import LOOPBACK
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.sittings import IDLE_SECONDS
 from ov_decidiffusion.studio import Studio
@@ -28,7 +29,6 @@ CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; object-src 'none'; "
     "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:* vscode-webview:"
 )
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DATA = Path(__file__).parent / "data"
 
 

@@ -17,13 +17,23 @@ TEXT_TO_IMAGE = (
 IMAGE_TO_IMAGE = f"{TEXT_TO_IMAGE} It starts from a picture, of which `strength` (0 to 1) is redone."
 INPAINT = f"{IMAGE_TO_IMAGE} Only what is white in the mask is made anew."
 
+# The names of ``arguments_of`` for what every endpoint takes, in the order in which it is taken.
+WORDS = ("prompt", "negative_prompt")
+HOW = ("seed", "steps", "guidance_scale", "preset", "solver", "size")
+
 
 def offer_api(studio: Studio) -> None:
     """``/text_to_image``, ``/image_to_image`` and ``/inpaint``, for ``gradio_client`` and plain HTTP."""
 
-    def make(session: str, seed: float, steps: float, **filled: Any) -> tuple[str, dict[str, Any]]:
+    def make(
+        request: gr.Request, words: tuple[str, str], how: tuple[float, float, float, str, str, str], **source: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """What all three give; ``words`` and ``how`` are their arguments in the order of the fields below."""
+        filled = dict(zip(WORDS, words, strict=True)) | dict(zip(HOW, how, strict=True)) | source
+        filled |= {"seed": None if filled["seed"] < 0 else filled["seed"], "steps": filled["steps"] or None}
+        session = request.session_hash
         try:
-            arguments = arguments_of(seed=None if seed < 0 else seed, steps=steps or None, **filled)
+            arguments = arguments_of(**filled)
         except ValueError as error:
             raise refused(str(error)) from error
         sitting = studio.sittings.of_session(session)
@@ -43,9 +53,8 @@ def offer_api(studio: Studio) -> None:
         size: str,
         request: gr.Request,
     ):
-        how = {"guidance_scale": guidance_scale, "preset": preset, "solver": solver, "size": size}
-        words = {"prompt": prompt, "negative_prompt": negative_prompt}
-        return make(request.session_hash, seed, num_inference_steps, **words, **how)
+        how = (seed, num_inference_steps, guidance_scale, preset, solver, size)
+        return make(request, (prompt, negative_prompt), how)
 
     def image_to_image(
         image: Image.Image,
@@ -60,10 +69,8 @@ def offer_api(studio: Studio) -> None:
         size: str,
         request: gr.Request,
     ):
-        how = {"guidance_scale": guidance_scale, "preset": preset, "solver": solver, "size": size}
-        words = {"prompt": prompt, "negative_prompt": negative_prompt}
-        source = {"source": image, "strength": strength}
-        return make(request.session_hash, seed, num_inference_steps, **source, **words, **how)
+        how = (seed, num_inference_steps, guidance_scale, preset, solver, size)
+        return make(request, (prompt, negative_prompt), how, source=image, strength=strength)
 
     def inpaint(
         image: Image.Image,
@@ -79,14 +86,12 @@ def offer_api(studio: Studio) -> None:
         size: str,
         request: gr.Request,
     ):
-        how = {"guidance_scale": guidance_scale, "preset": preset, "solver": solver, "size": size}
-        words = {"prompt": prompt, "negative_prompt": negative_prompt}
+        how = (seed, num_inference_steps, guidance_scale, preset, solver, size)
         try:
             mask = check_masks(mask_image, to_pictures(image))[0]
         except ValueError as error:
             raise refused(str(error)) from error
-        source = {"source": image, "mask": mask, "strength": strength}
-        return make(request.session_hash, seed, num_inference_steps, **source, **words, **how)
+        return make(request, (prompt, negative_prompt), how, source=image, mask=mask, strength=strength)
 
     with gr.Row(visible=False):
         image = gr.Image(label="image", type="pil", image_mode=None)

@@ -8,11 +8,11 @@ import gradio as gr
 from PIL import Image, ImageColor
 
 from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text
+from ov_decidiffusion.limits import MAX_SEED
 from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.settings import settings_of
 from ov_decidiffusion.sittings import LineIsFull, Sitting
 from ov_decidiffusion.studio import (
-    MAX_SEED,
     Seen,
     Studio,
     arguments_of,
@@ -56,11 +56,16 @@ def _asked(filled: dict[str, Any]) -> dict[str, Any]:
         raise refused(str(error)) from error
 
 
+def _sitting_of(studio: Studio, visitor: dict[str, Any] | None) -> tuple[str, Sitting]:
+    """The sitting of what a browser keeps, and its token; a new one where it keeps nothing, or nothing known."""
+    return studio.sittings.of((visitor or {}).get("token"))
+
+
 def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
     """A visitor comes, or comes back after a reload."""
 
     def arrive(visitor: dict[str, Any] | None):
-        token, sitting = studio.sittings.of((visitor or {}).get("token"))
+        token, sitting = _sitting_of(studio, visitor)
         return {"token": token}, *_shown(sitting, 0 if sitting.pictures else None)
 
     demo.load(arrive, page.visitor, [page.visitor, *_showing(page)], **AT_ONCE)
@@ -128,7 +133,7 @@ def wire_generation(page: Page, studio: Studio) -> None:
         ]
 
     def run(arguments: dict[str, Any], visitor: Any, session: str, used: int) -> Iterator[dict[Any, Any]]:
-        token, sitting = studio.sittings.of((visitor or {}).get("token"))
+        token, sitting = _sitting_of(studio, visitor)
         if studio.knows_nothing_of(arguments["prompt"]):
             gr.Warning("This small model knows none of these words. What it understands is listed on the left.")
         yield {page.visitor: {"token": token}, seed: used} | dict(zip(working, busy(True), strict=True))
@@ -149,7 +154,7 @@ def wire_generation(page: Page, studio: Studio) -> None:
         yield from run(_asked(values), filled[page.visitor], request.session_hash, values["seed"])
 
     def vary(visitor: Any, number: int | None, request: gr.Request):
-        _, sitting = studio.sittings.of((visitor or {}).get("token"))
+        _, sitting = _sitting_of(studio, visitor)
         one = _picked(sitting, number)
         arguments = _asked(
             {
@@ -160,9 +165,6 @@ def wire_generation(page: Page, studio: Studio) -> None:
             }
         )
         yield from run(arguments, visitor, request.session_hash, arguments["seed"][0])
-
-    def idle() -> list[Any]:
-        return busy(False)
 
     started = [
         gr.on(
@@ -180,9 +182,12 @@ def wire_generation(page: Page, studio: Studio) -> None:
             **IN_TURN,
         ),
     ]
+    told = [page.status, *working]
     for event in started:
-        event.then(idle, None, working, **AT_ONCE)
-        event.failure(lambda: [status_text("Nothing was made."), *idle()], None, [page.status, *working], **AT_ONCE)
+        event.then(lambda: busy(False), None, working, **AT_ONCE)
+        event.failure(
+            lambda: [status_text("Nothing was made."), *busy(False)], None, [page.status, *working], **AT_ONCE
+        )
 
     def stop(request: gr.Request) -> None:
         studio.line.stop(request.session_hash)
@@ -271,10 +276,10 @@ def wire_current(page: Page, studio: Studio) -> None:
         return seed_of(of_current(visitor, number).arguments, 0), True
 
     def of_current(visitor: Any, number: int | None) -> Any:
-        return _picked(studio.sittings.of((visitor or {}).get("token"))[1], number)
+        return _picked(_sitting_of(studio, visitor)[1], number)
 
     def select(visitor: Any, event: gr.SelectData):
-        sitting = studio.sittings.of((visitor or {}).get("token"))[1]
+        sitting = _sitting_of(studio, visitor)[1]
         return [status_text("Made earlier."), *_shown(sitting, event.index)]
 
     def source_from(picture: Image.Image) -> list[Any]:
@@ -315,7 +320,7 @@ def wire_comparison(page: Page, studio: Studio) -> None:
     sides = [{component: name for name, component in side.items()} for side in page.compared]
 
     def compare(filled: dict[Any, Any], request: gr.Request):
-        _, sitting = studio.sittings.of((filled[page.visitor] or {}).get("token"))
+        _, sitting = _sitting_of(studio, filled[page.visitor])
         pair, told = [], []
         for name, side in zip("AB", sides, strict=True):
             values = {shared[one]: filled[one] for one in shared} | {side[one]: filled[one] for one in side}

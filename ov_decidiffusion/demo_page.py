@@ -6,11 +6,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
+from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.schedulers import SOLVERS
 from ov_decidiffusion.settings import webui_sampler
-from ov_decidiffusion.studio import AUTOMATIC, MAX_PICTURES, MAX_SEED, MAX_STEPS, Studio
+from ov_decidiffusion.studio import AUTOMATIC, MAX_PICTURES, Studio
 
 LICENSE_NOTE = (
     "Pictures of the real DeciDiffusion are not filtered; its weights come with the "
@@ -94,7 +95,7 @@ def lay_out(studio: Studio) -> Page:
                 _draw_result(page)
             with gr.Tab("Compare"):
                 _draw_comparison(page, pipe)
-    _draw_foot(page, pipe)
+    _draw_foot(page)
     return page
 
 
@@ -267,7 +268,9 @@ def _draw_result(page: Page) -> None:
 def _draw_comparison(page: Page, pipe: OVStableDiffusionPipeline) -> None:
     gr.Markdown("One prompt and one seed through two settings. Prompt, size and seed are those of the form.")
     with gr.Row():
-        for side, preset, solver in (("A", "exact", AUTOMATIC), ("B", _fastest(pipe), "euler a")):
+        # Beside exact stands the fastest preset, or where there is one preset only another sampler.
+        other = ("B", "fast", AUTOMATIC) if pipe.quantized_parts else ("B", "exact", "euler a")
+        for side, preset, solver in (("A", "exact", AUTOMATIC), other):
             with gr.Column(min_width=150):
                 page.compared.append(
                     {
@@ -278,9 +281,7 @@ def _draw_comparison(page: Page, pipe: OVStableDiffusionPipeline) -> None:
                         "guidance_scale": gr.Slider(
                             1, 15, pipe.defaults["guidance_scale"], step=0.5, label=f"Guidance scale {side}"
                         ),
-                        "solver": _solver_choice(
-                            f"Sampler {side}", None, AUTOMATIC if preset != "exact" or side == "A" else solver
-                        ),
+                        "solver": _solver_choice(f"Sampler {side}", None, solver),
                     }
                 )
     page.actions["compare"] = gr.Button("Compare", variant="primary", elem_id="compare")
@@ -297,18 +298,13 @@ def _draw_comparison(page: Page, pipe: OVStableDiffusionPipeline) -> None:
     )
 
 
-def _draw_foot(page: Page, pipe: OVStableDiffusionPipeline) -> None:
+def _draw_foot(page: Page) -> None:
     page.incoming = gr.File(label="Pasted or dropped", elem_id="incoming", file_types=["image"], type="filepath")
-    real = "" if not pipe.defaults.get("understands") else LICENSE_NOTE
     gr.Markdown(
         "A picture that was made here, dropped anywhere on this page, fills its settings in; any other becomes the "
-        f"source. So does one that is pasted. Enter and Ctrl+Enter generate. {real or LICENSE_NOTE}",
+        f"source. So does one that is pasted. Enter and Ctrl+Enter generate. {LICENSE_NOTE}",
         elem_id="foot",
     )
-
-
-def _fastest(pipe: OVStableDiffusionPipeline) -> str:
-    return "fast" if pipe.quantized_parts else "exact"
 
 
 def _preset_choice(pipe: OVStableDiffusionPipeline, label: str = "Preset", value: str = "exact") -> gr.Radio:

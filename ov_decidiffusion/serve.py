@@ -29,14 +29,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ov_decidiffusion.batching import Batcher, Job, QueueIsFull
 from ov_decidiffusion.images import fit_size, to_rgb
+from ov_decidiffusion.limits import LOOPBACK, MAX_SEED, MAX_STEPS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 MAX_UPLOAD = 30_000_000  # bytes
 MAX_PICTURES = 10  # of a request, as in OpenAI's interface
-MAX_STEPS = 100
-MAX_SEED = 2**31 - 1
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PREFIXES = ("/v1", "/v3")
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,7 @@ def sha256_of(picture: Image.Image) -> str:
     return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
+@cache
 def versions() -> dict[str, str]:
     """Of the libraries that a picture depends on."""
     return {name: version(name) for name in VERSIONS}

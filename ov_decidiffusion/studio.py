@@ -11,14 +11,13 @@ from PIL import Image, ImageChops
 
 from ov_decidiffusion.denoise import DenoisingStep
 from ov_decidiffusion.images import fit_size
+from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.settings import made_with, settings_of
 from ov_decidiffusion.sittings import Kept, Line, Sitting, Sittings, Ticket
 
-MAX_SEED = 2**31 - 1
 MAX_PICTURES = 4
-MAX_STEPS = 100
 PREVIEW_SECONDS = 0.15  # between two previews: more would only slow the pictures down
 SHAPES = {"square": 1, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "3:4": 3 / 4, "2:3": 2 / 3, "9:16": 9 / 16}
 AUTOMATIC = "auto"  # a size or a solver that nobody chose
@@ -76,11 +75,10 @@ class Studio:
                 yield from self._run(arguments, ticket, sitting)
 
     def _wait(self, ticket: Ticket) -> Iterator[Seen]:
-        while self.line.ahead(ticket):
+        while ahead := self.line.ahead(ticket):
             if self.line.is_stopped(ticket):
                 yield Seen("Stopped while waiting.")
                 return
-            ahead = self.line.ahead(ticket)
             before = "one picture is" if ahead == 1 else f"{ahead} pictures are"
             yield Seen(f"Waiting: {before} made before yours, about {_seconds(self.line.wait_for(ticket))}.")
             self.line.ahead(ticket, 0.5)

@@ -1,5 +1,6 @@
 """What the tests share: the embedded checkpoint, converted once, and diffusers' own pipelines on the same weights."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ov_decidiffusion.checkpoint import (
     load_vae,
 )
 from ov_decidiffusion.convert import ConversionReport, convert_checkpoint
+from ov_decidiffusion.demo import DemoBlocks, make_demo
 from ov_decidiffusion.folder import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizationReport, quantize_models
@@ -56,6 +58,15 @@ def int8_pipe(quantization, model_dir) -> OVStableDiffusionPipeline:
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="module")
+def demo(int8_pipe) -> Iterator[DemoBlocks]:
+    """The demo, served on this machine."""
+    demo = make_demo(int8_pipe)
+    demo.launch(prevent_thread_lock=True, quiet=True)
+    yield demo
+    demo.close(verbose=False)
 
 
 @pytest.fixture(scope="session")

@@ -13,21 +13,13 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from ov_decidiffusion.__main__ import main
-from ov_decidiffusion.demo import DemoBlocks, make_demo
+from ov_decidiffusion.demo import DemoBlocks
 from ov_decidiffusion.demo_page import example_source
 from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.settings import settings_of
 from training.oracle import read_picture
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def demo(int8_pipe):
-    demo = make_demo(int8_pipe)
-    demo.launch(prevent_thread_lock=True, quiet=True)
-    yield demo
-    demo.close(verbose=False)
 
 
 def test_listens_on_localhost_only(demo):

@@ -28,14 +28,6 @@ pytestmark = pytest.mark.skipif(not BROWSER and not IN_CI, reason="needs Chromiu
 
 
 @pytest.fixture(scope="module")
-def demo(int8_pipe):
-    demo = make_demo(int8_pipe)
-    demo.launch(prevent_thread_lock=True, quiet=True)
-    yield demo
-    demo.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

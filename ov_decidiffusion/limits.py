@@ -1,0 +1,5 @@
+"""What the demo and the server let their visitors ask for, and which names are this machine's own."""
+
+MAX_SEED = 2**31 - 1
+MAX_STEPS = 100
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
