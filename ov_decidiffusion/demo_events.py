@@ -182,7 +182,6 @@ def wire_generation(page: Page, studio: Studio) -> None:
             **IN_TURN,
         ),
     ]
-    told = [page.status, *working]
     for event in started:
         event.then(lambda: busy(False), None, working, **AT_ONCE)
         event.failure(
