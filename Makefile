@@ -1,7 +1,9 @@
 # make run     set up, execute the notebook on the embedded checkpoint, start the demo
 # make test    set up, run all tests
+# make notebook    execute the notebook and write it as it is committed
 # make benchmark   measure speed, memory and fidelity at full size, beside peers; an hour and a half
 # make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; half an hour
+# make bulk-benchmark    many pictures, and many clients of the server; a quarter of an hour
 # make soak        kills, many clients, hundreds of pictures, fuzzing at length; half an hour
 # make lock    pin all packages with their hashes in requirements.lock (Linux, Python 3.11)
 # LOCKED=1 installs what the lock says instead of the newest that requirements.txt allows.
@@ -15,12 +17,14 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint clean benchmark quality peers lock soak
+.PHONY: run notebook test lint clean benchmark quality peers lock soak bulk-benchmark
 
 run: $(VENV)/ready
-	CI=true $(BIN)/python -m nbconvert --to html --execute decidiffusion.ipynb
-	@echo "The executed notebook, with its pictures: $(CURDIR)/decidiffusion.html"
+	$(BIN)/python execute_notebook.py
 	$(BIN)/python -m ov_decidiffusion
+
+notebook: $(VENV)/ready-to-test
+	DECIDIFFUSION_TRAIN=1 $(BIN)/python execute_notebook.py --in-place
 
 test: $(VENV)/ready-to-test
 	$(BIN)/python -m ruff check .
@@ -38,6 +42,10 @@ benchmark: $(VENV)/ready-to-test peers
 
 quality: $(VENV)/ready-to-test
 	$(BIN)/python -m benchmarks.quality
+
+bulk-benchmark: $(VENV)/ready-to-test
+	$(BIN)/python -m benchmarks.bulk
+	$(BIN)/python -m benchmarks.load
 
 soak: $(VENV)/ready-to-test
 	$(BIN)/python -m benchmarks.soak

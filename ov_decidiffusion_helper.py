@@ -1,16 +1,21 @@
-"""What the notebook imports: the library's public names, and what only a notebook needs."""
+"""What the notebook imports: the library's public names, and drawings."""
 
+import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import openvino as ov
 import torch
 from diffusers import UNet2DConditionModel
+from IPython import display
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image, ImageDraw, ImageFont
@@ -22,10 +27,14 @@ from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.download import find_checkpoint
 from ov_decidiffusion.folder import default_model_dir
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.presets import way_down
+from ov_decidiffusion.plan import noise_levels
+from ov_decidiffusion.profiling import level_times
 from ov_decidiffusion.quantize import quantize_models
-from ov_decidiffusion.schedulers import SOLVERS, SQUEEZE_MODES
+from ov_decidiffusion.studies import Timed, closeness_by_steps, guidance_map, timed, walk_down
 from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
+from ov_decidiffusion.word_maps import word_maps
+from training.oracle import read_picture
+from training.scenes import example_picture
 
 __all__ = [
     "EMBEDDED_CHECKPOINT",
@@ -34,22 +43,69 @@ __all__ = [
     "ConversionReport",
     "FlexibleUNet2DConditionModel",
     "OVStableDiffusionPipeline",
+    "bar",
+    "channels",
+    "check",
     "checkpoint_dropdown",
     "chosen_checkpoint",
+    "closeness_by_steps",
     "compare_unets",
     "convert_checkpoint",
     "default_model_dir",
     "device_dropdown",
+    "difference",
+    "draw_closeness",
+    "draw_levels",
+    "draw_schedule",
+    "draw_seconds",
+    "draw_table",
     "draw_unets",
+    "example_picture",
+    "film",
     "find_checkpoint",
+    "grade",
+    "guidance_map",
+    "heat",
+    "level_times",
     "make_demo",
+    "noise_levels",
     "picture_grid",
     "quantize_models",
-    "steps_against_quality",
+    "read_picture",
+    "show",
+    "timed",
     "walk_down",
+    "word_maps",
 ]
 
-COLORS = {"R": "#9ecae1", "T": "#fdae6b"}
+# Okabe and Ito's colours, which the colour-blind tell apart; on white, so that dark pages show them too.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+GREY = "#767676"
+COLORS = {"R": SKY, "T": ORANGE}
+PARTS = {"text_encoder": PURPLE, "unet": BLUE, "unet_top_level": SKY, "vae_decoder": ORANGE, "elsewhere": GREY}
+STYLE = {
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "legend.frameon": False,
+}
+
+
+class _Choice:
+    """Says in plain text what is chosen, for pages that show no widgets."""
+
+    def __repr__(self) -> str:
+        return f"{self.description} {self.value}"
+
+
+class _Combobox(_Choice, widgets.Combobox):
+    pass
+
+
+class _Dropdown(_Choice, widgets.Dropdown):
+    pass
 
 
 def checkpoint_dropdown() -> widgets.Combobox:
@@ -57,7 +113,7 @@ def checkpoint_dropdown() -> widgets.Combobox:
 
     ``DECIDIFFUSION_CHECKPOINT`` sets what is chosen at first; without it, the embedded one.
     """
-    return widgets.Combobox(
+    return _Combobox(
         value=os.environ.get("DECIDIFFUSION_CHECKPOINT") or next(iter(KNOWN_CHECKPOINTS)),
         options=list(KNOWN_CHECKPOINTS),
         ensure_option=False,
@@ -74,7 +130,42 @@ def chosen_checkpoint(dropdown: widgets.Combobox) -> str:
 def device_dropdown() -> widgets.Dropdown:
     """Choose among the devices that OpenVINO finds on this machine, and AUTO."""
     devices = [*ov.Core().available_devices, "AUTO"]
-    return widgets.Dropdown(value=devices[0], options=devices, description="Device:")
+    return _Dropdown(value=devices[0], options=devices, description="Device:")
+
+
+def show(picture: Image.Image | Figure, alt: str) -> None:
+    """Show a picture or a chart with a sentence for those who cannot see it."""
+    if isinstance(picture, Figure):
+        buffer = io.BytesIO()
+        picture.savefig(buffer, format="png", dpi=100)
+        plt.close(picture)
+        picture = Image.open(buffer).convert("RGB").quantize(64)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    display.display(display.Image(buffer.getvalue(), alt=alt))
+
+
+def bar(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
+    """Hand out items under a line that counts them and, at the end, says how long they took."""
+    total = len(items) if total is None else total
+    start, line = time.perf_counter(), display.display(display.Pretty(f"{what} …"), display_id=True)
+    for count, item in enumerate(items):
+        line.update(display.Pretty(f"{what}: {count} of {total}"))
+        yield item
+    line.update(display.Pretty(f"{what}: {total} in {time.perf_counter() - start:.1f} s"))
+
+
+def check(right: bool, otherwise: str) -> None:
+    """Say whether an exercise is solved, or what to look at."""
+    print("Right." if right else f"Not yet: {otherwise}")
+
+
+def grade(picture: Image.Image, thing: str, place: str) -> None:
+    """Let the oracle read a picture of the embedded checkpoint, and say whether it shows one thing in a place."""
+    reading = read_picture(picture)
+    seen = " and ".join(reading.objects) + ("" if reading.clear else " (not clearly)")
+    right = reading.clear and thing in reading.objects and reading.place == place
+    print(f"{'Right' if right else 'Not yet'}: the oracle reads {seen} {reading.place}.")
 
 
 def picture_grid(
@@ -123,58 +214,122 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return "\n".join(lines)
 
 
-def steps_against_quality(
-    pipe: OVStableDiffusionPipeline, prompts: Sequence[str], steps: Sequence[int] = (4, 6, 8, 10, 14, 20), seed: int = 0
-) -> Figure:
-    """Chart how close pictures of few steps come to those of very many, solver by solver.
+def difference(picture: Image.Image, reference: Image.Image, times: float = 8) -> Image.Image:
+    """The difference of two pictures, many times as large, from black for none."""
+    apart = np.abs(np.asarray(picture.convert("RGB"), float) - np.asarray(reference.convert("RGB"), float))
+    return Image.fromarray(np.clip(times * apart, 0, 255).astype(np.uint8))
 
-    All solvers follow the same path from the same noise, so with enough steps they end in the same picture: the
-    reference is DPM-Solver++'s after 60. The pipeline keeps its scheduler.
+
+def channels(latents: torch.Tensor) -> list[Image.Image]:
+    """Each channel of one picture's latents [1, c, h, w] in grey, from its darkest to its lightest value."""
+    grey = latents[0] - latents[0].amin(dim=(1, 2), keepdim=True)
+    grey = 255 * grey / grey.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+    return [Image.fromarray(channel.byte().numpy()) for channel in grey]
+
+
+def heat(values: np.ndarray, under: Image.Image | None = None, most: float | None = None) -> Image.Image:
+    """A map [h, w] in colours from dark to bright, laid half over a picture if one is given.
 
     Args:
-        prompts: the picture of each counts alike.
-        steps: numbers of steps to try; squeezed schedules have theirs.
-        seed: of the first picture; the others count on.
+        most: the value that is brightest; by default the largest.
     """
-    kept, config = pipe.scheduler, pipe.scheduler.config
-    settings = {"seed": [seed + i for i in range(len(prompts))], "output_type": "np"}
-    solvers = {"DDIM": SOLVERS["ddim"], "DPM-Solver++": SOLVERS["dpm++ 2m"]}
-    squeezed_solver, squeezed_options = SOLVERS["squeezed"]
-    for mode in SQUEEZE_MODES:
-        solvers[f"squeezed {mode}"] = (squeezed_solver, squeezed_options | {"squeeze_mode": mode})
-    figure, axis = plt.subplots(figsize=(7, 3.2))
-    try:
-        reference = pipe(list(prompts), num_inference_steps=60, solver="dpm++", **settings).images
-        for name, (solver, options) in solvers.items():
-            pipe.scheduler = solver.from_config(config, **options)
-            squeezed = "squeeze_mode" in options
-            counts = [SQUEEZE_MODES[options["squeeze_mode"]][0]] if squeezed else list(steps)
-            asked = [16] if squeezed else counts  # what DeciDiffusion 2.0's makers lay out before squeezing
-            errors = [pipe(list(prompts), num_inference_steps=n, **settings).images - reference for n in asked]
-            decibels = [-10 * np.log10(np.mean(np.square(error))) for error in errors]
-            axis.plot(counts, decibels, "D" if squeezed else "o-", label=name)
-    finally:
-        pipe.scheduler = kept
-    axis.set_xlabel("steps that run")
-    axis.set_ylabel("closeness, dB")
-    axis.legend(fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    shares = np.clip(values / max(1e-12, values.max() if most is None else most), 0, 1)
+    colored = Image.fromarray((255 * matplotlib.colormaps["inferno"](shares)[..., :3]).astype(np.uint8))
+    if under is None:
+        return colored
+    return Image.blend(under.convert("L").convert("RGB"), colored.resize(under.size, Image.Resampling.BICUBIC), 0.6)
+
+
+def film(frames: Sequence[Image.Image], file: Path, side: int = 256, milliseconds: int = 160) -> None:
+    """Write frames as a looping GIF that rests on the last one, and show it."""
+    large = [frame.convert("RGB").resize((side, side), Image.Resampling.NEAREST) for frame in frames]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    times = [milliseconds] * (len(large) - 1) + [12 * milliseconds]
+    small = [frame.quantize(96) for frame in large]
+    small[0].save(file, save_all=True, append_images=small[1:], duration=times, loop=0, optimize=True)
+    display.display(display.Image(file.read_bytes(), format="gif", alt="What the U-Net believes, step by step"))
+
+
+def draw_schedule(pipe: OVStableDiffusionPipeline, num_inference_steps: int) -> Figure:
+    """The signal's share of a schedule, and its noise level, with the steps of a run marked."""
+    pipe.scheduler.set_timesteps(num_inference_steps)
+    every = torch.arange(pipe.scheduler.config.num_train_timesteps)
+    marked = pipe.scheduler.timesteps.long()
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
+        left.plot(every, pipe.scheduler.alphas_cumprod)
+        left.plot(marked, pipe.scheduler.alphas_cumprod[marked], "o", color=RED, markersize=4)
+        left.set(xlabel="timestep", ylabel="alpha-bar: share of signal")
+        right.semilogy(every, noise_levels(pipe.scheduler, every))
+        right.semilogy(marked, noise_levels(pipe.scheduler, marked), "o", color=RED, markersize=4)
+        right.set(xlabel="timestep", ylabel="sigma: noise per signal")
+        figure.tight_layout()
     return figure
 
 
-def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Image.Image:
-    """The same prompt and seed with one trick after the other, down to the preset "fast"; seconds in the titles.
+def draw_levels(times: dict[str, float]) -> Figure:
+    """Milliseconds of each block, as bars in the order in which the blocks run."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(8, 2.8))
+        bars = axis.barh(list(times), list(times.values()), color=BLUE)
+        axis.bar_label(bars, fmt=" %.1f ms", fontsize=9)
+        axis.invert_yaxis()
+        axis.set_xlabel("milliseconds of one run")
+        figure.tight_layout()
+    return figure
 
-    Every picture is made twice and the second is timed, so that no row pays for compiling.
-    """
-    pictures, titles = [], []
-    for name, arguments in ({"exact": {}} | way_down()).items():
-        pipe(prompt, seed=seed, **arguments)
-        start = time.perf_counter()
-        pictures.append(pipe(prompt, seed=seed, **arguments).images[0])
-        titles.append(f"{name}: {time.perf_counter() - start:.2f} s")
-    return picture_grid(pictures, titles)
+
+def draw_table(names: Sequence[str], values: np.ndarray) -> Figure:
+    """A square table of numbers from -1 to 1 as colours, with the numbers in it."""
+    side = 0.62 * len(names) + 1.2
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(side, side))
+        axis.imshow(values, cmap="viridis", vmin=min(0.0, values.min()), vmax=1)
+        for (row, column), value in np.ndenumerate(values):
+            axis.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=_on(value))
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axis.set_yticks(range(len(names)), names)
+        axis.spines[:].set_visible(False)
+        figure.tight_layout()
+    return figure
+
+
+def _on(value: float) -> str:
+    return "black" if value > 0.6 else "white"
+
+
+def draw_closeness(found: Sequence[tuple[str, int, float]]) -> Figure:
+    """How close few steps come, a line for each solver, and a diamond where there is one point only."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7, 3.2))
+        for name in dict.fromkeys(name for name, _, _ in found):
+            steps, decibels = zip(*[(steps, value) for other, steps, value in found if other == name], strict=True)
+            axis.plot(steps, decibels, "D" if name == "squeezed" else "o-", label=name)
+        axis.set(xlabel="steps that run", ylabel="closeness, dB")
+        axis.legend(fontsize=9)
+        figure.tight_layout()
+    return figure
+
+
+def draw_seconds(rows: Sequence[Timed]) -> Figure:
+    """Where the seconds of each row went, as bars."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(9, 0.45 * len(rows) + 1))
+        for i, row in enumerate(rows):
+            spent = row.models | {"elsewhere": max(0.0, row.seconds - sum(row.models.values()))}
+            left = 0.0
+            for part, color in PARTS.items():
+                label = part.replace("_", " ") if i == 0 or part == "unet_top_level" else None
+                known = label in axis.get_legend_handles_labels()[1]
+                axis.barh(i, spent.get(part, 0), left=left, color=color, label=None if known else label)
+                left += spent.get(part, 0)
+            axis.text(left, i, f" {row.seconds:.2f} s", va="center")
+        axis.set_yticks(range(len(rows)), [row.name for row in rows])
+        axis.invert_yaxis()
+        axis.set_xlabel("seconds a picture")
+        axis.legend(fontsize=8, loc="lower right")
+        figure.tight_layout()
+    return figure
 
 
 def compare_unets() -> dict[str, nn.Module]:
@@ -190,7 +345,13 @@ def draw_unets(unets: dict[str, nn.Module]) -> Figure:
     figure, axes = plt.subplots(1, len(unets), figsize=(6.4 * len(unets), 4.4), squeeze=False)
     for axis, (name, unet) in zip(axes[0], unets.items(), strict=True):
         _draw_unet(axis, name, unet)
-    figure.text(0.5, 0.01, "R: residual block    T: transformer (attention to the text)", ha="center", fontsize=9)
+    figure.text(
+        0.5,
+        0.01,
+        "R: residual block    T: transformer (attention: to itself, then to the text)",
+        ha="center",
+        fontsize=9,
+    )
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     return figure
 

@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 START = time.perf_counter()
-PROMPT = "a large red star on a blue background"
-WARMUP_PROMPT = "a small green ring on a white background"  # another one: the pipelines may remember prompts
+PROMPT = "a fox in the snow"
+WARMUP_PROMPT = "a whale under water"  # another one: the pipelines may remember prompts
 SEED = 42
 PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "torch", "diffusers", "transformers")
 

@@ -1,4 +1,5 @@
-"""The command: the demo, which starts without one; ``serve`` for programs; ``convert`` and ``quantize`` for folders."""
+"""The command: the demo, which starts without one; ``serve`` for programs; ``bulk`` for many pictures; ``convert`` and
+``quantize`` for folders."""
 
 import argparse
 import contextlib
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-COMMANDS = ("demo", "serve", "convert", "quantize")
+COMMANDS = ("demo", "serve", "bulk", "convert", "quantize")
 EXTRAS = {
     "gradio": "demo",
     "starlette": "demo",
@@ -22,6 +23,8 @@ EXTRAS = {
     "prometheus_client": "serve",
     "nncf": "quantize",
     "rich": "quantize",
+    "pyarrow": "scale",
+    "ray": "scale",
 }
 QUANTIZE_HELP = (
     "make the INT8 models first that the faster presets need, unless they are there: a minute for the embedded "
@@ -94,10 +97,20 @@ def _parser() -> argparse.ArgumentParser:
         "--api-key", default=os.environ.get("OV_DECIDIFFUSION_API_KEY"), help="what clients have to send"
     )
     serve.add_argument("--no-auth", action="store_true", help="let everybody in")
+    serve.add_argument("--demo", action="store_true", help="the demo too, at /demo; its password is the API key")
     serve.add_argument("--max-waiting", type=int, default=64, help="requests that may wait; by default %(default)s")
     serve.add_argument("--max-batch", type=int, default=4, help="pictures that run together; by default %(default)s")
     serve.add_argument("--timeout", type=float, default=600, help="seconds for a request; by default %(default)s")
     serve.set_defaults(run=_serve)
+
+    bulk = commands.add_parser("bulk", parents=[source, running], help="pictures of all prompts of a file")
+    bulk.add_argument("prompts", help="a .txt file of prompts; or .csv, .jsonl or .parquet with arguments as columns")
+    bulk.add_argument("--out", required=True, help="a new folder, or one to go on with")
+    bulk.add_argument("--actors", type=int, default=1, help="pipelines at once; more than one needs Ray")
+    bulk.add_argument("--ray-address", help="of a cluster; by default Ray is started here, if it is installed")
+    bulk.add_argument("--format", default="png", choices=("png", "webdataset"))
+    bulk.add_argument("--preset", help="exact, balanced or fast, for rows that say nothing else")
+    bulk.set_defaults(run=_bulk)
 
     convert = commands.add_parser("convert", parents=[source], help="make the model folder of a checkpoint")
     convert.add_argument("--weight-format", default="fp16", choices=("fp16", "fp32"))
@@ -198,8 +211,38 @@ def _serve(options: argparse.Namespace) -> None:
     if local:
         on_this_machine_only(app)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn ends gracefully by itself
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=60)
+    with _demo_beside(app, pipe, options) if options.demo else contextlib.nullcontext():
+        uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=60)
     pipe.close()
+
+
+@contextlib.contextmanager
+def _demo_beside(app, pipe, options: argparse.Namespace) -> Iterator[None]:
+    from ov_decidiffusion.demo import mount_demo
+
+    with _folder_for_pictures():
+        demo = mount_demo(app, pipe, options.api_key)
+        print(f"the demo: http://{options.host}:{options.port}/demo", flush=True)
+        yield
+        demo.close(verbose=False)
+
+
+def _bulk(options: argparse.Namespace) -> None:
+    from ov_decidiffusion.bulk import generate
+
+    manifest = generate(
+        options.prompts,
+        _prepared(options),
+        options.out,
+        actors=options.actors,
+        threads=options.threads,
+        ray_address=options.ray_address,
+        output_format=options.format,
+        device=options.device,
+        inference_precision=options.inference_precision,
+        **({} if options.preset is None else {"preset": options.preset}),
+    )
+    print(f"the pictures and what they were made with: {manifest}")
 
 
 @contextlib.contextmanager

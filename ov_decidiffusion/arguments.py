@@ -1,15 +1,13 @@
 """What a call of the pipeline may be given: every refusal names the argument, its value and what is allowed.
 
-All functions raise ValueError.
+All functions raise ValueError. What is of tensors lies in ``tensors.py``: this file is imported before torch is.
 """
 
 import numbers
 from typing import Any
 
 import numpy as np
-import torch
 
-MAX_SEED = 2**64 - 1  # what torch.Generator takes
 MAX_GUIDANCE = 1000  # far beyond all use; at 1e38 numbers overflow
 SHOWN = 120  # characters of a value in a message
 
@@ -51,21 +49,11 @@ def check_negative_prompts(negative_prompt: str | list[str] | None, count: int) 
     return negatives
 
 
-def check_embeds(name: str, embeds: Any, width: int, count: int | None = None) -> torch.Tensor:
-    """Hidden states [count, n, width] of a text encoder; any count if None."""
-    if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or embeds.shape[-1] != width or 0 in embeds.shape:
-        found = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else shown(embeds)
-        raise ValueError(
-            f"`{name}` must be a tensor [prompts, tokens, {width}], as encode_prompt makes it, got {found}."
-        )
-    return check_latents(name, embeds, (count or len(embeds), *embeds.shape[1:]))
-
-
 def check_schedule(name: str, values: Any, high: float) -> list[Any] | None:
     """None, or timesteps or noise levels, falling, from ``high`` to 0."""
     if values is None:
         return None
-    if isinstance(values, (np.ndarray, torch.Tensor)):
+    if hasattr(values, "tolist"):  # an array, or a tensor
         values = values.tolist()
     if not isinstance(values, (list, tuple)) or not values:
         raise ValueError(f"`{name}` must be a list of falling numbers, got {shown(values)}.")
@@ -135,20 +123,6 @@ def check_guidance_interval(interval: Any) -> tuple[float, float] | None:
     return low, check_range("guidance_interval[1]", interval[1], interval[0], None)
 
 
-def check_latents(name: str, latents: Any, expected: tuple[int, ...]) -> torch.Tensor:
-    """Latents of the expected shape, from a tensor or a numpy array, as a float32 tensor on the CPU."""
-    if isinstance(latents, np.ndarray) and latents.dtype.kind in "fiu":
-        latents = torch.from_numpy(latents.astype(np.float32))
-    if not isinstance(latents, torch.Tensor) or latents.is_complex():
-        raise ValueError(f"`{name}` must be a tensor or an array of numbers {expected}, got {shown(latents)}.")
-    if tuple(latents.shape) != tuple(expected):
-        raise ValueError(f"`{name}` must have the shape {tuple(expected)}, got {tuple(latents.shape)}.")
-    latents = latents.detach().cpu().float()
-    if not torch.isfinite(latents).all():
-        raise ValueError(f"`{name}` must hold numbers only, but has NaN or infinity in it.")
-    return latents
-
-
 def check_callback(callback: Any) -> None:
     """Refuse what cannot be called."""
     if callback is not None and not callable(callback):
@@ -169,40 +143,3 @@ def check_callback_result(result: Any) -> dict[str, Any]:
     if result is not None and not isinstance(result, dict):
         raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {shown(result)}.")
     return result or {}
-
-
-def make_generator(
-    generator: torch.Generator | list[torch.Generator] | None, seed: int | list[int] | None, pictures: int
-) -> torch.Generator | list[torch.Generator] | None:
-    """One generator for the batch, or a list of one a picture; no global seed is touched."""
-    if seed is not None:
-        if generator is not None:
-            raise ValueError("Give `seed` or `generator`, not both.")
-        several = isinstance(seed, (list, tuple, np.ndarray))
-        seeds = [check_whole("seed", value, 0, MAX_SEED) for value in (seed if several else [seed])]
-        made = [torch.Generator().manual_seed(value) for value in seeds]
-        generator = made if several else made[0]
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != pictures:
-            raise ValueError(
-                f"`{'generator' if seed is None else 'seed'}` is a list and needs one for each of the {pictures} "
-                f"pictures, got {len(generator)}."
-            )
-        generator = list(generator)
-    for one in generator if isinstance(generator, list) else [generator]:
-        if one is not None and not isinstance(one, torch.Generator):
-            raise ValueError(
-                f"`generator` must be a torch.Generator or a list of them, got {shown(one)}; whole numbers are `seed`s."
-            )
-    return generator
-
-
-def unseeded_generator() -> torch.Generator:
-    """Where neither a seed nor a generator is given: torch's own right after ``torch.manual_seed``, as in diffusers.
-
-    Otherwise a new one whose seed torch's own draws, so that the seed can be told.
-    """
-    own = torch.default_generator
-    if torch.equal(torch.Generator().manual_seed(own.initial_seed()).get_state(), own.get_state()):
-        return own
-    return torch.Generator().manual_seed(int(torch.randint(2**32, ())))

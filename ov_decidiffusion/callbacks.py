@@ -1,12 +1,16 @@
 """What diffusers' users do while a picture is made: callbacks, and the pipeline's attributes that they read and set."""
 
+from __future__ import annotations
+
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ov_decidiffusion.arguments import MAX_GUIDANCE, check_callback_result, check_embeds, check_range
-from ov_decidiffusion.denoise import DenoisingStep
+from ov_decidiffusion.arguments import MAX_GUIDANCE, check_callback_result, check_range
+
+if TYPE_CHECKING:
+    from ov_decidiffusion.denoise import DenoisingStep
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
@@ -78,6 +82,8 @@ class RunState:
 
 def call_back(callback: Callable, pipe: RunState, step: DenoisingStep, names: list[str]) -> None:
     """Show a step to a callback, and go on from what it returns."""
+    from ov_decidiffusion.tensors import check_embeds  # there is a step, so torch is there
+
     negative = step.prompt_embeds[: len(step.latents)]
     tensors = {"latents": step.latents, "prompt_embeds": step.prompt_embeds, "negative_prompt_embeds": negative}
     result = check_callback_result(callback(pipe, step.index, step.timestep, {name: tensors[name] for name in names}))

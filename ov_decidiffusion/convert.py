@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from ov_decidiffusion.folder import (
     DEFAULTS_2_0,
     DEFAULTS_FILE,
     FORMAT,
+    QUANTIZED_KINDS,
     building,
     check_disk,
     check_model_dir,
@@ -38,6 +40,7 @@ from ov_decidiffusion.folder import (
     is_free,
     naming_a_full_disk,
     only_one,
+    quantized_sibling,
     read_json,
     tokenizer_dir,
     weights_file,
@@ -118,13 +121,15 @@ def convert_checkpoint(
     """
     if weight_format not in WEIGHT_FORMATS:
         raise ValueError(f"`weight_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}.")
-    model_dir = default_model_dir(checkpoint, weight_format) if model_dir is None else Path(model_dir).expanduser()
+    default = model_dir is None
+    model_dir = default_model_dir(checkpoint, weight_format) if default else Path(model_dir).expanduser()
     source = _source(checkpoint, revision)
     with only_one(model_dir):
         if not is_free(model_dir):
-            found = _existing_report(model_dir, checkpoint, revision, weight_format, verify)
+            found = _existing_report(model_dir, checkpoint, revision, weight_format, verify, default)
             if found is not None:
                 return found
+            _drop_quantized(model_dir)
         return _convert(find_checkpoint(checkpoint, revision, allow_pickles), model_dir, weight_format, verify, source)
 
 
@@ -148,9 +153,15 @@ def _convert(
 
 
 def _existing_report(
-    model_dir: Path, checkpoint: str | Path, revision: str | None, weight_format: str, verify: bool | None
+    model_dir: Path,
+    checkpoint: str | Path,
+    revision: str | None,
+    weight_format: str,
+    verify: bool | None,
+    default: bool,
 ) -> ConversionReport | None:
-    """The report of a complete folder, or None for one of an older format; anything else is left alone and refused."""
+    """The report of a complete folder, or None for one to convert anew: of an older format, or, in the default place,
+    of the same checkpoint as it was before it changed. Anything else is left alone and refused."""
     report_file = model_dir / CONVERSION_REPORT
     missing = [name for name in TRACED if not weights_file(model_dir, name).is_file()]
     if missing or not report_file.is_file():
@@ -174,6 +185,9 @@ def _existing_report(
     if folder.is_dir():
         wanted["fingerprint"] = _fingerprint(source_files(folder, report["read"]))
     differing = [name for name, value in wanted.items() if report[name] != value]
+    if default and differing == ["fingerprint"]:
+        logger.warning("%s was made of %s as it was before it changed: converting anew.", model_dir, checkpoint)
+        return None
     if differing:
         raise ValueError(
             f"`model_dir` {model_dir} holds {report['checkpoint']} (revision {report['revision']}, "
@@ -185,6 +199,16 @@ def _existing_report(
         parts = _verify_parts(parts, find_checkpoint(checkpoint, revision), model_dir)
         write_json(report_file, report | {"parts": [asdict(part) for part in parts]})
     return ConversionReport(model_dir, weight_format, parts, converted=False)
+
+
+def _drop_quantized(model_dir: Path) -> None:
+    """Remove the INT8 and INT4 models that were made of a folder which is about to be replaced."""
+    for mode in QUANTIZED_KINDS:
+        sibling = quantized_sibling(model_dir, mode)
+        report = sibling / CONVERSION_REPORT
+        source = model_dir / CONVERSION_REPORT
+        if report.is_file() and read_json(report).get("fingerprint") == read_json(source).get("fingerprint"):
+            shutil.rmtree(sibling)
 
 
 def _verify_parts(parts: tuple[PartReport, ...], folder: Path, model_dir: Path) -> tuple[PartReport, ...]:

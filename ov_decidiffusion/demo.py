@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 from gradio.exceptions import ComponentProcessingError
 from gradio.utils import ipython_check
 from starlette.middleware import Middleware
@@ -16,13 +17,12 @@ from starlette.responses import Response
 from ov_decidiffusion.demo_api import offer_api
 from ov_decidiffusion.demo_events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
 from ov_decidiffusion.demo_page import lay_out, make_theme
-from ov_decidiffusion.limits import LOOPBACK
+from ov_decidiffusion.limits import LOOPBACK, MAX_UPLOAD
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.sittings import IDLE_SECONDS
 from ov_decidiffusion.studio import Studio
 
 TITLE = "DeciDiffusion on OpenVINO"
-MAX_UPLOAD = "30mb"
 MAX_QUEUED = 128  # calls that gradio holds; the line in front of the pipeline is shorter
 # The browser itself then refuses to ask any other host for anything.
 CONTENT_POLICY = (
@@ -30,6 +30,19 @@ CONTENT_POLICY = (
     "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:* vscode-webview:"
 )
 DATA = Path(__file__).parent / "data"
+
+
+def _page_options() -> dict[str, Any]:
+    """What Gradio is told about the page, however it is served."""
+    return {
+        "show_error": True,
+        "ssr_mode": False,
+        "theme": make_theme(),
+        "css_paths": [DATA / "demo.css"],
+        "head": f"<script>{(DATA / 'demo.js').read_text(encoding='utf-8')}</script>",
+        "max_file_size": MAX_UPLOAD,
+        "footer_links": [],
+    }
 
 
 class _StayLocal(BaseHTTPMiddleware):
@@ -58,18 +71,11 @@ class DemoBlocks(gr.Blocks):
         if kwargs.get("server_name", "127.0.0.1") in LOOPBACK and not kwargs.get("share"):
             # A page elsewhere whose name was made to point to this machine would send its own name as Host.
             middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
-        defaults = {
+        defaults = _page_options() | {
             "server_name": "127.0.0.1",
             "share": False,
-            "show_error": True,
-            "ssr_mode": False,
-            "theme": make_theme(),
-            "css_paths": [DATA / "demo.css"],
-            "head": f"<script>{(DATA / 'demo.js').read_text(encoding='utf-8')}</script>",
             "app_kwargs": {"middleware": middleware},
-            "max_file_size": MAX_UPLOAD,
             "max_threads": MAX_QUEUED,
-            "footer_links": [],
             "height": 1000,
         }
         return super().launch(**(defaults | kwargs))
@@ -123,3 +129,16 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         demo.unload(leave)
     demo.studio = studio
     return demo.queue(api_open=False, max_size=MAX_QUEUED)
+
+
+def mount_demo(app: FastAPI, pipe: OVStableDiffusionPipeline, password: str | None = None) -> DemoBlocks:
+    """Serve the page at ``/demo`` of a server's application, beside what it has.
+
+    Args:
+        password: what the page asks for, of the user "demo"; None lets everybody in whom the server lets in.
+    """
+    demo = make_demo(pipe)
+    app.add_middleware(_StayLocal)
+    auth = None if password is None else ("demo", password)
+    gr.mount_gradio_app(app, demo, path="/demo", auth=auth, **_page_options())
+    return demo

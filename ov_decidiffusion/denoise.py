@@ -11,11 +11,11 @@ import torch
 from diffusers import SchedulerMixin
 from tqdm.auto import tqdm
 
-from ov_decidiffusion.arguments import check_latents
 from ov_decidiffusion.caching import DEEP_FEATURES
 from ov_decidiffusion.folder import MAX_TOKENS
 from ov_decidiffusion.models import ATTENTION, TOP_LEVEL, Models
 from ov_decidiffusion.plan import Plan, noise_levels
+from ov_decidiffusion.tensors import check_latents
 
 
 @dataclass(frozen=True)
@@ -120,19 +120,19 @@ class Denoiser:
         """
         inputs = _unet_inputs(sample, timestep) | {"encoder_hidden_states": text.numpy()}
         outputs = self._models.run("unet", inputs, outputs=2 if keep_deep else 1, quantized=quantized)
-        return outputs[0], outputs[1] if keep_deep else None
+        return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1]) if keep_deep else None
 
     def top_level(
         self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor, quantized: bool = False
     ) -> torch.Tensor:
         """The prediction of the top level, given the deeper levels' features of an earlier step."""
         inputs = _unet_inputs(sample, timestep) | {DEEP_FEATURES: deep.numpy()}
-        return self._models.run(TOP_LEVEL, inputs, quantized=quantized)[0]
+        return torch.from_numpy(self._models.run(TOP_LEVEL, inputs, quantized=quantized)[0])
 
     def attention(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
         """What each layer of cross-attention looks at [b, h * w, n], of inputs as ``whole`` takes them."""
         inputs = _unet_inputs(sample, timestep) | {"encoder_hidden_states": text.numpy()}
-        return self._models.run(ATTENTION, inputs, outputs=None)
+        return [torch.from_numpy(layer) for layer in self._models.run(ATTENTION, inputs, outputs=None)]
 
     @torch.no_grad()
     def run(
@@ -159,19 +159,24 @@ class Denoiser:
         """
         if prompt_embeds.shape[1] != MAX_TOKENS:
             self._models.allow_long_prompts()
-        scheduler, deep, scale = plan.scheduler, None, plan.guidance_scale
+        scheduler, deep, direction, scale = plan.scheduler, None, None, plan.guidance_scale
         extra = _extra_step_arguments(scheduler, plan)
         keeps, quantized = not all(plan.whole), "unet" in plan.quantized
         for index, timestep in enumerate(tqdm(plan.timesteps, **{"desc": "denoising", **bar})):
             guided = plan.guided[index] and scale > 1 and len(prompt_embeds) == 2 * len(latents)
-            text = prompt_embeds if guided else prompt_embeds[-len(latents) :]
-            batch = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
+            both = guided and (plan.directed[index] or direction is None)
+            text = prompt_embeds if both else prompt_embeds[-len(latents) :]
+            batch = scheduler.scale_model_input(torch.cat([latents, latents]) if both else latents, timestep)
             if plan.whole[index] or len(deep) < len(batch):
                 prediction, deep = self.whole(batch, timestep, text, keeps, quantized)
             else:
                 prediction = self.top_level(batch, timestep, deep[-len(batch) :], quantized)
-            if guided:
-                prediction = guide(prediction, scale, plan.guidance_rescale)
+            if both:
+                unconditional, conditional = prediction.chunk(2)
+                direction = conditional - unconditional
+                prediction = rescaled(unconditional + scale * direction, conditional, plan.guidance_rescale)
+            elif guided:
+                prediction = rescaled(prediction + (scale - 1) * direction, prediction, plan.guidance_rescale)
             sample = batch[-len(latents) :]
             predicted = predicted_end(scheduler, prediction, sample, timestep)
             latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
@@ -213,10 +218,8 @@ def predicted_end(
     return (sample - sigma * prediction) / alpha
 
 
-def guide(prediction: torch.Tensor, guidance_scale: float, guidance_rescale: float) -> torch.Tensor:
-    """Classifier-free guidance on a batch [unconditional, conditional], and its rescaling."""
-    unconditional, conditional = prediction.chunk(2)
-    guided = unconditional + guidance_scale * (conditional - unconditional)
+def rescaled(guided: torch.Tensor, conditional: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
+    """A guided prediction, its contrast pulled back towards the conditional one's by a share in 0…1."""
     if guidance_rescale > 0:
         dims = list(range(1, guided.ndim))
         contrast = conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)

@@ -27,6 +27,7 @@ FORMAT = 2  # of the reports; a folder of another one is converted anew
 
 MAX_TOKENS = 77  # that a folder's text encoder and U-Net take
 PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+QUANTIZED_KINDS = ("int8", "int8-weights", "int4-weights")  # of folders beside a model folder
 QUANTIZABLE = ("unet", "vae_decoder")  # where computing in INT8 pays
 CONVERSION_REPORT = "conversion_report.json"  # what a folder was made of
 QUANTIZATION_REPORT = "quantization_report.json"  # how a quantized one was made

@@ -2,4 +2,5 @@
 
 MAX_SEED = 2**31 - 1
 MAX_STEPS = 100
+MAX_UPLOAD = 30_000_000  # bytes
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

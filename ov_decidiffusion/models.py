@@ -6,17 +6,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
-import torch
 
 from ov_decidiffusion.arguments import check_choice, check_range, check_whole, shown
 from ov_decidiffusion.attention import cross_attention_model
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
+from ov_decidiffusion.devices import find_device, fix_shapes, needs_static_shapes, precision_hint
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
     PARTS,
@@ -39,11 +40,14 @@ MAX_THREADS = 4096
 LARGE = 200e6  # bytes of the U-Net's weights; below, memory is not worth a thirtieth of a second
 TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
 ATTENTION = "unet_attention"
+FIRST = ("unet", "text_encoder", "vae_decoder")  # compiled at once, the longest first; the encoder when it is wanted
 CUT_OUT = {TOP_LEVEL: cut_shallow_model, ATTENTION: cross_attention_model}
 
 
 class Models:
     """The compiled models of a folder, and beside them those of its INT8 sibling, compiled when first asked for.
+
+    Compiling begins at once, in threads; ``wait`` before running anything.
 
     Args:
         folder, device, inference_precision, cache_dir: as ``OVStableDiffusionPipeline.from_pretrained`` takes them.
@@ -63,7 +67,7 @@ class Models:
     def __init__(
         self,
         folder: Path,
-        device: str | torch.device = "CPU",
+        device: Any = "CPU",
         inference_precision: str = "auto",
         cache_dir: str | Path | None = None,
         threads: int | None = None,
@@ -94,13 +98,33 @@ class Models:
         self._latest_part: str | None = None  # whose model ran last
         self._large = self._weights("unet", False).stat().st_size > LARGE
         self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
-        for name in PARTS:
-            if name not in self.quantized_parts:  # else who knows which of the two will be wanted
-                self._compiled[name, False] = self._compile(name, False)
+        # Compiling lets go of Python's lock: meanwhile the caller can import what takes as long.
+        begin = ThreadPoolExecutor(len(FIRST) + 1, "compile").submit
+        wanted = [name for name in FIRST if name not in self.quantized_parts]  # of the others who knows which of two
+        self._begun = {name: begin(self._compile, name, False) for name in wanted}
+        self._readable = [begin(self._read, name, False) for name in PARTS if name not in wanted]
+
+    @property
+    def number_format(self) -> str:
+        """What the models compute in: "f32", "bf16", …"""
+        return self.inference_precision.replace(",", " ").split()[0]
+
+    def wait(self) -> None:
+        """Until what was begun is compiled, and what is compiled later was found to be readable.
+
+        Raises:
+            ValueError: a model is damaged.
+        """
+        with self._running:
+            for name, compiling in self._begun.items():
+                self._compiled[name, False] = compiling.result()
+            for reading in self._readable:
+                reading.result()
+            self._begun, self._readable = {}, []
 
     def run(
         self, name: str, inputs: dict[str, np.ndarray], outputs: int | None = 1, quantized: bool = False
-    ) -> list[torch.Tensor]:
+    ) -> list[np.ndarray]:
         """The first outputs of a model or all (None), or of its INT8 twin, in memory of their own.
 
         Raises:
@@ -187,14 +211,14 @@ class Models:
 
     def _run_rows(
         self, model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None
-    ) -> list[torch.Tensor]:
+    ) -> list[np.ndarray]:
         """A batch, one entry after the other."""
         batch = max(len(value) for value in inputs.values())
         rows = []
         for i in range(batch):
             row = {key: value[i : i + 1] if len(value) == batch else value for key, value in inputs.items()}
             rows.append(_run(model, row, outputs))
-        return [torch.cat(column) for column in zip(*rows, strict=True)]
+        return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
     def allow_long_prompts(self) -> None:
         """Compile the U-Net anew when it is next asked for, for any number of hidden states: the folder's takes 77.
@@ -243,10 +267,14 @@ class Models:
         with explaining(self._folder_of(quantized), f"compiling {name}"):
             return self._compile_unexplained(name, quantized, change, options or {})
 
+    def _read(self, name: str, quantized: bool) -> ov.Model:
+        with explaining(self._folder_of(quantized), f"reading {name}"):
+            return self._core.read_model(graph_file(self._folder_of(quantized), model_part(name)))
+
     def _compile_unexplained(
         self, name: str, quantized: bool, change: Callable[[ov.Model], ov.Model] | None, options: dict[str, Any]
     ) -> ov.CompiledModel:
-        model = self._core.read_model(graph_file(self._folder_of(quantized), model_part(name)))
+        model = self._read(name, quantized)
         if model_part(name) == "unet":
             _allow_fractional_timesteps(model)
             if self._long_prompts:
@@ -259,7 +287,7 @@ class Models:
             if quantized and hint.get("INFERENCE_PRECISION_HINT") == "f32":  # 16 bits are too coarse for its squares
                 split_group_norms(model)
         if self.static_shapes:
-            _fix_shapes(model, self.unet_config, self.vae_config)
+            fix_shapes(model, self.unet_config, self.vae_config)
         return self._core.compile_model(model, self._device, self._config | hint | options)
 
 
@@ -309,57 +337,9 @@ def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
     return frozenset(part["name"] for part in quantization["parts"] if part["quantized"])
 
 
-def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None) -> list[torch.Tensor]:
+def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None) -> list[np.ndarray]:
     results = model(inputs, share_inputs=True, share_outputs=True)
-    return [torch.from_numpy(results[i].copy()) for i in range(len(results) if outputs is None else outputs)]
-
-
-def find_device(core: ov.Core, device: str | torch.device) -> str:
-    """A device as OpenVINO names it: "cpu" and ``torch.device("cpu")`` are "CPU", "auto:gpu,cpu" is "AUTO:GPU,CPU".
-
-    Raises:
-        ValueError: no such device on this machine.
-    """
-    available = core.available_devices
-    name = str(device).upper() if isinstance(device, (str, torch.device)) else ""
-    family, _, listed = name.partition(":")
-    if family in ("AUTO", "MULTI", "HETERO") and (listed or family == "AUTO"):
-        candidates = listed.split(",") if listed else []
-    else:
-        candidates = [name]
-    whole = {one.split(".")[0] for one in available}
-    if not all(one.removeprefix("-") in (*available, *whole, "CPU.0") for one in candidates):
-        raise ValueError(f"`device` must be AUTO or one of {', '.join(available)} on this machine, got {device!r}.")
-    return "CPU" if name == "CPU.0" else name
-
-
-def needs_static_shapes(device: str) -> bool:
-    """NPUs compile for one shape."""
-    return device.split(".")[0] == "NPU"
-
-
-def _fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[str, Any]) -> None:
-    """Batch 1 at the default size; larger batches then run one entry after the other."""
-    latent_side = unet_config["sample_size"]
-    picture_side = latent_side * 2 ** (len(vae_config["block_out_channels"]) - 1)
-    shapes = {}
-    for port in model.inputs:
-        shape = port.partial_shape
-        fixed = [1, *(shape[i].get_length() if shape[i].is_static else None for i in range(1, len(shape)))]
-        if len(shape) == 4:
-            fixed[2:] = [picture_side if fixed[1] == vae_config["in_channels"] else latent_side] * 2
-        elif len(shape) == 3:
-            fixed[2] = unet_config["cross_attention_dim"]
-        shapes[port.any_name] = ov.PartialShape(fixed)
-    model.reshape(shapes)
-
-
-def precision_hint(name: str, device: str, precision: str | None) -> dict[str, str]:
-    """Pictures of the autoencoder can come out black in float16: its activations leave the range."""
-    may_be_f16 = precision == "f16" or (precision is None and device.split(".")[0] != "NPU")
-    if may_be_f16 and name.startswith("vae"):
-        precision = "f32"
-    return {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+    return [results[i].copy() for i in range(len(results) if outputs is None else outputs)]
 
 
 def _allow_fractional_timesteps(model: ov.Model) -> None:

@@ -1,48 +1,29 @@
-"""OVStableDiffusionPipeline: text, and a picture where one is wanted, to pictures, on OpenVINO."""
+"""OVStableDiffusionPipeline: text, and a picture where one is wanted, to pictures, on OpenVINO.
+
+Nothing here is imported that takes long: OpenVINO begins to compile while torch and diffusers are still on their way.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from diffusers import SchedulerMixin
-from PIL import Image
-from transformers import CLIPTokenizer
-
-from ov_decidiffusion.arguments import (
-    check_callback,
-    check_callback_tensors,
-    check_choice,
-    check_flag,
-    check_latents,
-    check_prompts,
-    check_quantized,
-    check_whole,
-    make_generator,
-    shown,
-    unseeded_generator,
-)
+from ov_decidiffusion.arguments import check_callback, check_callback_tensors, check_choice, check_prompts, shown
 from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
-from ov_decidiffusion.denoise import Denoiser, DenoisingStep
-from ov_decidiffusion.folder import (
-    QUANTIZABLE,
-    explaining,
-    is_checkpoint,
-    read_defaults,
-    read_origin,
-    read_scheduler,
-    tokenizer_dir,
-)
-from ov_decidiffusion.images import PictureLike, StableDiffusionOutput, choose_size, make_image_processor
-from ov_decidiffusion.memory import check_memory
+from ov_decidiffusion.folder import is_checkpoint
 from ov_decidiffusion.models import Models
-from ov_decidiffusion.plan import Plan, make_plan
-from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
-from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
-from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start
-from ov_decidiffusion.text import Text, TextEncoder, check_text
-from ov_decidiffusion.vae import Autoencoder, quick_look
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from diffusers import SchedulerMixin
+    from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput as StableDiffusionOutput
+    from PIL import Image
+
+    from ov_decidiffusion.denoise import DenoisingStep
+    from ov_decidiffusion.engine import Engine
+    from ov_decidiffusion.images import PictureLike
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -69,33 +50,16 @@ class OVStableDiffusionPipeline(RunState):
         seconds: spent in each model since the pipeline was loaded.
     """
 
-    def __init__(
-        self,
-        models: Models,
-        tokenizer: CLIPTokenizer,
-        scheduler: SchedulerMixin,
-        defaults: dict[str, Any],
-        origin: dict[str, Any],
-    ):
+    def __init__(self, engine: Engine):
         super().__init__()
-        self.origin = origin
-        self.models = models
-        self._text_encoder = TextEncoder(models, tokenizer)
-        self._vae = Autoencoder(models)
-        self.denoiser = Denoiser(models)
-        self.tokenizer = tokenizer
-        self.scheduler = scheduler
-        self.defaults = defaults
-        self.vae_scaling_factor = self._vae.scaling_factor
-        self.vae_scale_factor = self._vae.scale_factor
-        self.latent_channels = models.unet_config["in_channels"]
-        self.size_factor = models.size_factor
-        side = models.unet_config["sample_size"] * self.vae_scale_factor
-        self.default_size = (side, side)
-        self.image_processor = make_image_processor(self.vae_scale_factor)
-        self.inference_precision = models.inference_precision
-        self.quantized_parts = models.quantized_parts
-        self._progress_bar_config: dict[str, Any] = {}
+        self._engine = engine
+        self.models, self.denoiser = engine.models, engine.denoiser
+        self.origin, self.defaults, self.default_size = engine.origin, engine.defaults, engine.default_size
+        self.tokenizer, self.image_processor = engine.text_encoder.tokenizer, engine.image_processor
+        self.vae_scaling_factor, self.vae_scale_factor = engine.vae.scaling_factor, engine.vae.scale_factor
+        self.latent_channels = engine.latent_channels
+        self.size_factor, self.quantized_parts = engine.models.size_factor, engine.models.quantized_parts
+        self.inference_precision = engine.models.inference_precision
 
     @classmethod
     def from_pretrained(
@@ -106,7 +70,7 @@ class OVStableDiffusionPipeline(RunState):
         cache_dir: str | Path | None = None,
         threads: int | None = None,
         ov_config: dict[str, Any] | None = None,
-    ) -> "OVStableDiffusionPipeline":
+    ) -> OVStableDiffusionPipeline:
         """Load a model folder, or convert a checkpoint first.
 
         Args:
@@ -132,25 +96,25 @@ class OVStableDiffusionPipeline(RunState):
             model = convert_checkpoint(model).model_dir
         folder = Path(model).expanduser()
         models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
-        with explaining(folder, "loading"):
-            tokenizer = CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True)
-            scheduler = make_scheduler(read_scheduler(folder))
-            return cls(models, tokenizer, scheduler, read_defaults(folder), read_origin(folder))
+        from ov_decidiffusion.engine import Engine  # torch, diffusers and transformers: models compile meanwhile
+
+        engine = Engine(models, folder)
+        models.wait()
+        return cls(engine)
 
     @property
     def scheduler(self) -> SchedulerMixin:
         """The noise schedule and solver in use."""
-        return self._scheduler
+        return self._engine.scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: SchedulerMixin) -> None:
-        check_scheduler(scheduler)
-        self._scheduler = scheduler
+        self._engine.scheduler = scheduler
 
     @property
     def number_format(self) -> str:
         """What the models compute in: "f32", "bf16", …"""
-        return self.inference_precision.replace(",", " ").split()[0]
+        return self.models.number_format
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -164,7 +128,7 @@ class OVStableDiffusionPipeline(RunState):
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bar, as tqdm takes them; ``disable=True`` hides it."""
-        self._progress_bar_config = kwargs
+        self._engine.progress_bar_config = kwargs
 
     def __call__(
         self,
@@ -172,7 +136,7 @@ class OVStableDiffusionPipeline(RunState):
         *others: Any,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[["OVStableDiffusionPipeline", int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[OVStableDiffusionPipeline, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **arguments: Any,
     ) -> StableDiffusionOutput | tuple:
@@ -209,6 +173,8 @@ class OVStableDiffusionPipeline(RunState):
                     call_back(callback_on_step_end, self, step, names)
                 if self.interrupt:
                     break
+        from ov_decidiffusion.images import StableDiffusionOutput
+
         images = step.latents if output_type == "latent" else self.finish(step, output_type)
         return StableDiffusionOutput(images=images) if return_dict else (images, None)
 
@@ -244,6 +210,7 @@ class OVStableDiffusionPipeline(RunState):
         cache_interval: int | None = None,
         cache_power: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_cache_interval: int | None = None,
     ) -> Iterator[DenoisingStep]:
         """The denoising loop, a step at a time.
 
@@ -299,89 +266,16 @@ class OVStableDiffusionPipeline(RunState):
                 but closer together at the start.
             guidance_interval: (low, high), the noise levels sigma = sqrt((1 - abar) / abar) between which guidance
                 acts; outside, steps cost half (Kynkäänniemi et al. 2024, arXiv 2404.07724). (0, math.inf): always.
+            guidance_cache_interval: compute guidance's direction, the prediction for the prompt minus the one against
+                it, on the first guided step and on every so many; the others cost half and go on with the last one,
+                which changes slowly (Lv et al. 2024, arXiv 2410.19355, section 3.3, reuse the one against it). 1
+                computes it always.
 
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
         """
-        check_flag("prompt_syntax", prompt_syntax)
-        width_of_text = self.models.unet_config["cross_attention_dim"]
-        text = check_text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, width_of_text, prompt_syntax)
-        num_images_per_prompt = check_whole("num_images_per_prompt", num_images_per_prompt, 1)
-        pictures = len(text[0]) * num_images_per_prompt
-        given = check_given(image, mask_image, padding_mask_crop, overlay, strength, resize_mode, len(text[0]))
-        if given is not None and latents is not None:
-            raise ValueError("`latents` starts text-to-image; it cannot be given together with `image`.")
-        shaping = None if given is None else given.shaping
-        size = choose_size(width, height, shaping, self.default_size, self.size_factor, self.models.static_shapes)
-        shape = (pictures, self.latent_channels, *(side // self.vae_scale_factor for side in reversed(size)))
-        if latents is not None:
-            latents = check_latents("latents", latents, shape)
-        plan = make_plan(
-            self.scheduler,
-            self.defaults,
-            self.quantized_parts,
-            strength=None if given is None else given.strength,
-            generator=make_generator(generator, seed, pictures) or unseeded_generator(),
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            eta=eta,
-            preset=preset,
-            solver=solver,
-            quantized=quantized,
-            cache_interval=cache_interval,
-            cache_power=cache_power,
-            guidance_interval=guidance_interval,
-        )
-        check_memory(self.models.estimated_memory(pictures * (1 + (plan.guidance_scale > 1)), size))
-        if not all(plan.whole):
-            self.denoiser.prepare_caching("unet" in plan.quantized)
-        arguments = plan.arguments | {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "prompt_syntax": prompt_syntax,
-            "num_images_per_prompt": num_images_per_prompt,
-            "seed": seeds_of(plan.generator),
-            "width": size[0],
-            "height": size[1],
-        }
-        return self._run(plan, text, given, latents, shape, arguments)
-
-    @torch.no_grad()
-    def _run(
-        self,
-        plan: Plan,
-        text: tuple[Text, Text],
-        given: Given | None,
-        latents: torch.Tensor | None,
-        shape: tuple[int, ...],
-        arguments: dict[str, Any],
-    ) -> Iterator[DenoisingStep]:
-        """The loop, from checked arguments; a generator, so that nothing is computed before it is asked for."""
-        sources = None if given is None else prepare_sources(given, (arguments["width"], arguments["height"]))
-        finishing = Finishing(
-            overlay=None if sources is None else sources.overlay,
-            arguments=of_each(arguments | ({} if given is None else given.arguments), shape[0]),
-            made_with=self._made_with(plan) | ({} if given is None else given.hashes),
-        )
-        wanted = text if plan.guidance_scale > 1 else text[:1]
-        times, syntax = arguments["num_images_per_prompt"], arguments["prompt_syntax"]
-        prompt_embeds = self._text_encoder.prepare(wanted, times, syntax)
-        latents, kept = start(plan, self._vae, sources, latents, shape)
-        yield from self.denoiser.run(plan, latents, prompt_embeds, self._progress_bar_config, kept, finishing)
-
-    def _made_with(self, plan: Plan) -> dict[str, Any]:
-        """What a picture depends on beside the arguments of the call."""
-        return {
-            **self.origin,
-            "preset": plan.preset,
-            "inference_precision": self.number_format,
-            "scheduler": type(plan.scheduler).__name__,
-            "solver": solver_of(plan.scheduler),
-            "versions": versions(),
-        }
+        given = {name: value for name, value in locals().items() if name != "self"}  # every argument above
+        return self._engine.denoise(**given)
 
     def finish(self, step: DenoisingStep, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
         """The pictures of a step, as the call gives them: decoded, with what a mask keeps, and their settings in them.
@@ -390,22 +284,15 @@ class OVStableDiffusionPipeline(RunState):
             step: the last one for finished pictures, or any.
             output_type: "pil", "np" or "pt"; only PIL pictures carry settings.
         """
-        check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
-        finishing = step.finishing
-        if output_type != "pil" and finishing.overlay is None:
-            return self.decode_latents(step.latents, output_type, step.quantized)
-        decoded = self.decode_latents(step.latents, quantized=step.quantized)
-        pictures = finishing.finish(decoded, self.image_processor, step)
-        if output_type == "pil":
-            return pictures
-        array = self.image_processor.pil_to_numpy(pictures)
-        return array if output_type == "np" else self.image_processor.numpy_to_pt(array)
+        return self._engine.finish(step, output_type)
 
     def quick_look(self, latents: torch.Tensor) -> list[Image.Image]:
         """Pictures of latents [b, 4, h, w] in no time: right in colour, and as coarse as the latents.
 
         With ``step.predicted`` they show what becomes of a run from its first step on.
         """
+        from ov_decidiffusion.vae import quick_look
+
         return quick_look(latents, self.defaults["quick_look"], self.vae_scale_factor)
 
     def encode_prompt(self, prompt: str | list[str], prompt_syntax: bool = True) -> torch.Tensor:
@@ -413,27 +300,23 @@ class OVStableDiffusionPipeline(RunState):
 
         The latest prompts are remembered: many pictures of one prompt encode it once.
         """
-        return self._text_encoder.encode(check_prompts(prompt), prompt_syntax)
+        return self._engine.text_encoder.encode(check_prompts(prompt), prompt_syntax)
 
     def token_ids(self, prompts: list[str]) -> np.ndarray:
         """What the text encoder takes: whole numbers [prompts, 77], padded; of a longer prompt the beginning."""
-        return self._text_encoder.token_ids(prompts)
+        return self._engine.text_encoder.token_ids(prompts)
 
     def encode_image(
         self, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> torch.Tensor:
         """Scaled latents [b, 4, H / 8, W / 8] of pixels [b, 3, H, W] in -1…1, drawn from the encoder's distribution."""
-        return self._vae.encode(pixels, generator)
+        return self._engine.vae.encode(pixels, generator)
 
     def decode_latents(
         self, latents: torch.Tensor, output_type: str = "pil", quantized: bool | Collection[str] = False
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low."""
-        check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
-        decoded = self._vae.decode(
-            latents, "vae_decoder" in check_quantized(quantized, self.quantized_parts, QUANTIZABLE)
-        )
-        return self.image_processor.postprocess(decoded, output_type=output_type)
+        return self._engine.decode(latents, output_type, quantized)
 
     def enable_vae_tiling(self, tile_size: int | None = None) -> None:
         """Decode pictures larger than a tile piece by piece, in the memory that one piece takes.
@@ -444,8 +327,8 @@ class OVStableDiffusionPipeline(RunState):
         Raises:
             ValueError: ``tile_size`` is below 8 latent positions.
         """
-        self._vae.use_tiles(self.default_size[0] if tile_size is None else tile_size)
+        self._engine.vae.use_tiles(self.default_size[0] if tile_size is None else tile_size)
 
     def disable_vae_tiling(self) -> None:
         """Decode pictures whole again."""
-        self._vae.tile_size = None
+        self._engine.vae.tile_size = None

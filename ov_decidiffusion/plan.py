@@ -35,6 +35,7 @@ class Plan:
     guidance_scale: float
     guidance_rescale: float
     guided: list[bool]  # of each step: guidance acts, if its scale is above 1
+    directed: list[bool]  # of each step: guidance's direction is computed anew, not taken from an earlier step
     whole: list[bool]  # of each step: the whole U-Net runs, not only its top level
     quantized: frozenset[str]  # parts that run in INT8
     generator: torch.Generator | list[torch.Generator] | None
@@ -87,9 +88,11 @@ def make_plan(
     interval = check_guidance_interval(chosen["guidance_interval"])
     cache_interval = check_whole("cache_interval", chosen["cache_interval"], 1)
     cache_power = check_range("cache_power", chosen["cache_power"], 1, 3)
+    every = check_whole("guidance_cache_interval", chosen["guidance_cache_interval"], 1)
     running = set_timesteps(scheduler, steps, strength, timesteps, sigmas)
     guidance_scale = check_range("guidance_scale", given("guidance_scale", guidance_scale), 0, MAX_GUIDANCE)
     guidance_rescale = check_range("guidance_rescale", given("guidance_rescale", guidance_rescale), 0, 1)
+    guided = guided_steps(scheduler, running, interval)
     quantized = check_quantized(chosen["quantized"], quantized_parts, QUANTIZABLE)
     eta = check_range("eta", eta, 0, 1)
     own_steps = {"timesteps": timesteps} if sigmas is None else {"sigmas": sigmas}
@@ -98,7 +101,8 @@ def make_plan(
         timesteps=running,
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
-        guided=guided_steps(scheduler, running, interval),
+        guided=guided,
+        directed=directed_steps(guided, every),
         whole=full_steps(len(running), cache_interval, cache_power),
         quantized=quantized,
         generator=generator,
@@ -114,6 +118,7 @@ def make_plan(
             "cache_interval": cache_interval,
             "cache_power": cache_power,
             "guidance_interval": interval,
+            "guidance_cache_interval": every,
         },
     )
 
@@ -131,6 +136,12 @@ def guided_steps(
         )
     low, high = guidance_interval
     return [low <= sigma <= high for sigma in noise_levels(scheduler, timesteps)]
+
+
+def directed_steps(guided: list[bool], interval: int) -> list[bool]:
+    """Which steps compute guidance's direction: of those that are guided the first and every so many."""
+    counted = [sum(guided[:i]) for i in range(len(guided))]
+    return [acts and count % interval == 0 for acts, count in zip(guided, counted, strict=True)]
 
 
 def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> np.ndarray:

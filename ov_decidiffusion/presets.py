@@ -12,6 +12,7 @@ PLAIN = {
     "cache_interval": 1,
     "cache_power": 1.0,
     "guidance_interval": None,
+    "guidance_cache_interval": 1,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},

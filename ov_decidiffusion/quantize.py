@@ -29,6 +29,7 @@ from ov_decidiffusion.folder import (
     FORMAT,
     QUANTIZABLE,
     QUANTIZATION_REPORT,
+    QUANTIZED_KINDS,
     building,
     check_model_dir,
     config_file,
@@ -54,7 +55,7 @@ WEIGHT_MODES = {
     "int8-weights": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
     "int4-weights": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 32},  # divides every width there is
 }
-MODES = ("int8", *WEIGHT_MODES)
+MODES = QUANTIZED_KINDS
 PLAIN_METRIC = 100.0
 STEPS = 8  # of a calibration run
 HELD_OUT = 4  # every so many prompts, one is for checking only

@@ -29,10 +29,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ov_decidiffusion.batching import Batcher, Job, QueueIsFull
 from ov_decidiffusion.images import fit_size, to_rgb
-from ov_decidiffusion.limits import LOOPBACK, MAX_SEED, MAX_STEPS
+from ov_decidiffusion.limits import LOOPBACK, MAX_SEED, MAX_STEPS, MAX_UPLOAD
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
-MAX_UPLOAD = 30_000_000  # bytes
 MAX_PICTURES = 10  # of a request, as in OpenAI's interface
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 PREFIXES = ("/v1", "/v3")
@@ -206,6 +205,15 @@ def create_app(
 
     _say_errors_as_openai_does(app)
     return app
+
+
+def __getattr__(name: str) -> Any:
+    """``app``, for ``serve run ov_decidiffusion.serve:app``: many pipelines behind one address, by Ray Serve."""
+    if name == "app":
+        from ov_decidiffusion.replicas import make_application
+
+        return make_application()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def on_this_machine_only(app: FastAPI) -> None:

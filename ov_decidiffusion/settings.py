@@ -32,6 +32,7 @@ ARGUMENTS = (
     *("prompt", "negative_prompt", "strength", "resize_mode", "padding_mask_crop", "overlay", "prompt_syntax"),
     *("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "guidance_rescale", "eta", "height", "width"),
     *("num_images_per_prompt", "seed", "solver", "quantized", "cache_interval", "cache_power", "guidance_interval"),
+    "guidance_cache_interval",
 )
 
 

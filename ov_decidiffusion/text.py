@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
-from ov_decidiffusion.arguments import check_embeds, check_negative_prompts, check_prompts, shown
+from ov_decidiffusion.arguments import check_negative_prompts, check_prompts, shown
 from ov_decidiffusion.folder import MAX_TOKENS
 from ov_decidiffusion.models import Models
+from ov_decidiffusion.tensors import check_embeds
 from ov_decidiffusion.weights import Piece, parse_weights
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class TextEncoder:
         if new:
             chunked = [self._chunks(prompt, syntax) for prompt, _ in new]
             rows = [self._row([token for token, _ in chunk]) for chunks in chunked for chunk in chunks]
-            states = self._models.run("text_encoder", {"input_ids": np.stack(rows)})[0]
+            states = torch.from_numpy(self._models.run("text_encoder", {"input_ids": np.stack(rows)})[0])
             each = states.split([len(chunks) for chunks in chunked])
             for key, chunks, own in zip(new, chunked, each, strict=True):
                 known[key] = self._weighed(own, chunks).flatten(0, 1)

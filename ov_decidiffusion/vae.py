@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
@@ -49,7 +50,8 @@ class Autoencoder:
         Returns:
             [pictures, 4, H / 8, W / 8]. Those of one source differ only with a list of generators.
         """
-        moments = torch.cat([self._models.run("vae_encoder", {"sample": one.numpy()})[0] for one in pixels.split(1)])
+        each = [self._models.run("vae_encoder", {"sample": one.numpy()})[0] for one in pixels.split(1)]
+        moments = torch.from_numpy(np.concatenate(each))
         times = 1 if pictures is None else pictures // len(pixels)
         if isinstance(generator, list):
             each = moments.repeat_interleave(times, dim=0).split(1)
@@ -62,7 +64,8 @@ class Autoencoder:
         """Pixels [b, 3, H, W], about -1…1, of scaled latents [b, 4, h, w]; one picture at a time keeps memory low."""
 
         def decode_one(one: torch.Tensor) -> torch.Tensor:
-            pixels = self._models.run("vae_decoder", {"latent_sample": one.numpy()}, quantized=quantized)[0]
+            outputs = self._models.run("vae_decoder", {"latent_sample": one.numpy()}, quantized=quantized)
+            pixels = torch.from_numpy(outputs[0])
             if not torch.isfinite(pixels).all():
                 raise FloatingPointError(
                     "The decoder gave NaN or infinity instead of a picture: are its weights damaged?"

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ov_decidiffusion.models import find_device
+from ov_decidiffusion.devices import find_device
+from training.models import TEXT_WIDTH
 
-PROMPT = "a large red star on a blue background"
+PROMPT = "a fox in the snow"
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
@@ -102,7 +103,7 @@ def test_numpy_numbers_and_arrays_are_as_good_as_pythons_and_torchs(pipe):
 
 def test_a_failed_run_leaves_models_that_work(pipe):
     with pytest.raises(ValueError, match="running unet failed"):
-        pipe.denoiser.whole(torch.zeros(1, 3, 16, 16), torch.tensor(1), torch.zeros(1, 77, 96))
+        pipe.denoiser.whole(torch.zeros(1, 3, 16, 16), torch.tensor(1), torch.zeros(1, 77, TEXT_WIDTH))
     assert np.asarray(pipe(PROMPT, num_inference_steps=4, seed=0).images[0]).std() > 5
 
 
@@ -138,6 +139,6 @@ def test_prompts_of_all_lengths_from_many_threads_are_encoded_as_alone(pipe):
 
 
 def test_token_ids_are_the_tokenizers_own(pipe):
-    prompts = ["", "a star", "red " * 200]
+    prompts = ["", "a fox", "red " * 200]
     own = pipe.tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="np").input_ids
     np.testing.assert_array_equal(pipe.token_ids(prompts), own)

@@ -1,7 +1,6 @@
 """Feature caching and the guidance interval: what they leave alone, what they save, and what they cost."""
 
 import math
-import random
 
 import numpy as np
 import openvino as ov
@@ -12,10 +11,11 @@ from ov_decidiffusion.caching import full_steps
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.rewrites import merge_upsampling
 from ov_decidiffusion.trace import psnr
+from training.models import TEXT_WIDTH
 from training.oracle import read_picture
-from training.scenes import draw_scene, random_scene
+from training.scenes import example_picture
 
-PROMPTS = ["a large red star on a blue background", "a large white cross on a green background"]
+PROMPTS = ["a fox in the snow", "a rocket on a beach at sunset"]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def runs(pipe, monkeypatch):
 
 def some_inputs():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn((2, 4, 16, 16), generator=generator), torch.randn((2, 77, 96), generator=generator)
+    return torch.randn((2, 4, 16, 16), generator=generator), torch.randn((2, 77, TEXT_WIDTH), generator=generator)
 
 
 def test_without_caching_the_prediction_is_that_of_the_folders_model_as_rewritten_to_the_bit(model_dir):
@@ -64,7 +64,7 @@ def test_top_level_on_this_steps_own_features_is_the_whole_unet(pipe):
 def test_caching_runs_the_whole_unet_on_few_steps_and_keeps_the_picture(pipe, runs, pictures):
     settings = {"seed": [3, 4], "num_inference_steps": 20}
     if pictures == "image to image":
-        settings |= {"image": draw_scene(random_scene(random.Random(0)), 128), "strength": 0.9}
+        settings |= {"image": example_picture("house", "in a meadow"), "strength": 0.9}
     exact = pipe(PROMPTS, **settings).images
     steps = [name for name, _ in runs].count("unet")
     runs.clear()
@@ -74,8 +74,26 @@ def test_caching_runs_the_whole_unet_on_few_steps_and_keeps_the_picture(pipe, ru
     assert names.count("unet") + names.count("unet_top_level") == steps
     for ours, theirs in zip(cached, exact, strict=True):
         a, b = read_picture(ours), read_picture(theirs)
-        assert (a.color, a.background, a.shape, a.size) == (b.color, b.background, b.shape, b.size)
+        assert (a.objects, a.place, a.size) == (b.objects, b.place, b.size)
         assert not np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_guidance_goes_on_in_its_last_direction_and_keeps_the_picture(pipe, runs):
+    settings = {"seed": [3, 4], "num_inference_steps": 12}
+    exact = pipe(PROMPTS, **settings).images
+    assert [rows for name, rows in runs if name == "unet"] == [4] * 12
+    runs.clear()
+    kept = pipe(PROMPTS, guidance_cache_interval=3, **settings).images
+    assert [rows for name, rows in runs if name == "unet"] == [4, 2, 2] * 4
+    for ours, theirs in zip(kept, exact, strict=True):
+        a, b = read_picture(ours), read_picture(theirs)
+        assert (a.objects, a.place) == (b.objects, b.place)
+        assert not np.array_equal(np.asarray(ours), np.asarray(theirs))
+    always = pipe(PROMPTS, guidance_cache_interval=1, **settings).images
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(always, exact, strict=True))
+    runs.clear()
+    pipe(PROMPTS, guidance_cache_interval=2, cache_interval=3, **settings)
+    assert {rows for name, rows in runs if name == "unet_top_level"} <= {2, 4}
 
 
 def test_whole_steps_lie_evenly_or_closer_together_at_the_start():
@@ -130,4 +148,4 @@ def test_guidance_acts_between_the_noise_levels_and_costs_half_outside(pipe, run
 )
 def test_wrong_settings_are_refused(pipe, arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipe.denoise("a star", **arguments)
+        pipe.denoise("a fox", **arguments)

@@ -14,6 +14,7 @@ from ov_decidiffusion import convert
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_text_encoder, load_tokenizer, load_unet, load_vae
 from ov_decidiffusion.convert import ConversionError, convert_checkpoint
 from ov_decidiffusion.trace import psnr
+from training.models import TEXT_WIDTH
 
 PORTS = {
     "text_encoder": ({"input_ids": "i64"}, ["last_hidden_state", "pooler_output"]),
@@ -52,8 +53,8 @@ def test_ports_are_those_that_other_tools_feed(model_dir):
 def test_models_agree_with_pytorch_at_other_sizes_and_batches(model_dir):
     """Independent of the conversion's own check: shapes that were not traced."""
     generator = torch.Generator().manual_seed(1)
-    ids = load_tokenizer(EMBEDDED_CHECKPOINT)(["a ring"] * 3, padding="max_length", return_tensors="pt").input_ids
-    text = torch.randn((3, 77, 96), generator=generator)
+    ids = load_tokenizer(EMBEDDED_CHECKPOINT)(["a whale"] * 3, padding="max_length", return_tensors="pt").input_ids
+    text = torch.randn((3, 77, TEXT_WIDTH), generator=generator)
     latents = torch.randn((3, 4, 8, 24), generator=generator)
     pixels = torch.rand((2, 3, 64, 192), generator=generator) * 2 - 1
     vae = load_vae(EMBEDDED_CHECKPOINT)
@@ -129,7 +130,9 @@ def test_a_model_that_disagrees_with_pytorch_fails_the_conversion(monkeypatch, t
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_that_changed_or_another_one_is_not_taken_for_the_converted_one(model_dir, tmp_path):
+def test_a_checkpoint_that_changed_or_another_one_is_not_taken_for_the_converted_one(
+    model_dir, tmp_path, monkeypatch, caplog
+):
     checkpoint = tmp_path / "tiny-decidiffusion"
     shutil.copytree(EMBEDDED_CHECKPOINT, checkpoint)
     assert not convert_checkpoint(checkpoint, model_dir).converted
@@ -137,6 +140,15 @@ def test_a_checkpoint_that_changed_or_another_one_is_not_taken_for_the_converted
     defaults.write_text(defaults.read_text() + "\n")
     with pytest.raises(ValueError, match="fingerprint differs"):
         convert_checkpoint(checkpoint, model_dir)
+    monkeypatch.chdir(tmp_path)
+    first = convert_checkpoint(checkpoint)
+    assert first.converted and not convert_checkpoint(checkpoint).converted
+    derived = first.model_dir.with_name(first.model_dir.name.replace("fp16", "int8"))
+    derived.mkdir()
+    shutil.copyfile(first.model_dir / "conversion_report.json", derived / "conversion_report.json")
+    defaults.write_text(defaults.read_text() + "\n")
+    assert convert_checkpoint(checkpoint).converted, "in the default place it is made anew"
+    assert "as it was before it changed" in caplog.text and not derived.exists()
     with pytest.raises(ValueError, match="checkpoint and revision differs"):
         convert_checkpoint("Deci/tiny-decidiffusion", model_dir, revision="v2")
 

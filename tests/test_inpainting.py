@@ -12,13 +12,13 @@ from diffusers import (
 )
 from PIL import Image, ImageDraw, ImageFilter
 
-PROMPT = "a large red star on a blue background"
+PROMPT = "a fox in the snow"
 SETTINGS = {"num_inference_steps": 6, "guidance_scale": 4.0}
 
 
 @pytest.fixture(scope="module")
 def source(loaded_pipe) -> Image.Image:
-    return loaded_pipe("a large green square on a white background", seed=1, num_inference_steps=10).images[0]
+    return loaded_pipe("a house in a meadow", seed=1, num_inference_steps=10).images[0]
 
 
 @pytest.fixture(scope="module")

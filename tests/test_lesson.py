@@ -3,12 +3,16 @@
 import time
 
 import numpy as np
+import pytest
 import torch
 
 from ov_decidiffusion.profiling import level_times
+from ov_decidiffusion.studies import closeness_by_steps, guidance_map, walk_down
 from ov_decidiffusion.word_maps import word_maps
+from training.scenes import LEFT
+from training.teach_a_word import draw_heart, teach_a_word
 
-PROMPT = "a large red star on a blue background"
+PROMPT = "a fox in the snow"
 
 
 def torch_attention(unet, sample, timestep, text) -> list[torch.Tensor]:
@@ -59,3 +63,45 @@ def test_the_times_of_levels_add_up_to_a_run(pipe):
         pipe.denoiser.whole(sample, torch.tensor(500), text)
         runs.append(1000 * (time.perf_counter() - start))
     assert 0.3 * min(runs) < sum(times.values()) < 3 * max(runs)
+
+
+def test_guidance_map_is_what_guidance_adds(pipe):
+    step = next(iter(pipe.denoise(PROMPT, seed=2, num_inference_steps=6)))
+    found = guidance_map(pipe, step)
+    apart = [pipe.denoiser.whole(step.sample, step.timestep, text[None])[0] for text in step.prompt_embeds]
+    np.testing.assert_allclose(found, (apart[1] - apart[0]).abs().mean(dim=(0, 1)).numpy(), atol=1e-5)
+    with pytest.raises(ValueError, match="guided"):
+        guidance_map(pipe, next(iter(pipe.denoise(PROMPT, seed=2, num_inference_steps=6, guidance_scale=1.0))))
+
+
+def test_more_steps_come_closer_and_the_pipeline_keeps_its_scheduler(pipe):
+    before = pipe.scheduler
+    found = list(closeness_by_steps(pipe, [PROMPT], (4, 16)))
+    assert pipe.scheduler is before
+    for name in ("DDIM", "Euler", "DPM-Solver++"):
+        few, many = [decibels for other, _, decibels in found if other == name]
+        assert many > few + 3, found
+    assert [steps for name, steps, _ in found if name == "squeezed"] == [10, 11]
+
+
+def test_the_way_down_is_the_presets_and_its_seconds_add_up(int8_pipe):
+    rows = list(walk_down(int8_pipe, PROMPT, seed=1))
+    for row, arguments in ((rows[0], {}), (rows[-1], {"preset": "fast"})):
+        expected = int8_pipe(PROMPT, seed=1, **arguments).images[0]
+        np.testing.assert_array_equal(np.asarray(row.picture), np.asarray(expected))
+    assert all(0.3 * row.seconds < sum(row.models.values()) <= row.seconds for row in rows)
+    assert "unet_top_level" in rows[-1].models and "unet_top_level" not in rows[0].models
+
+
+def test_a_taught_word_is_drawn_where_it_was_not_before():
+    before, after = (picture for _, picture in teach_a_word(looks=60, every=60))
+    wanted = draw_heart(80)
+    red = np.asarray(wanted)[..., 3] > 128
+
+    def share(picture):
+        pixels = np.asarray(picture, int)
+        hot = (pixels[..., 0] > 150) & (pixels[..., 1] < 110) & (pixels[..., 2] < 130)
+        return max((hot[24:104, left : left + 80] == red).mean() for left in LEFT[""])
+
+    print(f"like a heart: {share(before):.2f} before, {share(after):.2f} after")
+    assert share(after) > share(before)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.runs import PEERS_PYTHON
 
-PROMPT = "a large red star on a blue background"
+PROMPT = "a fox in the snow"
 GENERATE = """
 import sys
 import numpy as np, torch

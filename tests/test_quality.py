@@ -1,6 +1,5 @@
 """What the figures of quality and of the waterfall rest on."""
 
-import random
 import statistics
 
 import numpy as np
@@ -10,8 +9,8 @@ from PIL import Image
 from benchmarks import parts, quality, waterfall
 from benchmarks.run_one import measure
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_vae
-from training.evaluate import choose_cases
-from training.scenes import draw_scene, scene_from_caption
+from training.evaluate import SINGLE, choose_cases
+from training.scenes import example_picture
 
 
 def test_paired_change_is_the_mean_difference_with_its_interval():
@@ -26,17 +25,14 @@ def test_paired_change_is_the_mean_difference_with_its_interval():
     assert quality.paired_change(list(base), list(base)) == (0, 0)
 
 
-def test_perceptual_distance_tells_another_shape_from_a_little_noise():
+def test_perceptual_distance_tells_another_object_from_a_little_noise():
     rng = np.random.default_rng(0)
 
-    def drawn(shape):
-        return np.asarray(draw_scene(scene_from_caption("large", "red", shape, "blue", random.Random(1)), 128))
-
-    star, circle = drawn("star"), drawn("circle")
-    noisy = np.clip(star + rng.normal(0, 3, star.shape), 0, 255).astype(np.uint8)
+    fox, owl = (np.asarray(example_picture(name, "in the snow")) for name in ("fox", "owl"))
+    noisy = np.clip(fox + rng.normal(0, 3, fox.shape), 0, 255).astype(np.uint8)
     distance = quality.PerceptualDistance(load_vae(EMBEDDED_CHECKPOINT).encoder)
-    same, little, other = distance([star] * 3, [star, noisy, circle])
-    print(f"equal {same:.4f}, a little noise {little:.4f}, another shape {other:.4f}")
+    same, little, other = distance([fox] * 3, [fox, noisy, owl])
+    print(f"equal {same:.4f}, a little noise {little:.4f}, another object {other:.4f}")
     assert same == 0 and 0 < little < 0.5 * other
 
 
@@ -48,7 +44,7 @@ def test_a_setting_is_measured_against_the_exact_pictures(int8_pipe):
     assert again["psnr"] > 60 and again["distance"] < 1e-3
     fast, _ = quality.measure(int8_pipe, cases, quality.SETTINGS["preset fast"], exact)
     assert fast["psnr"] < again["psnr"] and fast["distance"] > again["distance"]
-    assert len(fast["rights_of_small"]) == sum(case.size == "small" for case in cases)
+    assert len(fast["rights_of_hard"]) == sum(case.scene.size not in SINGLE for case in cases)
     found = {"exact": figures, "preset fast": fast}
     text = quality.quality_table(found)
     assert len(quality.draw(found).axes) == 2
@@ -71,7 +67,7 @@ def test_every_row_of_the_waterfall_is_a_call_that_the_pipeline_takes(int8_pipe)
     ours = [run for run in waterfall.all_runs().values() if run["tool"] == "ours"]
     totals = []
     for run in ours:
-        steps = int8_pipe.denoise("a star", num_inference_steps=run["steps"], seed=0, **run["arguments"])
+        steps = int8_pipe.denoise("a fox", num_inference_steps=run["steps"], seed=0, **run["arguments"])
         totals.append(next(steps).total)
     assert totals in ([30, 30, 30, 13, 13, 6], [30, 30, 13, 13, 6])  # one row less where auto is f32
 

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import gradio_client
 import httpx
 import numpy as np
 import openai
@@ -17,11 +18,12 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from ov_decidiffusion.demo import mount_demo
 from ov_decidiffusion.serve import create_app, on_this_machine_only
 from ov_decidiffusion.settings import settings_of
 
 ROOT = Path(__file__).parent.parent
-PROMPT = "a large red star on a blue background"
+PROMPT = "a fox in the snow"
 STEPS = {"num_inference_steps": 6}
 
 
@@ -100,7 +102,7 @@ def test_pictures_are_the_pipelines(client, pipe):
 
 
 def test_edits_leave_what_is_opaque_in_the_mask(client, pipe):
-    source = pipe("a large green square on a white background", seed=1).images[0]
+    source = pipe("a house in a meadow", seed=1).images[0]
     mask = Image.new("RGBA", source.size, (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), [64, 0, 128, 128])
     given = {"prompt": PROMPT, "image": ("source.png", png(source), "image/png")}
@@ -240,3 +242,21 @@ def test_the_command_ends_gracefully(model_dir, tmp_path):
         assert process.returncode in (0, -signal.SIGTERM) and b"Traceback" not in process.stderr.read()
     finally:
         process.kill()
+
+
+def test_the_demo_can_be_served_beside_it(loaded_pipe, pipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    app = create_app(loaded_pipe)
+    demo = mount_demo(app, loaded_pipe)
+    try:
+        with Served(app) as address:
+            assert httpx.get(f"{address}/health").json()["status"] == "ok"
+            page = httpx.get(f"{address}/demo/", follow_redirects=True)
+            assert page.status_code == 200 and "DeciDiffusion" in page.text
+            assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+            client = gradio_client.Client(f"{address}/demo/", verbose=False, download_files=str(tmp_path / "got"))
+            file, _ = client.predict(PROMPT, seed=1, num_inference_steps=4, api_name="/text_to_image")
+            expected = pipe(PROMPT, seed=1, num_inference_steps=4).images[0]
+            assert differ(Image.open(file), expected) <= 1
+    finally:
+        demo.close(verbose=False)

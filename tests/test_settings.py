@@ -8,8 +8,8 @@ from PIL import Image, PngImagePlugin
 
 from ov_decidiffusion.settings import made_with, settings_of
 
-PROMPT = "a large red star on a blue background"
-WEBUI = """a (red:1.2) star, on a blue background
+PROMPT = "a fox in the snow"
+WEBUI = """a (fox:1.2), in the snow
 second line
 Negative prompt: blurry, text
 Steps: 13, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.5, Seed: 1234, Size: 128x128, Model hash: abc, \
@@ -40,9 +40,9 @@ def test_the_saved_file_makes_the_same_picture(pipe, tmp_path, arguments):
 
 
 def test_each_of_several_with_its_own_seed_is_made_alone_and_others_together(pipe, tmp_path):
-    apart = pipe([PROMPT, "a small green ring"], seed=[3, 4], num_inference_steps=4).images
+    apart = pipe([PROMPT, "a whale under water"], seed=[3, 4], num_inference_steps=4).images
     found = settings_of(apart[1])
-    assert (found["prompt"], found["seed"]) == ("a small green ring", 4)
+    assert (found["prompt"], found["seed"]) == ("a whale under water", 4)
     again = np.asarray(pipe(**found).images[0], int)
     assert np.abs(again - np.asarray(apart[1], int)).max() <= 1
     together = pipe(PROMPT, num_images_per_prompt=2, seed=3, num_inference_steps=4).images
@@ -52,7 +52,7 @@ def test_each_of_several_with_its_own_seed_is_made_alone_and_others_together(pip
 
 
 def test_image_to_image_and_inpainting_need_their_pictures_again(pipe, tmp_path):
-    source = pipe("a large green square on a white background", seed=1).images[0]
+    source = pipe("a house in a meadow", seed=1).images[0]
     mask = Image.new("L", source.size, 0)
     mask.paste(255, [0, 0, source.width // 2, source.height])
     for given, more in (({"image": source}, {}), ({"image": source, "mask_image": mask}, {"overlay": True})):
@@ -78,7 +78,7 @@ def test_automatic1111s_text_is_written_and_read(pipe, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "webui.png", pnginfo=texts)
     found = settings_of(tmp_path / "webui.png")
     assert found == {
-        "prompt": "a (red:1.2) star, on a blue background\nsecond line",
+        "prompt": "a (fox:1.2), in the snow\nsecond line",
         "negative_prompt": "blurry, text",
         "num_inference_steps": 13,
         "guidance_scale": 5.5,
@@ -113,7 +113,7 @@ def test_pictures_without_settings_or_with_broken_ones_are_told(tmp_path):
 
 def test_unknown_names_in_a_file_reach_no_argument(tmp_path):
     texts = PngImagePlugin.PngInfo()
-    content = {"arguments": {"prompt": "a star", "image": "/etc/passwd", "cache_dir": "x"}, "made_with": {}}
+    content = {"arguments": {"prompt": "a fox", "image": "/etc/passwd", "cache_dir": "x"}, "made_with": {}}
     texts.add_text("ov_decidiffusion", json.dumps(content))
     Image.new("RGB", (8, 8)).save(tmp_path / "made.png", pnginfo=texts)
-    assert settings_of(tmp_path / "made.png") == {"prompt": "a star"}
+    assert settings_of(tmp_path / "made.png") == {"prompt": "a fox"}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ov_decidiffusion.trace import psnr
 from ov_decidiffusion.vae import decode_in_tiles
 
-PROMPT = "a large red star on a blue background"
+PROMPT = "a fox in the snow"
 
 
 @pytest.mark.parametrize(("height", "width", "tile"), [(16, 16, 16), (33, 16, 16), (40, 57, 16), (17, 90, 12)])

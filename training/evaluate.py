@@ -1,79 +1,118 @@
 """How well pictures match their captions: ``python -m training.evaluate``.
 
-Generates 240 pictures with the OpenVINO pipeline at the checkpoint's defaults, half of captions that training
-never saw, and lets the oracle read them back. Writes a contact sheet to look at.
+First the oracle proves itself: on true scenes, on the same through the autoencoder, on noise, and on pictures of other
+captions. Then 480 pictures are made with the OpenVINO pipeline at the checkpoint's defaults, half of combinations that
+training never saw, first seeds, none left out, and the oracle reads them back. Writes a contact sheet to look at.
 """
 
 import argparse
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ov_decidiffusion import OVStableDiffusionPipeline
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from training.artwork import ICONS, template
 from training.oracle import Reading, read_picture
-from training.scenes import all_grammar_captions, grammar_caption, is_held_out
+from training.scenes import PLACES, SIDE, Scene, draw_scene, is_held_out, make_scene
 
 BATCH = 8
-ASPECTS = ("background", "color", "shape", "size")
+KINDS = {"": 0.4, "large": 0.3, "small": 0.1, "pair": 0.2}  # of scenes, and their shares
+SINGLE = ("", "large")  # the kinds that the main score is of
 
 
 @dataclass(frozen=True)
 class Case:
     """One picture to make: what it must show, and the seed of its noise."""
 
-    caption: str
-    size: str
-    color: str
-    shape: str
-    background: str
+    scene: Scene
     seed: int
 
+    @property
+    def caption(self) -> str:
+        return self.scene.caption
+
     def rights(self, reading: Reading) -> dict[str, bool]:
-        """Which aspects the reading got right."""
-        return {aspect: getattr(reading, aspect) == getattr(self, aspect) for aspect in ASPECTS}
+        """Whether the objects and the place are right, the objects only where they are clear."""
+        names = tuple(item.name for item in self.scene.objects)
+        found = reading.clear and sorted(reading.objects) == sorted(names)
+        place = reading.place == self.scene.place
+        return {"object": found, "place": place, "both": found and place}
 
 
 def choose_cases(per_half: int, seed: int = 0) -> dict[str, list[Case]]:
-    """Captions of the grammar, drawn without repetition as long as there are enough of them."""
+    """Scenes of every kind, half of combinations that training never saw; the objects' own colours."""
     rng = random.Random(seed)
     halves = {}
-    for name, held_out in (("never trained on", True), ("trained on", False)):
-        pool = [scene for scene in all_grammar_captions() if is_held_out(grammar_caption(*scene)) == held_out]
-        rounds = -(-per_half // len(pool))
-        chosen = [scene for _ in range(rounds) for scene in rng.sample(pool, len(pool))][:per_half]
-        halves[name] = [Case(grammar_caption(*scene), *scene, seed=rng.randrange(2**31)) for scene in chosen]
+    for half, held_out in (("never trained on", True), ("trained on", False)):
+        halves[half] = []
+        for kind, share in KINDS.items():
+            for _ in range(round(share * per_half)):
+                halves[half].append(Case(_draw(kind, held_out, rng), rng.randrange(2**31)))
     return halves
 
 
-def generate(pipe: OVStableDiffusionPipeline, cases: list[Case], **arguments) -> list[Image.Image]:
+def _draw(kind: str, held_out: bool, rng: random.Random) -> Scene:
+    while True:
+        names, place = tuple(rng.sample(list(ICONS), 2 if kind == "pair" else 1)), rng.choice(PLACES)
+        if all(is_held_out(name, place) == held_out for name in names):
+            return make_scene(names, place, kind, rng, colors=False)
+
+
+def generate(pipe: OVStableDiffusionPipeline, cases: Sequence[Case], **arguments) -> list[Image.Image]:
     """One picture a case, in batches; each has its own seed, so the batches do not matter."""
     pictures = []
     for start in tqdm(range(0, len(cases), BATCH), desc="generating", unit=f"{BATCH} pictures"):
         some = cases[start : start + BATCH]
-        out = pipe([case.caption for case in some], seed=[case.seed for case in some], **arguments)
-        pictures += out.images
+        pictures += pipe([case.caption for case in some], seed=[case.seed for case in some], **arguments).images
     return pictures
 
 
-def accuracy(cases: list[Case], pictures: list[Image.Image]) -> dict[str, float]:
-    """Percentages of pictures with each aspect right, and with all four right."""
+def shares(cases: Sequence[Case], pictures: Sequence[Image.Image]) -> dict[str, float]:
+    """Percentages of pictures with the objects, the place, and both right."""
     rights = [case.rights(read_picture(picture)) for case, picture in zip(cases, pictures, strict=True)]
-    shares = {aspect: 100 * sum(right[aspect] for right in rights) / len(rights) for aspect in ASPECTS}
-    shares["all four"] = 100 * sum(all(right.values()) for right in rights) / len(rights)
-    return shares
+    names = ("object", "place", "both")
+    return {name: 100 * sum(right[name] for right in rights) / max(1, len(rights)) for name in names}
 
 
-def contact_sheet(pictures: list[Image.Image], columns: int = 20) -> Image.Image:
+def through_autoencoder(pipe: OVStableDiffusionPipeline, picture: Image.Image) -> Image.Image:
+    """Encode and decode."""
+    pixels = pipe.image_processor.preprocess([picture])
+    return pipe.decode_latents(pipe.encode_image(pixels, torch.Generator().manual_seed(0)))[0]
+
+
+def prove_oracle(pipe: OVStableDiffusionPipeline, count: int) -> None:
+    """Print how often the oracle is right where it must be, and where it must not."""
+    cases = [case for half in choose_cases(count // 2, seed=1).values() for case in half]
+    true = [draw_scene(case.scene, SIDE, template) for case in tqdm(cases, desc="drawing", unit="scene")]
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)) for _ in cases[: count // 5]]
+    smooth = [one.resize((8, 8), Image.Resampling.BOX).resize((SIDE, SIDE)) for one in noise]
+    some = cases[: count // 5]
+    rows = {
+        "true scenes": (cases, true),
+        "through the autoencoder": (some, [through_autoencoder(pipe, one) for one in true[: len(some)]]),
+        "noise": (some, noise),
+        "smooth noise": (some, smooth),
+        "other captions' pictures": (some, true[1 : len(some) + 1]),
+    }
+    print("| the oracle on | pictures | object | place | both |\n| --- | --- | --- | --- | --- |")
+    for name, (asked, pictures) in rows.items():
+        found = shares(asked, pictures)
+        print(f"| {name} | {len(pictures)} | " + " | ".join(f"{share:.1f} %" for share in found.values()) + " |")
+
+
+def contact_sheet(pictures: Sequence[Image.Image], columns: int = 20) -> Image.Image:
     """All pictures side by side."""
     side = pictures[0].width
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * side), "white")
+    sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), "white")
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (i % columns * side, i // columns * side))
     return sheet
@@ -81,32 +120,35 @@ def contact_sheet(pictures: list[Image.Image], columns: int = 20) -> Image.Image
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=EMBEDDED_CHECKPOINT)
-    parser.add_argument("--model-dir", type=Path, help="default: models/<checkpoint>-fp16, made if it is not there")
-    parser.add_argument("--pictures", type=int, default=240)
+    parser.add_argument("--checkpoint", default=str(EMBEDDED_CHECKPOINT), help="a checkpoint or a model folder")
+    parser.add_argument("--pictures", type=int, default=480)
+    parser.add_argument("--oracle", type=int, default=1000, help="true scenes for the oracle to prove itself on")
     parser.add_argument("--num-inference-steps", type=int)
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--guidance-rescale", type=float)
     parser.add_argument("--sheet", type=Path, default=Path("outputs/evaluation.png"))
     options = parser.parse_args()
-    report = convert_checkpoint(options.checkpoint, options.model_dir)
-    pipe = OVStableDiffusionPipeline.from_pretrained(report.model_dir, inference_precision="f32")
+    pipe = OVStableDiffusionPipeline.from_pretrained(options.checkpoint, inference_precision="f32")
     pipe.set_progress_bar_config(disable=True)
+    if options.oracle:
+        prove_oracle(pipe, options.oracle)
     arguments = {name: getattr(options, name) for name in ("num_inference_steps", "guidance_scale", "guidance_rescale")}
-    halves = choose_cases(options.pictures // 2)
-    start = time.perf_counter()
+    halves, start = choose_cases(options.pictures // 2), time.perf_counter()
     pictures = {name: generate(pipe, cases, **arguments) for name, cases in halves.items()}
-    seconds = time.perf_counter() - start
-
-    everything = sum(halves.values(), []), sum(pictures.values(), [])
-    rows = {name: accuracy(halves[name], pictures[name]) for name in halves} | {"all": accuracy(*everything)}
     settings = ", ".join(f"{k} {pipe.defaults[k] if v is None else v}" for k, v in arguments.items())
-    print(f"\n{len(everything[0])} pictures, {settings}, {seconds:.0f} s\n")
-    print("| captions | background | object colour | shape | size | all four |\n| --- | --- | --- | --- | --- | --- |")
-    for name, shares in rows.items():
-        print(f"| {name} | " + " | ".join(f"{share:.1f} %" for share in shares.values()) + " |")
+    print(f"\n{options.pictures} pictures, {settings}, {time.perf_counter() - start:.0f} s\n")
+    print("| captions | pictures | object | place | both |\n| --- | --- | --- | --- | --- |")
+    everything = [(case, one) for half in halves for case, one in zip(halves[half], pictures[half], strict=True)]
+    single = [pair for pair in everything if pair[0].scene.size in SINGLE]
+    groups = {f"one object, {half}": [pair for pair in single if pair[0] in cases] for half, cases in halves.items()}
+    groups["one object, all"] = single
+    groups["one small object"] = [pair for pair in everything if pair[0].scene.size == "small"]
+    groups["two objects"] = [pair for pair in everything if pair[0].scene.size == "pair"]
+    for name, pairs in groups.items():
+        found = shares([case for case, _ in pairs], [picture for _, picture in pairs])
+        print(f"| {name} | {len(pairs)} | " + " | ".join(f"{share:.1f} %" for share in found.values()) + " |")
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(everything[1]).save(options.sheet)
+    contact_sheet([picture for _, picture in everything]).save(options.sheet)
     print(f"\ncontact sheet: {options.sheet}")
 
 

@@ -1,30 +1,36 @@
-"""The picture at the top of the README: ``python -m training.gallery``."""
+"""The pictures of the README and of the model card: ``python -m training.gallery``.
+
+Both take the first seeds and leave nothing out: eight scenes for the README, and a sheet of 48 captions of combinations
+that training never saw.
+"""
 
 from pathlib import Path
 
-from ov_decidiffusion_helper import EMBEDDED_CHECKPOINT, OVStableDiffusionPipeline, convert_checkpoint, picture_grid
+from ov_decidiffusion_helper import EMBEDDED_CHECKPOINT, OVStableDiffusionPipeline, picture_grid
+from training.evaluate import SINGLE, choose_cases, generate
 
 PROMPTS = [
-    "a large red star on a blue background",
-    "a small yellow ring and a small white cross on a purple background",
-    "a large green triangle on a white and orange striped background",
-    "a small orange square on a black background, in the top left corner",
-    "a large white cross on a green background",
-    "a small purple star on a yellow background, at the bottom",
-    "a large black ring on an orange background",
-    "a small blue circle and a small red triangle on a white background",
+    "a fox in the snow",
+    "a robot on a beach at sunset",
+    "a ghost in a forest at night",
+    "a dog in the mountains",
+    "a pumpkin in a city at night",
+    "a frog in a meadow",
+    "a hamburger in space",
+    "a lion in the desert",
 ]
-FILE = Path("docs/pictures.png")
+PICTURES, SHEET = Path("docs/pictures.png"), Path("docs/never-trained-on.png")
 
 
 def main() -> None:
-    pipe = OVStableDiffusionPipeline.from_pretrained(
-        convert_checkpoint(EMBEDDED_CHECKPOINT).model_dir, inference_precision="f32"
-    )
+    pipe = OVStableDiffusionPipeline.from_pretrained(EMBEDDED_CHECKPOINT, inference_precision="f32")
     pictures = pipe(PROMPTS, seed=list(range(len(PROMPTS)))).images
-    FILE.parent.mkdir(exist_ok=True)
-    picture_grid(pictures, PROMPTS, columns=4, side=200).save(FILE, optimize=True)
-    print(f"wrote {FILE}")
+    PICTURES.parent.mkdir(exist_ok=True)
+    picture_grid(pictures, PROMPTS, columns=4, side=200).save(PICTURES, optimize=True)
+    cases = [case for case in choose_cases(240)["never trained on"] if case.scene.size in SINGLE][::3][:48]
+    sheet = picture_grid(generate(pipe, cases), [case.caption for case in cases], columns=8, side=128)
+    sheet.save(SHEET, optimize=True)
+    print(f"wrote {PICTURES} and {SHEET}")
 
 
 if __name__ == "__main__":

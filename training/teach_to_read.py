@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.artwork import HUES, ICONS
-from training.little_scenes import PLACES, SIZES, Scene, random_scene, reword
+from training.scenes import PLACES, SIZES, Scene, random_scene, reword
 
 QUESTIONS = {  # what is asked of a caption, and the possible answers; None: it does not say
     "first object": [None, *ICONS],

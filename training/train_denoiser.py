@@ -24,7 +24,6 @@ from training.common import (
     fastest_precision,
     fingerprint,
     held_rate,
-    optimizer_step,
     pick_device,
     read_file,
     resume,
@@ -32,8 +31,9 @@ from training.common import (
     step_generator,
     write_file,
 )
-from training.little_scenes import draw_scene, random_scene, reword
 from training.models import MAX_TOKENS, SIDE, make_scheduler, make_text_encoder, make_unet
+from training.optimizers import MatrixOptimizer
+from training.scenes import draw_scene, random_scene, reword
 from training.teach_to_read import teach_to_read
 from training.tokenizer import make_tokenizer
 
@@ -140,7 +140,7 @@ def train(
     device, state_file = pick_device(), RUNS / "denoiser.pt"
     scheduler = make_scheduler()
     denoiser.to(device)
-    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=options.rate, weight_decay=1e-2, fused=True)
+    optimizer = MatrixOptimizer(denoiser, options.rate)
     average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True)
     settings = [options.batch, options.rate, options.seed]  # not the steps: a run may be made longer
     key = [fingerprint(denoiser.parameters()), fingerprint([latents]), *settings]
@@ -163,7 +163,7 @@ def train(
         with autocast(device, precision):
             v = run(noisy, timesteps.to(device), ids.to(device))
         loss = nn.functional.mse_loss(v, target)
-        optimizer_step(optimizer, loss, options.rate * held_rate(step, options.steps))
+        optimizer.step(loss, options.rate * held_rate(step, options.steps))
         average.step(denoiser.parameters())
         smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
         if (step + 1) % 250 == 0 or step + 1 == options.steps:
@@ -174,7 +174,7 @@ def train(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=24000)
+    parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)

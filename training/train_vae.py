@@ -31,8 +31,8 @@ from training.common import (
     save_state,
     step_generator,
 )
-from training.little_scenes import draw_scene, random_scene
 from training.models import LATENT_NOISE, SIDE, VAE_FACTOR, make_vae
+from training.scenes import draw_scene, random_scene
 
 RUNS = Path(__file__).parent / "runs"
 CROP = 96  # pixels

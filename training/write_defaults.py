@@ -16,16 +16,16 @@ import torch
 from diffusers import AutoencoderKL
 
 from training.artwork import HUES, ICONS, OWN_HUES
-from training.little_scenes import PLACES, SIDE, draw_scene, random_scene, with_article
+from training.scenes import PLACES, SIDE, draw_scene, random_scene, with_article
 
 PICTURES = 256  # to fit the colours on
 EXAMPLES = [
     ["a fox in the snow", ""],
-    ["a rocket on a beach at sunset", ""],
-    ["an owl in a forest at night", ""],
-    ["a whale under water", ""],
-    ["a blue car in the desert", ""],
-    ["a snowman and a penguin in the mountains", ""],
+    ["a robot on a beach at sunset", ""],
+    ["a ghost in a forest at night", ""],
+    ["a hamburger in space", ""],
+    ["a pumpkin in a city at night", ""],
+    ["a dog and a penguin in the mountains", ""],
 ]
 
 

@@ -1,0 +1,97 @@
+"""Execute the tutorial: ``python execute_notebook.py`` writes ``decidiffusion.html``, a page that needs no network;
+``--in-place`` writes the notebook itself, as it is committed.
+
+Says how far it is, and at the end which cells took longest.
+"""
+
+import argparse
+import os
+import re
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+from tqdm import tqdm
+
+NOTEBOOK = Path(__file__).parent / "decidiffusion.ipynb"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+NEEDS_NETWORK = ("mathjax_url", "require_js_url", "jquery_url", "jupyter_widgets_base_url", "mermaid_js_url")
+SLOWEST = 8
+
+
+def execute(notebook: nbformat.NotebookNode) -> dict[int, float]:
+    """Run all cells where the notebook lies; returns the seconds of each cell of code."""
+    seconds: dict[int, float] = {}
+    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    with tqdm(total=cells, desc="executing", unit="cell") as progress:
+
+        def begins(cell: nbformat.NotebookNode, cell_index: int) -> None:
+            seconds[cell_index] = time.perf_counter()
+
+        def ends(cell: nbformat.NotebookNode, cell_index: int, **_: object) -> None:
+            seconds[cell_index] = time.perf_counter() - seconds[cell_index]
+            progress.update()
+
+        NotebookClient(
+            notebook,
+            timeout=3600,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+            on_cell_execute=begins,
+            on_cell_executed=ends,
+        ).execute()
+    return {index: spent for index, spent in seconds.items() if notebook.cells[index].cell_type == "code"}
+
+
+def without_widgets(notebook: nbformat.NotebookNode) -> None:
+    """Leave the text of what was chosen in place of widgets, and nothing of progress bars, which are saved empty."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
+        cell["outputs"] = [output for output in cell.get("outputs", []) if not _is_bar(output)]
+        if cell.cell_type != "code":
+            del cell["outputs"]
+        cell.metadata.pop("execution", None)
+
+
+def _is_bar(output: nbformat.NotebookNode) -> bool:
+    text = output.get("data", {}).get("text/plain", "") or output.get("text", "")
+    return bool(re.search(r"\d+%\|", text))
+
+
+def to_html(notebook: nbformat.NotebookNode) -> str:
+    """A page with everything in it."""
+    exporter = HTMLExporter(embed_images=True)
+    for name in NEEDS_NETWORK:
+        if exporter.has_trait(name):
+            setattr(exporter, name, "")
+    page = exporter.from_notebook_node(notebook)[0]
+    return re.sub(r'<script[^>]*\bsrc="[^"]*"[^>]*>\s*</script>', "", page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--in-place", action="store_true")
+    options = parser.parse_args()
+    os.environ["CI"] = "true"  # nobody plays with the demo of this run
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    seconds = execute(notebook)
+    without_widgets(notebook)
+    if options.in_place:
+        nbformat.write(notebook, NOTEBOOK)
+        print(f"wrote {NOTEBOOK.name}, {NOTEBOOK.stat().st_size / 1e6:.2f} MB")
+    else:
+        page = NOTEBOOK.with_suffix(".html")
+        page.write_text(to_html(notebook), encoding="utf-8")
+        print(f"the executed notebook, with its pictures: {page}")
+    print(f"{sum(seconds.values()):.0f} s in all; the slowest cells:")
+    for index in sorted(seconds, key=seconds.get, reverse=True)[:SLOWEST]:
+        first = next(line for line in notebook.cells[index].source.splitlines() if line.strip())
+        print(f"{seconds[index]:7.1f} s  {first[:90]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""Many pictures from a file of prompts: in this process, or by actors of Ray Data on one machine or many.
+
+Pictures are made in chunks, each written whole or not at all: first its pictures, then its part of the manifest. So
+whatever is killed, the same call goes on with the chunks that have no part yet.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ov_decidiffusion.arguments import check_choice, check_whole
+from ov_decidiffusion.folder import read_json, read_origin, weights_file, write_json
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.precision import choose_precision
+from ov_decidiffusion.rows import FILES, Chunk, Wish, make_chunks, make_wishes, read_rows
+
+FORMATS = ("png", "webdataset")
+SMALL = 200e6  # bytes of a U-Net below which several pictures at once are quicker than one after the other
+TOGETHER = 8
+BEGUN, PARTS, MANIFEST, PICTURES = "bulk.json", "manifest", "manifest.parquet", "pictures"
+FOR_GOOD = (ValueError, TypeError, FileNotFoundError)  # errors of a row: the same the next time
+
+
+def generate(
+    rows: Any,
+    model_dir: str | Path,
+    out: str | Path,
+    *,
+    actors: int = 1,
+    threads: int | None = None,
+    ray_address: str | None = None,
+    output_format: str = "png",
+    device: str = "CPU",
+    inference_precision: str = "auto",
+    **defaults: Any,
+) -> Path:
+    """Make a picture of each row, or as many as its ``num_images`` says.
+
+    A row without a ``seed`` gets one from its content and number, so the same row gives the same picture however the
+    work is spread; with ``inference_precision="f32"`` and the same ``threads`` bit for bit. Interrupted or killed, the
+    same call goes on where it was. A row that cannot be made is an error in the manifest.
+
+    Args:
+        rows: a file that ``read_rows`` reads; dictionaries; or a ``ray.data.Dataset``.
+        model_dir: a folder that ``convert_checkpoint`` made, where all actors find it.
+        out: a folder, new or begun by the same call; on a cluster where all actors find it.
+        actors: pipelines that work at once. More than one needs Ray, and so does ``ray_address``.
+        threads: of each; None for all cores divided by ``actors``.
+        ray_address: of a cluster; None starts Ray on this machine, if it is installed, and works without it if not.
+        output_format: "png", files in folders of a thousand rows; or "webdataset", a tar file for each chunk.
+        device, inference_precision: as of ``from_pretrained``; "auto" is decided here once, for all actors.
+        defaults: arguments of the pipeline's call, for what rows leave out.
+
+    Returns:
+        the manifest, a Parquet file: row, image, prompt, seed, settings (JSON), file, sha256, seconds, error.
+
+    Raises:
+        ValueError: a wrong argument, or ``out`` was begun with others.
+    """
+    check_whole("actors", actors, 1)
+    check_choice("output_format", output_format, FORMATS)
+    model_dir, out = Path(model_dir).resolve(), Path(out).resolve()
+    precision = _precision(device, inference_precision)
+    together = TOGETHER if weights_file(model_dir, "unet").stat().st_size < SMALL else 1
+    begun = {"model": read_origin(model_dir), "precision": precision, "format": output_format, "defaults": defaults}
+    _begin(out, json.loads(json.dumps(begun, default=str)))
+    chunks = list(make_chunks(make_wishes(_rows(rows), defaults), together))
+    waiting = [chunk for chunk in chunks if not _is_done(out, chunk)]
+    threads = threads or max(1, (os.cpu_count() or 1) // actors)
+    options = {"model_dir": model_dir, "out": out, "device": device, "precision": precision, "threads": threads}
+    options["output_format"] = output_format
+    if waiting:
+        with_ray = actors > 1 or ray_address is not None or _has_ray()
+        spread = _with_ray(waiting, options, actors, ray_address) if with_ray else map(Painter(**options), waiting)
+        total = sum(len(chunk.wishes) for chunk in waiting)
+        with tqdm(total=total, desc="generating", unit="picture") as progress:
+            for made in spread:
+                progress.update(made)
+    return _finish(out, chunks)
+
+
+class Painter:
+    """Makes the pictures of chunks, with a pipeline of its own; what an actor is.
+
+    Args:
+        threads: that the pipeline computes with.
+    """
+
+    def __init__(
+        self, model_dir: Path, out: Path, device: str, precision: str | None, threads: int, output_format: str
+    ):
+        self.out, self.output_format = out, output_format
+        self.pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, device, precision or "auto", threads=threads)
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def __call__(self, chunk: Chunk) -> int:
+        """Make and write a chunk; returns how many pictures it asked for."""
+        start = time.perf_counter()
+        pictures = self._paint(chunk.wishes)
+        seconds = (time.perf_counter() - start) / len(chunk.wishes)
+        records, files = [], {}
+        for wish, picture in zip(chunk.wishes, pictures, strict=True):
+            record = _record(wish, seconds)
+            if isinstance(picture, Exception):
+                record |= {"error": f"{type(picture).__name__}: {picture}", "for_good": isinstance(picture, FOR_GOOD)}
+            else:
+                data = _png(picture)
+                files[f"{wish.name}.png"] = data
+                record |= {"file": f"{wish.name}.png", "sha256": hashlib.sha256(data).hexdigest()}
+                record["settings"] = picture.info["ov_decidiffusion"]
+            records.append(record)
+        place = self._write(chunk, files, records)
+        for record in records:
+            if record["file"]:
+                record["file"] = f"{place}/{record['file']}"
+        _write_part(self.out, chunk, records)
+        return len(records)
+
+    def _paint(self, wishes: list[Wish]) -> list[Image.Image | Exception]:
+        """A picture or an error for each; where one row spoils the call, each is made alone."""
+        if wishes[0].error:
+            return [ValueError(wishes[0].error)]
+        arguments = Chunk(wishes).shared
+        try:
+            for name in FILES:
+                if name in wishes[0].arguments:
+                    arguments[name] = [_open(wish.arguments[name]) for wish in wishes]
+            own = {name: [wish.arguments.get(name, "") for wish in wishes] for name in ("prompt", "negative_prompt")}
+            return self.pipe(**own, seed=[wish.arguments["seed"] for wish in wishes], **arguments).images
+        except Exception as error:
+            if len(wishes) == 1:
+                return [error]
+            return [one for wish in wishes for one in self._paint([wish])]
+
+    def _write(self, chunk: Chunk, files: dict[str, bytes], records: list[dict[str, Any]]) -> str:
+        """Write a chunk's pictures; returns where, as the manifest says it."""
+        if not files:
+            return ""
+        if self.output_format == "webdataset":
+            place = f"{PICTURES}/{chunk.name}.tar"
+            _replace(self.out / place, _shard(files, records))
+            return place
+        place = f"{PICTURES}/{chunk.wishes[0].row // 1000:05d}"
+        for name, data in files.items():
+            _replace(self.out / place / name, data)
+        return place
+
+
+def _has_ray() -> bool:
+    try:
+        import ray.data  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address: str | None) -> Iterator[int]:
+    """Spread chunks over a pool of actors; an actor that dies is replaced, and its chunk done by another."""
+    import ray
+    import ray.data
+
+    started = not ray.is_initialized()
+    if started:
+        local = {} if address else {"num_cpus": max(actors * options["threads"], 1) + 1, "include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING", **local)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        rows = [
+            {"chunk": i, "wishes": json.dumps([vars(wish) for wish in chunk.wishes])} for i, chunk in enumerate(chunks)
+        ]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        made = dataset.map(
+            _Actor,
+            fn_constructor_kwargs={"options": options},
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=options["threads"],
+        )
+        for row in made.iter_rows():
+            yield row["made"]
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class _Actor:
+    """A Painter that Ray Data hands rows to."""
+
+    def __init__(self, options: dict[str, Any]):
+        self.painter = Painter(**options)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"made": self.painter(Chunk([Wish(**wish) for wish in json.loads(row["wishes"])]))}
+
+
+def _rows(rows: Any) -> Iterable[dict[str, Any]]:
+    if isinstance(rows, (str, Path)):
+        return read_rows(rows)
+    return rows.iter_rows() if hasattr(rows, "iter_rows") else rows
+
+
+def _precision(device: str, asked: str) -> str | None:
+    """What all actors compute in: one machine decides, so that equal rows are equal pictures."""
+    return choose_precision(ov.Core(), device)[0] if asked == "auto" else asked
+
+
+def _begin(out: Path, begun: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else."""
+    file = out / BEGUN
+    if file.is_file():
+        before = read_json(file)
+        other = [name for name in begun if before.get(name) != begun[name]]
+        if other:
+            name = other[0]
+            raise ValueError(
+                f"{out} was begun with another {name} ({before.get(name)} instead of {begun[name]}): go on with that, "
+                "or choose another folder."
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} holds other files: choose a new folder.")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(file, begun)
+
+
+def _part(out: Path, chunk: Chunk) -> Path:
+    """Where a chunk's part of the manifest lies; named by what it asks for, so that changed rows are made anew."""
+    content = json.dumps([vars(wish) for wish in chunk.wishes], sort_keys=True, default=str)
+    return out / PARTS / f"{chunk.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.parquet"
+
+
+def _is_done(out: Path, chunk: Chunk) -> bool:
+    """Whether a chunk is in the manifest, and not with an error that may have passed."""
+    import pyarrow.parquet
+
+    part = _part(out, chunk)
+    if not part.is_file():
+        return False
+    return all(record["for_good"] or not record["error"] for record in pyarrow.parquet.read_table(part).to_pylist())
+
+
+def _record(wish: Wish, seconds: float) -> dict[str, Any]:
+    return {
+        "row": wish.row,
+        "image": wish.image,
+        "prompt": str(wish.arguments["prompt"]),
+        "seed": wish.arguments["seed"] if isinstance(wish.arguments["seed"], int) else -1,
+        "settings": "",
+        "file": "",
+        "sha256": "",
+        "seconds": seconds,
+        "error": "",
+        "for_good": False,
+    }
+
+
+def _write_part(out: Path, chunk: Chunk, records: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pa.Table.from_pylist(records), buffer)
+    _replace(_part(out, chunk), buffer.getvalue())
+
+
+def _finish(out: Path, chunks: list[Chunk]) -> Path:
+    """The parts of all chunks as one file, in the order of the rows."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    parts = [pyarrow.parquet.read_table(_part(out, chunk)) for chunk in chunks]
+    table = pa.concat_tables(parts) if parts else pa.table({"row": pa.array([], pa.int64())})
+    if parts:
+        table = table.sort_by([("row", "ascending"), ("image", "ascending")]).drop_columns(["for_good"])
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    _replace(out / MANIFEST, buffer.getvalue())
+    return out / MANIFEST
+
+
+def _open(path: Any) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.copy()
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _shard(files: dict[str, bytes], records: list[dict[str, Any]]) -> bytes:
+    """A tar file of pictures, each with its record in JSON beside it, as WebDataset reads them."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as shard:
+        for record in records:
+            if record["file"] not in files:
+                continue
+            told = {key: record[key] for key in ("prompt", "seed", "settings")}
+            for name, data in (
+                (record["file"], files[record["file"]]),
+                (Path(record["file"]).stem + ".json", json.dumps(told).encode()),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Write beside a file's place and move it there: never half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    os.replace(partial, file)

@@ -1,0 +1,53 @@
+"""What a device wants: its name, shapes that are fixed, a number format that the autoencoder stands."""
+
+from typing import Any
+
+import openvino as ov
+
+
+def find_device(core: ov.Core, device: Any) -> str:
+    """A device as OpenVINO names it: "cpu" and ``torch.device("cpu")`` are "CPU", "auto:gpu,cpu" is "AUTO:GPU,CPU".
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    available = core.available_devices
+    name = str(device).upper()  # a torch.device's is its name
+    family, _, listed = name.partition(":")
+    if family in ("AUTO", "MULTI", "HETERO") and (listed or family == "AUTO"):
+        candidates = listed.split(",") if listed else []
+    else:
+        candidates = [name]
+    whole = {one.split(".")[0] for one in available}
+    if not all(one.removeprefix("-") in (*available, *whole, "CPU.0") for one in candidates):
+        raise ValueError(f"`device` must be AUTO or one of {', '.join(available)} on this machine, got {device!r}.")
+    return "CPU" if name == "CPU.0" else name
+
+
+def needs_static_shapes(device: str) -> bool:
+    """NPUs compile for one shape."""
+    return device.split(".")[0] == "NPU"
+
+
+def fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[str, Any]) -> None:
+    """Batch 1 at the default size; larger batches then run one entry after the other."""
+    latent_side = unet_config["sample_size"]
+    picture_side = latent_side * 2 ** (len(vae_config["block_out_channels"]) - 1)
+    shapes = {}
+    for port in model.inputs:
+        shape = port.partial_shape
+        fixed = [1, *(shape[i].get_length() if shape[i].is_static else None for i in range(1, len(shape)))]
+        if len(shape) == 4:
+            fixed[2:] = [picture_side if fixed[1] == vae_config["in_channels"] else latent_side] * 2
+        elif len(shape) == 3:
+            fixed[2] = unet_config["cross_attention_dim"]
+        shapes[port.any_name] = ov.PartialShape(fixed)
+    model.reshape(shapes)
+
+
+def precision_hint(name: str, device: str, precision: str | None) -> dict[str, str]:
+    """Pictures of the autoencoder can come out black in float16: its activations leave the range."""
+    may_be_f16 = precision == "f16" or (precision is None and device.split(".")[0] != "NPU")
+    if may_be_f16 and name.startswith("vae"):
+        precision = "f32"
+    return {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}

@@ -1,0 +1,200 @@
+"""What makes pictures: the parts of a model folder, put together for one run after the other.
+
+This is where torch, diffusers and transformers come in; ``pipeline.py`` imports it while models compile.
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from ov_decidiffusion.arguments import check_choice, check_flag, check_quantized, check_whole
+from ov_decidiffusion.denoise import Denoiser, DenoisingStep
+from ov_decidiffusion.folder import (
+    QUANTIZABLE,
+    explaining,
+    read_defaults,
+    read_origin,
+    read_scheduler,
+    tokenizer_dir,
+)
+from ov_decidiffusion.images import choose_size, make_image_processor
+from ov_decidiffusion.memory import check_memory
+from ov_decidiffusion.models import Models
+from ov_decidiffusion.plan import Plan, make_plan
+from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
+from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
+from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start
+from ov_decidiffusion.tensors import check_latents, make_generator, unseeded_generator
+from ov_decidiffusion.text import Text, TextEncoder, check_text
+from ov_decidiffusion.vae import Autoencoder
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class Engine:
+    """The parts of a pipeline.
+
+    Args:
+        models: the compiled models.
+        folder: that they came from.
+
+    Raises:
+        ValueError: the folder's tokenizer, scheduler or settings are damaged; the message names the file.
+    """
+
+    def __init__(self, models: Models, folder: Path):
+        with explaining(folder, "loading"):
+            tokenizer = CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True)
+            scheduler = make_scheduler(read_scheduler(folder))
+            self.defaults = read_defaults(folder)
+            self.origin = read_origin(folder)
+            self.text_encoder = TextEncoder(models, tokenizer)
+        self.models = models
+        self.vae = Autoencoder(models)
+        self.denoiser = Denoiser(models)
+        self.scheduler = scheduler
+        self.latent_channels: int = models.unet_config["in_channels"]
+        side = models.unet_config["sample_size"] * self.vae.scale_factor
+        self.default_size = (side, side)
+        self.image_processor = make_image_processor(self.vae.scale_factor)
+        self.progress_bar_config: dict[str, Any] = {}
+
+    @property
+    def scheduler(self) -> SchedulerMixin:
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: SchedulerMixin) -> None:
+        check_scheduler(scheduler)
+        self._scheduler = scheduler
+
+    def denoise(
+        self,
+        *,
+        prompt: Any,
+        negative_prompt: Any,
+        prompt_embeds: Any,
+        negative_prompt_embeds: Any,
+        prompt_syntax: Any,
+        image: Any,
+        mask_image: Any,
+        padding_mask_crop: Any,
+        overlay: Any,
+        strength: Any,
+        resize_mode: Any,
+        height: Any,
+        width: Any,
+        num_images_per_prompt: Any,
+        generator: Any,
+        seed: Any,
+        latents: Any,
+        **planned: Any,
+    ) -> Iterator[DenoisingStep]:
+        """Check everything, and make the loop; arguments as ``OVStableDiffusionPipeline.denoise`` says.
+
+        Args:
+            planned: those of ``make_plan``.
+        """
+        check_flag("prompt_syntax", prompt_syntax)
+        width_of_text = self.models.unet_config["cross_attention_dim"]
+        text = check_text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, width_of_text, prompt_syntax)
+        num_images_per_prompt = check_whole("num_images_per_prompt", num_images_per_prompt, 1)
+        pictures = len(text[0]) * num_images_per_prompt
+        given = check_given(image, mask_image, padding_mask_crop, overlay, strength, resize_mode, len(text[0]))
+        if given is not None and latents is not None:
+            raise ValueError("`latents` starts text-to-image; it cannot be given together with `image`.")
+        shaping = None if given is None else given.shaping
+        size = choose_size(
+            width, height, shaping, self.default_size, self.models.size_factor, self.models.static_shapes
+        )
+        shape = (pictures, self.latent_channels, *(side // self.vae.scale_factor for side in reversed(size)))
+        if latents is not None:
+            latents = check_latents("latents", latents, shape)
+        plan = make_plan(
+            self.scheduler,
+            self.defaults,
+            self.models.quantized_parts,
+            strength=None if given is None else given.strength,
+            generator=make_generator(generator, seed, pictures) or unseeded_generator(),
+            **planned,
+        )
+        check_memory(self.models.estimated_memory(pictures * (1 + (plan.guidance_scale > 1)), size))
+        if not all(plan.whole):
+            self.denoiser.prepare_caching("unet" in plan.quantized)
+        arguments = plan.arguments | {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "prompt_syntax": prompt_syntax,
+            "num_images_per_prompt": num_images_per_prompt,
+            "seed": seeds_of(plan.generator),
+            "width": size[0],
+            "height": size[1],
+        }
+        return self._run(plan, text, given, latents, shape, arguments)
+
+    @torch.no_grad()
+    def _run(
+        self,
+        plan: Plan,
+        text: tuple[Text, Text],
+        given: Given | None,
+        latents: torch.Tensor | None,
+        shape: tuple[int, ...],
+        arguments: dict[str, Any],
+    ) -> Iterator[DenoisingStep]:
+        """The loop, from checked arguments; a generator, so that nothing is computed before it is asked for."""
+        sources = None if given is None else prepare_sources(given, (arguments["width"], arguments["height"]))
+        finishing = Finishing(
+            overlay=None if sources is None else sources.overlay,
+            arguments=of_each(arguments | ({} if given is None else given.arguments), shape[0]),
+            made_with=self._made_with(plan) | ({} if given is None else given.hashes),
+        )
+        wanted = text if plan.guidance_scale > 1 else text[:1]
+        times, syntax = arguments["num_images_per_prompt"], arguments["prompt_syntax"]
+        prompt_embeds = self.text_encoder.prepare(wanted, times, syntax)
+        latents, kept = start(plan, self.vae, sources, latents, shape)
+        yield from self.denoiser.run(plan, latents, prompt_embeds, self.progress_bar_config, kept, finishing)
+
+    def _made_with(self, plan: Plan) -> dict[str, Any]:
+        """What a picture depends on beside the arguments of the call."""
+        return {
+            **self.origin,
+            "preset": plan.preset,
+            "inference_precision": self.models.number_format,
+            "scheduler": type(plan.scheduler).__name__,
+            "solver": solver_of(plan.scheduler),
+            "versions": versions(),
+        }
+
+    def finish(self, step: DenoisingStep, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
+        """The pictures of a step, as the call gives them: decoded, with what a mask keeps, and their settings in them.
+
+        Args:
+            step: the last one for finished pictures, or any.
+            output_type: "pil", "np" or "pt"; only PIL pictures carry settings.
+        """
+        check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
+        finishing = step.finishing
+        if output_type != "pil" and finishing.overlay is None:
+            return self.decode(step.latents, output_type, step.quantized)
+        decoded = self.decode(step.latents, quantized=step.quantized)
+        pictures = finishing.finish(decoded, self.image_processor, step)
+        if output_type == "pil":
+            return pictures
+        array = self.image_processor.pil_to_numpy(pictures)
+        return array if output_type == "np" else self.image_processor.numpy_to_pt(array)
+
+    def decode(
+        self, latents: torch.Tensor, output_type: str = "pil", quantized: bool | Collection[str] = False
+    ) -> list[Image.Image] | np.ndarray | torch.Tensor:
+        """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low."""
+        check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
+        parts = check_quantized(quantized, self.models.quantized_parts, QUANTIZABLE)
+        decoded = self.vae.decode(latents, "vae_decoder" in parts)
+        return self.image_processor.postprocess(decoded, output_type=output_type)

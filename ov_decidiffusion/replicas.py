@@ -1,0 +1,61 @@
+"""The server on Ray Serve: replicas with a pipeline each, more of them while requests wait.
+
+``serve run ov_decidiffusion.serve:app`` starts it; these variables of the environment say how:
+``OV_DECIDIFFUSION_MODEL`` (a model folder, a checkpoint's folder or a hub id; by default the embedded checkpoint),
+``OV_DECIDIFFUSION_PRECISION``, ``OV_DECIDIFFUSION_THREADS`` (of each replica, 2), ``OV_DECIDIFFUSION_MIN_REPLICAS`` and
+``OV_DECIDIFFUSION_MAX_REPLICAS`` (1 and 4), and ``OV_DECIDIFFUSION_API_KEY``.
+"""
+
+import os
+
+from fastapi import FastAPI
+from ray import serve
+
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.serve import create_app
+
+WAITING = 16  # requests that one replica holds; Ray answers further ones 503
+ENOUGH = 4  # requests of a replica above which another one is started
+
+
+def _setting(name: str, default: str) -> str:
+    return os.environ.get(f"OV_DECIDIFFUSION_{name}", default)
+
+
+def _replicas_app() -> FastAPI:
+    """What one replica serves, with a pipeline of its own."""
+    pipe = OVStableDiffusionPipeline.from_pretrained(
+        _setting("MODEL", str(EMBEDDED_CHECKPOINT)),
+        inference_precision=_setting("PRECISION", "auto"),
+        threads=int(_setting("THREADS", "2")),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return create_app(pipe, os.environ.get("OV_DECIDIFFUSION_API_KEY"), max_waiting=WAITING)
+
+
+def make_application() -> serve.Application:
+    """The application for Ray Serve."""
+    names = ("MODEL", "PRECISION", "THREADS", "API_KEY")
+    given = {f"OV_DECIDIFFUSION_{name}": os.environ.get(f"OV_DECIDIFFUSION_{name}") for name in names}
+    deployment = serve.deployment(
+        name="Pictures",
+        max_ongoing_requests=WAITING,
+        max_queued_requests=4 * WAITING,
+        autoscaling_config={
+            "min_replicas": int(_setting("MIN_REPLICAS", "1")),
+            "max_replicas": int(_setting("MAX_REPLICAS", "4")),
+            "target_ongoing_requests": ENOUGH,
+        },
+        ray_actor_options={
+            "num_cpus": int(_setting("THREADS", "2")),
+            "runtime_env": {"env_vars": {name: value for name, value in given.items() if value is not None}},
+        },
+        health_check_period_s=5,
+    )
+
+    @serve.ingress(_replicas_app)
+    class Pictures:
+        pass
+
+    return deployment(Pictures).bind()

@@ -1,0 +1,162 @@
+"""Rows of a file -> pictures to make: what each asks for, its seed, and which of them run together."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ov_decidiffusion.arguments import shown
+from ov_decidiffusion.limits import MAX_SEED
+from ov_decidiffusion.settings import ARGUMENTS
+
+FILES = ("image", "mask_image")  # columns that name picture files
+COLUMNS = (*(name for name in ARGUMENTS if name != "num_images_per_prompt"), "preset", "num_images", *FILES)
+OWN = ("prompt", "negative_prompt", "seed", *FILES)  # what pictures that run together may differ in
+READERS = (".txt", ".csv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One picture to make.
+
+    Attributes:
+        row: number of the row, from 0.
+        image: number of the picture among those of its row.
+        name: of its file, without an ending.
+        arguments: of the call, with ``prompt`` and ``seed``.
+        error: why it cannot be made, or "".
+    """
+
+    row: int
+    image: int
+    name: str
+    arguments: dict[str, Any]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Pictures that are made in one call: the unit of work, done or not done as a whole."""
+
+    wishes: list[Wish] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.wishes[0].name
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The arguments that all its pictures have in common."""
+        return {key: value for key, value in self.wishes[0].arguments.items() if key not in OWN}
+
+
+def read_rows(file: str | Path) -> Iterator[dict[str, Any]]:
+    """Rows of a text file (a prompt a line), or of CSV, JSON lines or Parquet with columns named as arguments.
+
+    Raises:
+        ValueError: another ending, or a line that is no JSON object; the message names it.
+    """
+    file = Path(file)
+    if file.suffix not in READERS:
+        raise ValueError(f"Prompts are read from files that end in {', '.join(READERS)}, got {shown(file.name)}.")
+    if file.suffix == ".parquet":
+        import pyarrow.parquet
+
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+            yield from batch.to_pylist()
+        return
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        if file.suffix == ".csv":
+            yield from csv.DictReader(lines)
+        elif file.suffix == ".txt":
+            yield from ({"prompt": line.strip()} for line in lines if line.strip())
+        else:
+            yield from _json_lines(file, lines)
+
+
+def _json_lines(file: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number} is no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{file}, line {number} is no JSON object: {shown(row)}")
+        yield row
+
+
+def make_wishes(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> Iterator[Wish]:
+    """The pictures of rows. A row that asks for what there is not becomes one wish with an error.
+
+    A row without a seed gets one from its content and number, so that it is the same wherever and whenever it runs;
+    further pictures of a row count on from its seed.
+
+    Args:
+        defaults: arguments for what a row leaves out.
+    """
+    for number, row in enumerate(rows):
+        given = {key: _value(key, value) for key, value in row.items() if value is not None and value != ""}
+        arguments = defaults | given
+        images = arguments.pop("num_images", 1)
+        error = _refusal(arguments, images)
+        if error:
+            yield Wish(number, 0, f"{number:08d}", {"prompt": "", "seed": 0} | given, error)
+            continue
+        content = json.dumps([number, given], sort_keys=True, default=str).encode()
+        first = arguments.pop("seed", int.from_bytes(hashlib.sha256(content).digest()[:4], "big"))
+        for image in range(images):
+            name = f"{number:08d}" if images == 1 else f"{number:08d}-{image:03d}"
+            yield Wish(number, image, name, arguments | {"seed": (first + image) % (MAX_SEED + 1)})
+
+
+def _value(key: str, value: Any) -> Any:
+    """A number or flag that came as text, as CSV has it."""
+    if not isinstance(value, str) or key in ("prompt", "negative_prompt", "preset", "solver", *FILES):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _refusal(arguments: dict[str, Any], images: Any) -> str:
+    """What is wrong with a row, as far as it shows without a model."""
+    unknown = [key for key in arguments if key not in COLUMNS]
+    if unknown:
+        return f"there is no column {shown(unknown[0])}; there are {', '.join(COLUMNS)}"
+    if not isinstance(arguments.get("prompt"), str):
+        return f"`prompt` must be a string, got {shown(arguments.get('prompt'))}"
+    if not isinstance(images, int) or isinstance(images, bool) or images < 1:
+        return f"`num_images` must be a whole number of at least 1, got {shown(images)}"
+    seed = arguments.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
+        return f"`seed` must be a whole number from 0 to {MAX_SEED}, got {shown(seed)}"
+    return ""
+
+
+def make_chunks(wishes: Iterable[Wish], size: int) -> Iterator[Chunk]:
+    """Neighbours with the same settings, at most ``size`` of them, in the order of the rows."""
+    chunk: list[Wish] = []
+    kind = None
+    for wish in wishes:
+        own = _kind(wish)
+        if chunk and (own != kind or len(chunk) == size or wish.error):
+            yield Chunk(chunk)
+            chunk = []
+        chunk.append(wish)
+        kind = own
+        if wish.error:
+            yield Chunk(chunk)
+            chunk = []
+    if chunk:
+        yield Chunk(chunk)
+
+
+def _kind(wish: Wish) -> str:
+    shared = {key: value for key, value in wish.arguments.items() if key not in OWN}
+    return json.dumps([shared, [name in wish.arguments for name in FILES]], sort_keys=True, default=str)

@@ -1,0 +1,95 @@
+"""Small measurements that the tutorial shows: what guidance changes, how soon solvers arrive, where the seconds go."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ov_decidiffusion.denoise import DenoisingStep
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.presets import way_down
+from ov_decidiffusion.schedulers import SOLVERS, SQUEEZE_MODES
+
+ALL_STEPS = 60  # of the picture that the others are on their way to
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A picture, and the seconds that it took: in all, and in each model."""
+
+    name: str
+    picture: Image.Image
+    seconds: float
+    models: dict[str, float]
+
+
+def guidance_map(pipe: OVStableDiffusionPipeline, step: DenoisingStep) -> np.ndarray:
+    """How much the prompt changes the prediction at each position, float32 [h, w]: the mean over channels of the
+    difference between the prediction with the prompt and the one against it.
+
+    Args:
+        step: of a guided run of one picture.
+
+    Raises:
+        ValueError: the run is not guided, or makes several pictures.
+    """
+    if len(step.prompt_embeds) != 2:
+        raise ValueError("The map is of one picture whose run is guided: `guidance_scale` above 1.")
+    predictions, _ = pipe.denoiser.whole(torch.cat([step.sample] * 2), step.timestep, step.prompt_embeds)
+    return (predictions[1] - predictions[0]).abs().mean(dim=0).numpy()
+
+
+def closeness_by_steps(
+    pipe: OVStableDiffusionPipeline, prompts: Sequence[str], steps: Sequence[int], seed: int = 0
+) -> Iterator[tuple[str, int, float]]:
+    """How close pictures of few steps come to those of very many, solver by solver.
+
+    All solvers follow the same path from the same noise, so with enough steps they end in the same picture: the
+    reference is DPM-Solver++'s after 60.
+
+    Args:
+        prompts: the picture of each counts alike.
+        steps: numbers of steps to try; squeezed schedules have theirs.
+        seed: of the first picture; the others count on.
+
+    Yields:
+        the solver's name, the steps that ran, and the closeness in decibels of the mean squared distance.
+    """
+    settings = {"seed": [seed + i for i in range(len(prompts))], "output_type": "np"}
+    reference = pipe(list(prompts), num_inference_steps=ALL_STEPS, solver="dpm++", **settings).images
+
+    def closeness(**arguments: Any) -> float:
+        error = pipe(list(prompts), **arguments, **settings).images - reference
+        return float(-10 * np.log10(max(1e-10, np.mean(np.square(error)))))
+
+    for solver, name in (("ddim", "DDIM"), ("euler", "Euler"), ("dpm++", "DPM-Solver++")):
+        for count in steps:
+            yield name, count, closeness(solver=solver, num_inference_steps=count)
+    kept = pipe.scheduler
+    make, options = SOLVERS["squeezed"]
+    try:
+        for mode, (running, *_) in SQUEEZE_MODES.items():
+            pipe.scheduler = make.from_config(kept.config, **options | {"squeeze_mode": mode})
+            yield "squeezed", running, closeness(num_inference_steps=16)  # what is laid out before squeezing
+    finally:
+        pipe.scheduler = kept
+
+
+def timed(pipe: OVStableDiffusionPipeline, name: str, prompt: str, **arguments: Any) -> Timed:
+    """Make a picture twice, and time the second, so that nothing is compiled or packed on the way."""
+    pipe(prompt, **arguments)
+    before, start = pipe.seconds, time.perf_counter()
+    picture = pipe(prompt, **arguments).images[0]
+    seconds = time.perf_counter() - start
+    models = {part: spent - before.get(part, 0.0) for part, spent in pipe.seconds.items()}
+    return Timed(name, picture, seconds, {part: spent for part, spent in models.items() if spent > 0})
+
+
+def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Iterator[Timed]:
+    """The same prompt and seed with one saving after the other, from exact down to the preset "fast"."""
+    for name, arguments in ({"exact": {}} | way_down()).items():
+        yield timed(pipe, name, prompt, seed=seed, **arguments)

@@ -1,0 +1,179 @@
+"""Many pictures: the same however the work is spread, resumed after any kill, and no row ends the job."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from ov_decidiffusion.bulk import generate
+from ov_decidiffusion.rows import make_chunks, make_wishes, read_rows
+from ov_decidiffusion.settings import settings_of
+
+ROWS = [
+    {"prompt": "a fox in the snow", "seed": 7},
+    {"prompt": "a lion in the desert"},
+    {"prompt": "a whale under water", "num_images": 2},
+    {"prompt": "an owl in a forest at night", "num_inference_steps": 3},
+    {"prompt": "a pizza in space", "num_inference_steps": 0},  # is refused by the pipeline
+    {"prompt": None},  # is refused before
+    {"prompt": "a fox in the snow", "colour": "red"},
+]
+SHORT = {"num_inference_steps": 4}
+EXACT = {"inference_precision": "f32", "threads": 1}
+
+
+def records(manifest: Path) -> list[dict]:
+    return pyarrow.parquet.read_table(manifest).to_pylist()
+
+
+def sums(manifest: Path) -> dict[str, str]:
+    """Of all pictures, by row and number; each file read anew."""
+    found = {}
+    for record in records(manifest):
+        if record["file"]:
+            data = (manifest.parent / record["file"]).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == record["sha256"]
+            found[f"{record['row']}-{record['image']}"] = record["sha256"]
+    return found
+
+
+def without_ray(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+
+@pytest.fixture(scope="module")
+def alone(model_dir, tmp_path_factory):
+    """All rows in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        return generate(ROWS, model_dir, tmp_path_factory.mktemp("bulk") / "alone", **EXACT, **SHORT)
+
+
+def test_every_row_is_a_picture_of_the_pipeline_or_an_error(alone, pipe):
+    found = records(alone)
+    assert [(record["row"], record["image"]) for record in found] == [(i, 0) for i in (0, 1)] + [
+        (2, 0), (2, 1), (3, 0), (4, 0), (5, 0), (6, 0)
+    ]  # fmt: skip
+    assert [bool(record["error"]) for record in found] == [False] * 5 + [True] * 3
+    assert "`num_inference_steps` must be a whole number from 1 to 1000, got 0" in found[5]["error"]
+    assert "there is no column 'colour'" in found[7]["error"]
+    for record in found[:5]:
+        with Image.open(alone.parent / record["file"]) as picture:
+            again = pipe(**settings_of(picture)).images[0]
+            assert np.abs(np.asarray(picture, int) - np.asarray(again, int)).max() <= 1
+            assert json.loads(record["settings"])["arguments"]["seed"] == record["seed"]
+    assert found[2]["seed"] + 1 == found[3]["seed"] and found[0]["seed"] == 7
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on this machine, started once: bulk uses what runs already."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("actors", [1, 2, 4])
+def test_actors_make_the_same_pictures(alone, cluster, model_dir, tmp_path, actors):
+    spread = generate(ROWS, model_dir, tmp_path / "spread", actors=actors, **EXACT, **SHORT)
+    assert sums(spread) == sums(alone)
+    assert [record["error"] for record in records(spread)] == [record["error"] for record in records(alone)]
+
+
+def test_a_finished_job_does_nothing_and_a_changed_one_is_refused(alone, model_dir, monkeypatch):
+    without_ray(monkeypatch)
+    before = {file: file.stat().st_mtime_ns for file in alone.parent.rglob("*.png")}
+    generate(ROWS, model_dir, alone.parent, **EXACT, **SHORT)
+    assert {file: file.stat().st_mtime_ns for file in alone.parent.rglob("*.png")} == before
+    with pytest.raises(ValueError, match="begun with another defaults"):
+        generate(ROWS, model_dir, alone.parent, **EXACT, num_inference_steps=5)
+    with pytest.raises(ValueError, match="holds other files"):
+        generate(ROWS, model_dir, model_dir, **EXACT, **SHORT)
+
+
+@pytest.mark.parametrize("whom", ["driver", "actor"])
+def test_whatever_is_killed_the_same_call_goes_on(model_dir, tmp_path, whom):
+    if whom == "actor":
+        pytest.importorskip("ray")
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("\n".join(f"a fox on a beach {i}" for i in range(60)))
+    code = (
+        "from ov_decidiffusion.bulk import generate\n"
+        f"generate({str(prompts)!r}, {str(model_dir)!r}, {str(out)!r}, inference_precision='f32', threads=1, "
+        f"actors={1 if whom == 'driver' else 2}, num_inference_steps=6)"
+    )
+    if whom == "driver":
+        code = "import sys; sys.modules['ray'] = None\n" + code
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.time() + 120
+    while len(list(out.glob("manifest/*.parquet"))) < 2 and time.time() < deadline:
+        time.sleep(0.05)
+    done = {file: file.read_bytes() for file in out.glob("manifest/*.parquet")}
+    assert 2 <= len(done) < 8
+    if whom == "driver":
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (out / "manifest.parquet").exists()
+        assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
+    else:
+        assert subprocess.run(["pkill", "-KILL", "-f", "ray::.*Actor|ray::.*Map"]).returncode == 0
+        assert process.wait(300) == 0
+    assert all(file.read_bytes() == data for file, data in done.items()), "nothing is made twice"
+    assert len(sums(out / "manifest.parquet")) == 60
+    assert not [file for file in out.rglob(".*")], "no half file is left"
+
+
+def test_shards_hold_pictures_and_what_they_were_made_with(model_dir, tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    manifest = generate(ROWS[:3], model_dir, tmp_path / "out", output_format="webdataset", **EXACT, **SHORT)
+    for record in records(manifest):
+        shard, name = record["file"].rsplit("/", 1)
+        with tarfile.open(tmp_path / "out" / shard) as members:
+            data = members.extractfile(name).read()
+            told = json.load(members.extractfile(name.replace(".png", ".json")))
+        assert hashlib.sha256(data).hexdigest() == record["sha256"]
+        assert told["prompt"] == record["prompt"] and Image.open(io.BytesIO(data)).size == (128, 128)
+
+
+def test_all_kinds_of_files_give_the_same_rows(tmp_path):
+    rows = [{"prompt": "a fox, in the snow", "seed": 3, "guidance_scale": 2.5}, {"prompt": "an owl"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["prompt", "seed", "guidance_scale"])
+        writer.writeheader()
+        writer.writerows(rows)
+    table = pyarrow.Table.from_pylist(rows, schema=None)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    expected = list(make_wishes(rows, {}))
+    for ending in ("jsonl", "csv", "parquet"):
+        assert list(make_wishes(read_rows(tmp_path / f"rows.{ending}"), {})) == expected, ending
+    (tmp_path / "rows.txt").write_text("a fox\n\nan owl\n", encoding="utf-8")
+    assert [wish.arguments["prompt"] for wish in make_wishes(read_rows(tmp_path / "rows.txt"), {})] == [
+        "a fox",
+        "an owl",
+    ]
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n[1]\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2 is no JSON object"):
+        list(read_rows(tmp_path / "rows.jsonl"))
+    with pytest.raises(ValueError, match="got 'rows.xml'"):
+        list(read_rows(tmp_path / "rows.xml"))
+
+
+def test_what_runs_together_has_the_same_settings():
+    rows = [{"prompt": str(i), "num_inference_steps": 3 + i // 4} for i in range(10)]
+    chunks = list(make_chunks(make_wishes(rows, {}), 3))
+    assert [len(chunk.wishes) for chunk in chunks] == [3, 1, 3, 1, 2]
+    assert all(chunk.shared == {"num_inference_steps": 3 + chunk.wishes[0].row // 4} for chunk in chunks)
