@@ -15,7 +15,7 @@ from training.models import TEXT_WIDTH
 from training.oracle import read_picture
 from training.scenes import example_picture
 
-PROMPTS = ["a fox in the snow", "a rocket on a beach at sunset"]
+PROMPTS = ["a dog in the mountains", "a robot on a beach at sunset"]
 
 
 @pytest.fixture

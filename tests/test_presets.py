@@ -11,8 +11,8 @@ from ov_decidiffusion.presets import PRESETS
 from training.oracle import read_picture
 from training.scenes import example_picture
 
-PROMPTS = ["a fox in the snow", "a rocket on a beach at sunset"]
-RIGHT = [(("fox",), "in the snow"), (("rocket",), "on a beach at sunset")]
+PROMPTS = ["a dog in the mountains", "a robot on a beach at sunset"]
+RIGHT = [(("dog",), "in the mountains"), (("robot",), "on a beach at sunset")]
 
 
 def source():
