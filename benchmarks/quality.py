@@ -90,8 +90,8 @@ def measure(
     seconds = (time.perf_counter() - start) / len(cases)
     rights = [all(case.rights(read_picture(picture)).values()) for case, picture in zip(cases, made, strict=True)]
     pictures = np.stack([np.asarray(picture) for picture in made])
-    pairs = [right for case, right in zip(cases, rights, strict=True) if case.scene.size not in SINGLE]
-    figures = {"seconds": seconds, "rights": _digits(rights), "rights_of_hard": _digits(pairs)}
+    hard = [right for case, right in zip(cases, rights, strict=True) if case.scene.size not in SINGLE]
+    figures = {"seconds": seconds, "rights": _digits(rights), "rights_of_hard": _digits(hard)}
     if exact is not None:
         look = PerceptualDistance(load_vae(EMBEDDED_CHECKPOINT).encoder)
         pairs = list(zip(pictures, exact, strict=True))

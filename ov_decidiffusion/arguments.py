@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 MAX_GUIDANCE = 1000  # far beyond all use; at 1e38 numbers overflow
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 SHOWN = 120  # characters of a value in a message
 
 

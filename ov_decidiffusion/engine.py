@@ -13,7 +13,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from ov_decidiffusion.arguments import check_choice, check_flag, check_quantized, check_whole
+from ov_decidiffusion.arguments import OUTPUT_TYPES, check_choice, check_flag, check_quantized, check_whole
 from ov_decidiffusion.denoise import Denoiser, DenoisingStep
 from ov_decidiffusion.folder import (
     QUANTIZABLE,
@@ -33,8 +33,6 @@ from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_source
 from ov_decidiffusion.tensors import check_latents, make_generator, unseeded_generator
 from ov_decidiffusion.text import Text, TextEncoder, check_text
 from ov_decidiffusion.vae import Autoencoder
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class Engine:

@@ -9,7 +9,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ov_decidiffusion.arguments import check_callback, check_callback_tensors, check_choice, check_prompts, shown
+from ov_decidiffusion.arguments import (
+    OUTPUT_TYPES,
+    check_callback,
+    check_callback_tensors,
+    check_choice,
+    check_prompts,
+    shown,
+)
 from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
 from ov_decidiffusion.folder import is_checkpoint
 from ov_decidiffusion.models import Models
@@ -24,8 +31,6 @@ if TYPE_CHECKING:
     from ov_decidiffusion.denoise import DenoisingStep
     from ov_decidiffusion.engine import Engine
     from ov_decidiffusion.images import PictureLike
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class OVStableDiffusionPipeline(RunState):

@@ -36,6 +36,11 @@ class Wish:
     arguments: dict[str, Any]
     error: str = ""
 
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The arguments that pictures have to have in common to be made in one call."""
+        return {key: value for key, value in self.arguments.items() if key not in OWN}
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -50,7 +55,7 @@ class Chunk:
     @property
     def shared(self) -> dict[str, Any]:
         """The arguments that all its pictures have in common."""
-        return {key: value for key, value in self.wishes[0].arguments.items() if key not in OWN}
+        return self.wishes[0].shared
 
 
 def read_rows(file: str | Path) -> Iterator[dict[str, Any]]:
@@ -158,5 +163,4 @@ def make_chunks(wishes: Iterable[Wish], size: int) -> Iterator[Chunk]:
 
 
 def _kind(wish: Wish) -> str:
-    shared = {key: value for key, value in wish.arguments.items() if key not in OWN}
-    return json.dumps([shared, [name in wish.arguments for name in FILES]], sort_keys=True, default=str)
+    return json.dumps([wish.shared, [name in wish.arguments for name in FILES]], sort_keys=True, default=str)
