@@ -32,7 +32,7 @@ from ov_decidiffusion.profiling import level_times
 from ov_decidiffusion.quantize import quantize_models
 from ov_decidiffusion.studies import Timed, closeness_by_steps, guidance_map, timed, walk_down
 from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
-from ov_decidiffusion.word_maps import word_maps
+from ov_decidiffusion.word_maps import word_effects, word_maps
 from training.oracle import read_picture
 from training.scenes import example_picture
 
@@ -75,6 +75,7 @@ __all__ = [
     "show",
     "timed",
     "walk_down",
+    "word_effects",
     "word_maps",
 ]
 
@@ -82,7 +83,8 @@ __all__ = [
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY = "#767676"
 COLORS = {"R": SKY, "T": ORANGE}
-PARTS = {"text_encoder": PURPLE, "unet": BLUE, "unet_top_level": SKY, "vae_decoder": ORANGE, "elsewhere": GREY}
+PARTS = {"text_encoder": PURPLE, "unet": BLUE, "unet_top_level": SKY, "vae_decoder": ORANGE, "tiny_decoder": RED}
+PARTS["elsewhere"] = GREY
 STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]),
     "axes.spines.top": False,

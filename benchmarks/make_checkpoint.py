@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.schedulers import SqueezedDPMSolverMultistepScheduler
+from ov_decidiffusion.folder import TINY_DECODER
+from ov_decidiffusion.squeezed import SqueezedDPMSolverMultistepScheduler
 from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 
 KINDS = ("1.0", "2.0", "sd15")
@@ -91,6 +92,12 @@ def vae() -> nn.Module:
         )
 
 
+def tiny_autoencoder() -> nn.Module:
+    """TAESD, as it was published for Stable Diffusion's latents."""
+    with torch.device("meta"):
+        return AutoencoderTiny()
+
+
 def scheduler_of(kind: str) -> SchedulerMixin:
     if kind == "2.0":
         return SqueezedDPMSolverMultistepScheduler()
@@ -151,7 +158,7 @@ def make_checkpoint(kind: str, folder: str | Path) -> dict[str, int]:
         encoder.config.save_pretrained(partial / "text_encoder")
         prefix = "" if next(iter(encoder.state_dict())).startswith("text_model.") else "text_model."
         numbers["text_encoder"] = write_weights(encoder, partial / "text_encoder" / "model.safetensors", prefix)
-        for name, model in ((unet_name, unet), ("vae", autoencoder)):
+        for name, model in ((unet_name, unet), ("vae", autoencoder), (TINY_DECODER, tiny_autoencoder())):
             model.save_config(partial / name)
             numbers[name] = write_weights(model, partial / name / "diffusion_pytorch_model.safetensors")
         scheduler = scheduler_of(kind)

@@ -32,6 +32,7 @@ SETTINGS = {
     EXACT: {},
     "INT8 U-Net": {"quantized": ("unet",)},
     "INT8 decoder": {"quantized": ("vae_decoder",)},
+    "tiny decoder": {"decoder": "tiny"},
     "caching, every 3rd step": {"cache_interval": 3},
     "caching by 3, denser at the start": {"cache_interval": 3, "cache_power": 1.5},
     "guided at noise levels 0.28 to 15": {"guidance_interval": (0.28, 15.0)},

@@ -10,6 +10,7 @@ import numpy as np
 
 MAX_GUIDANCE = 1000  # far beyond all use; at 1e38 numbers overflow
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+DECODERS = ("whole", "tiny")
 SHOWN = 120  # characters of a value in a message
 
 
@@ -81,6 +82,17 @@ def check_quantized(quantized: Any, there_are: frozenset[str], possible: tuple[s
             "that was kept as it was, since INT8 harmed it too much, has none."
         )
     return wanted
+
+
+def check_decoder(decoder: Any, has_tiny: bool) -> str:
+    """One of ``DECODERS`` that there is."""
+    check_choice("decoder", decoder, DECODERS)
+    if decoder == "tiny" and not has_tiny:
+        raise ValueError(
+            '`decoder` "tiny" is not in this folder: its checkpoint has no tiny_decoder/, or the hub did not give one '
+            "when it was converted. With one there, delete the folder and convert again."
+        )
+    return decoder
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> int:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin
+from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ov_decidiffusion.folder import DEFAULTS_FILE, read_json
+from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER, read_json
 from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,16 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "added_tokens.json",
 )
-OPTIONAL_FILES = ("model_index.json", DEFAULTS_FILE, *(f"tokenizer/{name}" for name in TOKENIZER_FILES[2:]))
+TINY_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+OPTIONAL_FILES = (
+    *("model_index.json", DEFAULTS_FILE),
+    *(f"tokenizer/{name}" for name in TOKENIZER_FILES[2:]),
+    *(f"{TINY_DECODER}/{name}" for name in TINY_FILES),
+)
 LFS_POINTER = b"version https://git-lfs"
 MAX_NUMBER = 1_000_000  # of any size, width or count in a configuration
 MAX_LAYERS = 100
+COUNTS = ("num_hidden_layers", "layers_per_block", "num_encoder_blocks", "num_decoder_blocks")  # of layers
 REMEDY = "download it again"
 
 
@@ -75,8 +81,23 @@ def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:
                 "safetensors are taken as they are."
             )
         _check_weights(weights)
+    if (folder / TINY_DECODER).is_dir():
+        check_tiny_decoder(folder / TINY_DECODER)
     _check_numbers(folder)
     _check_vocabulary(folder)
+
+
+def check_tiny_decoder(folder: Path) -> None:
+    """Make sure that a tiny decoder's folder is whole.
+
+    Raises:
+        CheckpointError: names what is missing or broken.
+    """
+    missing = [name for name in TINY_FILES if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"The tiny decoder {folder} lacks {', '.join(missing)}: {REMEDY}, or delete it.")
+    _check_weights(folder / TINY_FILES[1])
+    _check_file_numbers(folder / TINY_FILES[0])
 
 
 def _refuse_links_out(file: Path, folder: Path) -> None:
@@ -105,11 +126,14 @@ def _check_weights(weights: Path) -> None:
 def _check_numbers(folder: Path) -> None:
     """A configuration of billions of layers would be built until memory ends."""
     for part, (config, _) in WEIGHTED_PARTS.items():
-        file = folder / part / config
-        for name, number in _numbers(read_json(file, REMEDY)):
-            most = MAX_LAYERS if name in ("num_hidden_layers", "layers_per_block") or "_num_" in name else MAX_NUMBER
-            if not abs(number) <= most:
-                raise CheckpointError(f"{file} has {name} = {number}, which no such model has: {REMEDY}.")
+        _check_file_numbers(folder / part / config)
+
+
+def _check_file_numbers(file: Path) -> None:
+    for name, number in _numbers(read_json(file, REMEDY)):
+        most = MAX_LAYERS if name in COUNTS or "_num_" in name else MAX_NUMBER
+        if not abs(number) <= most:
+            raise CheckpointError(f"{file} has {name} = {number}, which no such model has: {REMEDY}.")
 
 
 def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
@@ -206,6 +230,15 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> Autoenco
     return _load_model(AutoencoderKL, Path(folder) / "vae", dtype)
 
 
+def load_tiny_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
+    """An autoencoder of a few convolutions, from a folder of its own, whose decoder takes the denoiser's latents.
+
+    Raises:
+        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
+    """
+    return _load_model(AutoencoderTiny, Path(folder), dtype)
+
+
 def _load_model(model_class: type[ModelMixin], folder: Path, dtype: torch.dtype) -> ModelMixin:
     with _building(folder):
         model, info = model_class.from_pretrained(
@@ -244,6 +277,23 @@ def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """CLIP's tokenizer, padding to 77 tokens."""
     with _building(Path(folder) / "tokenizer"):
         return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer", local_files_only=True)
+
+
+def check_tokenizer(tokenizer: CLIPTokenizer) -> None:
+    """Refuse one whose settings lead nowhere.
+
+    Raises:
+        CheckpointError: names the setting.
+    """
+    settings = "`tokenizer_config.json:"
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, int) or length < 3:
+        raise CheckpointError(f"{settings} model_max_length` must be a whole number of at least 3, got {length!r}.")
+    known = tokenizer.get_vocab().values()
+    for name in ("bos_token", "eos_token", "pad_token"):
+        if getattr(tokenizer, f"{name}_id") not in known:
+            token = getattr(tokenizer, name)
+            raise CheckpointError(f"{settings} {name}` must be a token of vocab.json, got {token!r}.")
 
 
 def copy_tokenizer(folder: str | Path, target: Path) -> None:

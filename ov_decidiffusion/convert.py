@@ -1,11 +1,7 @@
 """Checkpoint folder -> OpenVINO model folder, a component at a time."""
 
-import hashlib
-import json
-import logging
-import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +11,43 @@ import torch
 from openvino_tokenizers import convert_tokenizer
 from tqdm.auto import tqdm
 
-from ov_decidiffusion.checkpoint import (
-    checkpoint_files,
-    copy_tokenizer,
-    load_tokenizer,
-    weights_size,
-)
-from ov_decidiffusion.download import find_checkpoint
+from ov_decidiffusion.checkpoint import check_tokenizer, copy_tokenizer, load_tokenizer, weights_size
+from ov_decidiffusion.download import find_checkpoint, find_tiny_decoder
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
     DEFAULTS_1_0,
     DEFAULTS_2_0,
     DEFAULTS_FILE,
     FORMAT,
-    QUANTIZED_KINDS,
+    TINY_DECODER,
     building,
     check_disk,
-    check_model_dir,
     config_file,
     default_model_dir,
     describe_files,
     graph_file,
-    hashes,
     is_free,
     naming_a_full_disk,
     only_one,
-    quantized_sibling,
+    prompt_tokenizer_file,
     read_json,
     tokenizer_dir,
-    weights_file,
     write_json,
     write_settings,
 )
 from ov_decidiffusion.memory import release_freed_memory
-from ov_decidiffusion.schedulers import make_scheduler, peer_scheduler_config
+from ov_decidiffusion.reports import (
+    ConversionReport,
+    PartReport,
+    drop_quantized,
+    existing_report,
+    fingerprint_of,
+    source_files,
+    source_of,
+)
+from ov_decidiffusion.schedulers import SQUEEZED, make_scheduler, peer_scheduler_config
 from ov_decidiffusion.trace import TRACED, load_part, measure_agreement, run_torch, trace
 
-logger = logging.getLogger(__name__)
-
-REPORT_FIELDS = ("format", "checkpoint", "revision", "weight_format", "fingerprint", "read", "files", "parts")
 WEIGHT_FORMATS = ("fp16", "fp32")
 MIN_PSNR = 40.0  # dB
 SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise
@@ -61,34 +55,6 @@ SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unle
 
 class ConversionError(RuntimeError):
     """A converted model does not agree with the PyTorch model that it came from."""
-
-
-@dataclass(frozen=True)
-class PartReport:
-    """One converted component."""
-
-    name: str
-    megabytes: float
-    seconds: float
-    psnr: float | None  # dB against PyTorch, None where it was not verified
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """What a conversion produced; ``str()`` gives it as a table."""
-
-    model_dir: Path
-    weight_format: str
-    parts: tuple[PartReport, ...]
-    converted: bool  # False: the folder had been there before
-
-    def __str__(self) -> str:
-        lines = [f"{'part':<13}{'size':>10}{'time':>9}{'agreement with PyTorch':>25}"]
-        for part in self.parts:
-            psnr = "not verified" if part.psnr is None else f"{part.psnr:.1f} dB"
-            lines.append(f"{part.name:<13}{part.megabytes:>7.1f} MB{part.seconds:>7.1f} s{psnr:>25}")
-        verb = "converted to" if self.converted else "found in"
-        return "\n".join([*lines, f"{verb} {self.model_dir} ({self.weight_format} weights)"])
 
 
 def convert_checkpoint(
@@ -100,6 +66,8 @@ def convert_checkpoint(
     allow_pickles: bool = False,
 ) -> ConversionReport:
     """Convert a DeciDiffusion checkpoint to an OpenVINO model folder; does nothing where one is complete.
+
+    A tiny decoder comes along where there is one, as ``find_tiny_decoder`` says.
 
     Args:
         checkpoint: a folder or a hub id, as ``find_checkpoint`` takes it.
@@ -123,18 +91,19 @@ def convert_checkpoint(
         raise ValueError(f"`weight_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}.")
     default = model_dir is None
     model_dir = default_model_dir(checkpoint, weight_format) if default else Path(model_dir).expanduser()
-    source = _source(checkpoint, revision)
+    source = source_of(checkpoint, revision)
     with only_one(model_dir):
         if not is_free(model_dir):
-            found = _existing_report(model_dir, checkpoint, revision, weight_format, verify, default)
+            found = existing_report(model_dir, checkpoint, revision, weight_format, default)
             if found is not None:
-                return found
-            _drop_quantized(model_dir)
-        return _convert(find_checkpoint(checkpoint, revision, allow_pickles), model_dir, weight_format, verify, source)
+                return _verified(found, checkpoint, revision) if verify else found
+            drop_quantized(model_dir)
+        folder = find_checkpoint(checkpoint, revision, allow_pickles)
+        return _convert(folder, model_dir, weight_format, verify, source, Path(checkpoint).expanduser().is_dir())
 
 
 def _convert(
-    folder: Path, model_dir: Path, weight_format: str, verify: bool | None, source: dict[str, str | None]
+    folder: Path, model_dir: Path, weight_format: str, verify: bool | None, source: dict[str, str | None], local: bool
 ) -> ConversionReport:
     make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))  # refused now, not after the work
     if verify is None:
@@ -142,123 +111,49 @@ def _convert(
     read = source_files(folder)
     size = weights_size(folder) * (1 if weight_format == "fp16" else 2)
     check_disk(model_dir.parent, size, "The converted folder")
+    folders = _folders_of_parts(folder, find_tiny_decoder(folder, local))
     with building(model_dir) as partial:
-        parts = _convert_parts(folder, partial, weight_format, verify)
+        parts = _convert_parts(folders, folder, partial, weight_format, verify)
         write_checkpoint_settings(folder, partial)
         content = {"format": FORMAT} | source
-        content |= {"weight_format": weight_format, "fingerprint": _fingerprint(read), "read": read}
+        content |= {"weight_format": weight_format, "fingerprint": fingerprint_of(read), "read": read}
         content |= {"files": describe_files(partial), "parts": [asdict(part) for part in parts]}
         write_json(partial / CONVERSION_REPORT, content)
     return ConversionReport(model_dir, weight_format, tuple(parts), converted=True)
 
 
-def _existing_report(
-    model_dir: Path,
-    checkpoint: str | Path,
-    revision: str | None,
-    weight_format: str,
-    verify: bool | None,
-    default: bool,
-) -> ConversionReport | None:
-    """The report of a complete folder, or None for one to convert anew: of an older format, or, in the default place,
-    of the same checkpoint as it was before it changed. Anything else is left alone and refused."""
-    report_file = model_dir / CONVERSION_REPORT
-    missing = [name for name in TRACED if not weights_file(model_dir, name).is_file()]
-    if missing or not report_file.is_file():
-        raise ValueError(
-            f"`model_dir` {model_dir} exists and is no complete conversion of ours (it lacks "
-            f"{', '.join(missing) or CONVERSION_REPORT}): delete it or choose another folder."
-        )
-    report = read_json(report_file)
-    if "format" not in report and report.get("fingerprint"):
-        logger.warning("%s is of an older format, without hashes of what it was made of: converting anew.", model_dir)
-        return None
-    lacking = [name for name in REPORT_FIELDS if name not in report]
-    if lacking or report["format"] != FORMAT:
-        raise ValueError(
-            f"{report_file} is no report of this version ({', '.join(lacking) or 'another format'}): delete "
-            f"{model_dir} or choose another folder."
-        )
-    check_model_dir(model_dir)
-    wanted = _source(checkpoint, revision) | {"weight_format": weight_format}
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        wanted["fingerprint"] = _fingerprint(source_files(folder, report["read"]))
-    differing = [name for name, value in wanted.items() if report[name] != value]
-    if default and differing == ["fingerprint"]:
-        logger.warning("%s was made of %s as it was before it changed: converting anew.", model_dir, checkpoint)
-        return None
-    if differing:
-        raise ValueError(
-            f"`model_dir` {model_dir} holds {report['checkpoint']} (revision {report['revision']}, "
-            f"{report['weight_format']} weights), and its {' and '.join(differing)} differs from what is asked for "
-            f"({checkpoint}, revision {revision}, {weight_format}): delete it or choose another folder."
-        )
-    parts = tuple(PartReport(**part) for part in report["parts"])
-    if verify and any(part.psnr is None for part in parts):
-        parts = _verify_parts(parts, find_checkpoint(checkpoint, revision), model_dir)
-        write_json(report_file, report | {"parts": [asdict(part) for part in parts]})
-    return ConversionReport(model_dir, weight_format, parts, converted=False)
+def _folders_of_parts(folder: Path, tiny_decoder: Path | None) -> dict[str, Path]:
+    """What there is to convert, and where each is loaded from."""
+    folders = dict.fromkeys((name for name in TRACED if name != TINY_DECODER), folder)
+    return folders if tiny_decoder is None else folders | {TINY_DECODER: tiny_decoder}
 
 
-def _drop_quantized(model_dir: Path) -> None:
-    """Remove the INT8 and INT4 models that were made of a folder which is about to be replaced."""
-    for mode in QUANTIZED_KINDS:
-        sibling = quantized_sibling(model_dir, mode)
-        report = sibling / CONVERSION_REPORT
-        source = model_dir / CONVERSION_REPORT
-        if report.is_file() and read_json(report).get("fingerprint") == read_json(source).get("fingerprint"):
-            shutil.rmtree(sibling)
+def _verified(found: ConversionReport, checkpoint: str | Path, revision: str | None) -> ConversionReport:
+    """Check a folder that was converted without a check, and note it down."""
+    if all(part.psnr is not None for part in found.parts):
+        return found
+    folder, verified = find_checkpoint(checkpoint, revision), []
+    folders = _folders_of_parts(folder, find_tiny_decoder(folder, Path(checkpoint).expanduser().is_dir()))
+    for part in tqdm([part for part in found.parts if part.name in folders], desc="verifying", unit="part"):
+        reference, example = run_torch(TRACED[part.name], folders[part.name])
+        agreement = _check_agreement(part.name, graph_file(found.model_dir, part.name), example, reference)
+        verified.append(replace(part, psnr=agreement))
+    report_file = found.model_dir / CONVERSION_REPORT
+    write_json(report_file, read_json(report_file) | {"parts": [asdict(part) for part in verified]})
+    return replace(found, parts=tuple(verified))
 
 
-def _verify_parts(parts: tuple[PartReport, ...], folder: Path, model_dir: Path) -> tuple[PartReport, ...]:
-    """Check a folder that was converted without a check."""
-    verified = []
-    for report in tqdm(parts, desc="verifying", unit="part"):
-        reference, example = run_torch(TRACED[report.name], folder)
-        agreement = _check_agreement(report.name, graph_file(model_dir, report.name), example, reference)
-        verified.append(replace(report, psnr=agreement))
-    return tuple(verified)
-
-
-def _source(checkpoint: str | Path, revision: str | None) -> dict[str, str | None]:
-    """What a model folder was made of: a hub id with its revision, or the name of a folder, which may move."""
-    folder = Path(checkpoint).expanduser()
-    return {"checkpoint": folder.resolve().name if folder.is_dir() else str(checkpoint), "revision": revision}
-
-
-def source_files(folder: Path, known: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
-    """Size, time of change and sha256 of every file that a conversion reads.
-
-    Args:
-        known: what was found of them before: a file of the same size and time is not read again.
-    """
-    found = {}
-    for file in checkpoint_files(folder):
-        stat = file.stat()
-        found[file.relative_to(folder).as_posix()] = {"size": stat.st_size, "changed": stat.st_mtime_ns}
-    known = known or {}
-    same = {name: known[name] for name, now in found.items() if now.items() <= known.get(name, {}).items()}
-    read = hashes(folder, [name for name in found if name not in same])
-    return {name: same.get(name) or now | {"sha256": read[name]} for name, now in found.items()}
-
-
-def _fingerprint(read: dict[str, dict[str, Any]]) -> str:
-    """One number for the contents of all files of a checkpoint."""
-    return hashlib.sha256(
-        json.dumps({name: file["sha256"] for name, file in sorted(read.items())}).encode()
-    ).hexdigest()
-
-
-def _convert_parts(folder: Path, target: Path, weight_format: str, verify: bool) -> list[PartReport]:
+def _convert_parts(
+    folders: dict[str, Path], checkpoint: Path, target: Path, weight_format: str, verify: bool
+) -> list[PartReport]:
     reports = []
-    with tqdm(total=len(TRACED) + 1, desc="converting", unit="part") as progress:
-        for name in TRACED:
+    with tqdm(total=len(folders) + 1, desc="converting", unit="part") as progress:
+        for name, folder in folders.items():
             progress.set_postfix_str(name)
             reports.append(_convert_part(name, folder, target, weight_format, verify))
             progress.update()
         progress.set_postfix_str("tokenizer")
-        write_tokenizer(folder, tokenizer_dir(target))
+        write_tokenizer(checkpoint, tokenizer_dir(target))
         progress.update()
     return reports
 
@@ -303,14 +198,21 @@ def _config_for_peers(name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_tokenizer(folder: Path, target: Path) -> None:
+    """The files of a checkpoint's tokenizer, and two of the same: as an OpenVINO model, and for ``TextEncoder``."""
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer)
     copy_tokenizer(folder, target)
-    ov.save_model(convert_tokenizer(load_tokenizer(folder)), target / "openvino_tokenizer.xml")
+    ov.save_model(convert_tokenizer(tokenizer), target / "openvino_tokenizer.xml")
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    backend.save(str(prompt_tokenizer_file(target.parent)))
 
 
 def write_checkpoint_settings(folder: Path, target: Path) -> None:
     """The scheduler and the defaults of a checkpoint."""
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    defaults = DEFAULTS_2_0 if scheduler["_class_name"] == "SqueezedDPMSolverMultistepScheduler" else DEFAULTS_1_0
+    defaults = DEFAULTS_2_0 if scheduler["_class_name"] == SQUEEZED else DEFAULTS_1_0
     if (folder / DEFAULTS_FILE).is_file():
         defaults = defaults | read_json(folder / DEFAULTS_FILE)
     write_settings(target, scheduler, peer_scheduler_config(scheduler), defaults)

@@ -51,7 +51,7 @@ class DenoisingStep:
         prompt_embeds: hidden states [b, n, d] of the prompts, behind those of the negative prompts, [2 b, n, d], in a
             run that is guided.
         guidance_scale: of the next steps.
-        quantized: parts that run in INT8, for ``decode_latents``.
+        quantized, decoder: parts that run in INT8, and which decoder does, for ``decode_latents``.
         finishing: what ``finish`` needs to know of the run.
     """
 
@@ -68,7 +68,8 @@ class DenoisingStep:
     ):
         self.index, self.total, self.timestep = index, len(plan.timesteps), plan.timesteps[index]
         self.sample, self.predicted, self.finishing = sample, predicted, finishing
-        self.quantized, self.prompt_embeds, self.guidance_scale = plan.quantized, prompt_embeds, scale
+        self.quantized, self.decoder = plan.quantized, plan.decoder
+        self.prompt_embeds, self.guidance_scale = prompt_embeds, scale
         self._latents = latents
 
     @property

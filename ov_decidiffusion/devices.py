@@ -4,6 +4,8 @@ from typing import Any
 
 import openvino as ov
 
+from ov_decidiffusion.folder import TINY_DECODER
+
 
 def find_device(core: ov.Core, device: Any) -> str:
     """A device as OpenVINO names it: "cpu" and ``torch.device("cpu")`` are "CPU", "auto:gpu,cpu" is "AUTO:GPU,CPU".
@@ -48,6 +50,6 @@ def fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[st
 def precision_hint(name: str, device: str, precision: str | None) -> dict[str, str]:
     """Pictures of the autoencoder can come out black in float16: its activations leave the range."""
     may_be_f16 = precision == "f16" or (precision is None and device.split(".")[0] != "NPU")
-    if may_be_f16 and name.startswith("vae"):
+    if may_be_f16 and name in ("vae_encoder", "vae_decoder", TINY_DECODER):
         precision = "f32"
     return {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}

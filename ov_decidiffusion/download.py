@@ -27,16 +27,20 @@ from ov_decidiffusion.checkpoint import (
     EMBEDDED_CHECKPOINT,
     OPTIONAL_FILES,
     PLAIN_FILES,
+    TINY_FILES,
     WEIGHTED_PARTS,
     CheckpointError,
     check_checkpoint,
+    check_tiny_decoder,
     missing_files,
     missing_message,
 )
-from ov_decidiffusion.folder import check_disk
+from ov_decidiffusion.folder import TINY_DECODER, check_disk, read_json
 
 logger = logging.getLogger(__name__)
 
+# By Ollin Boer Bohan, MIT licence, for the latents of Stable Diffusion's autoencoder, which have this scaling factor.
+TINY_DECODER_ON_HUB, TINY_SCALING_FACTOR = "madebyollin/taesd", 0.18215
 LOCAL_HINT = (
     f"Without a network, use the embedded checkpoint ({EMBEDDED_CHECKPOINT}), or give the path of a folder that "
     "holds a downloaded checkpoint."
@@ -74,6 +78,34 @@ def find_checkpoint(checkpoint: str | Path, revision: str | None = None, allow_p
         folder = _download(str(checkpoint), revision)
     check_checkpoint(folder, allow_pickles)
     return folder
+
+
+def find_tiny_decoder(checkpoint: Path, local: bool) -> Path | None:
+    """The folder of a tiny decoder for a checkpoint's latents; None where there is none.
+
+    Args:
+        checkpoint: a checked folder; one in ``tiny_decoder`` in it goes first.
+        local: look nowhere else. Otherwise the published one for Stable Diffusion's latents is downloaded, where the
+            checkpoint has these; a hub that does not give it is told, and the conversion goes on without.
+    """
+    if (checkpoint / TINY_DECODER).is_dir():
+        return checkpoint / TINY_DECODER
+    vae = read_json(checkpoint / "vae" / "config.json")
+    if local or (vae.get("scaling_factor"), vae.get("latent_channels")) != (TINY_SCALING_FACTOR, 4):
+        return None
+    try:
+        folder = Path(snapshot_download(TINY_DECODER_ON_HUB, allow_patterns=list(TINY_FILES)))
+        _check_hashes(folder, TINY_FILES)
+        check_tiny_decoder(folder)
+        return folder
+    except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, HfHubHTTPError, XetDownloadError) as error:
+        logger.warning(
+            'There is no tiny decoder in this folder: %s cannot be downloaded (%s). Everything but decoder="tiny" '
+            "works; to have it, delete the folder later and convert again.",
+            TINY_DECODER_ON_HUB,
+            error,
+        )
+        return None
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -1,6 +1,6 @@
 """What makes pictures: the parts of a model folder, put together for one run after the other.
 
-This is where torch, diffusers and transformers come in; ``pipeline.py`` imports it while models compile.
+This is where torch and diffusers come in; ``pipeline.py`` imports it while models compile.
 """
 
 from collections.abc import Collection, Iterator
@@ -11,17 +11,23 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from PIL import Image
-from transformers import CLIPTokenizer
 
-from ov_decidiffusion.arguments import OUTPUT_TYPES, check_choice, check_flag, check_quantized, check_whole
+from ov_decidiffusion.arguments import (
+    OUTPUT_TYPES,
+    check_choice,
+    check_decoder,
+    check_flag,
+    check_quantized,
+    check_whole,
+)
 from ov_decidiffusion.denoise import Denoiser, DenoisingStep
 from ov_decidiffusion.folder import (
     QUANTIZABLE,
     explaining,
+    prompt_tokenizer_file,
     read_defaults,
     read_origin,
     read_scheduler,
-    tokenizer_dir,
 )
 from ov_decidiffusion.images import choose_size, make_image_processor
 from ov_decidiffusion.memory import check_memory
@@ -31,7 +37,7 @@ from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
 from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
 from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start
 from ov_decidiffusion.tensors import check_latents, make_generator, unseeded_generator
-from ov_decidiffusion.text import Text, TextEncoder, check_text
+from ov_decidiffusion.text import Text, TextEncoder, check_text, load_tokenizer
 from ov_decidiffusion.vae import Autoencoder
 
 
@@ -48,7 +54,7 @@ class Engine:
 
     def __init__(self, models: Models, folder: Path):
         with explaining(folder, "loading"):
-            tokenizer = CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True)
+            tokenizer = load_tokenizer(prompt_tokenizer_file(folder))
             scheduler = make_scheduler(read_scheduler(folder))
             self.defaults = read_defaults(folder)
             self.origin = read_origin(folder)
@@ -118,6 +124,7 @@ class Engine:
             self.scheduler,
             self.defaults,
             self.models.quantized_parts,
+            self.models.has_tiny_decoder,
             strength=None if given is None else given.strength,
             generator=make_generator(generator, seed, pictures) or unseeded_generator(),
             **planned,
@@ -180,8 +187,8 @@ class Engine:
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
         finishing = step.finishing
         if output_type != "pil" and finishing.overlay is None:
-            return self.decode(step.latents, output_type, step.quantized)
-        decoded = self.decode(step.latents, quantized=step.quantized)
+            return self.decode(step.latents, output_type, step.quantized, step.decoder)
+        decoded = self.decode(step.latents, quantized=step.quantized, decoder=step.decoder)
         pictures = finishing.finish(decoded, self.image_processor, step)
         if output_type == "pil":
             return pictures
@@ -189,10 +196,15 @@ class Engine:
         return array if output_type == "np" else self.image_processor.numpy_to_pt(array)
 
     def decode(
-        self, latents: torch.Tensor, output_type: str = "pil", quantized: bool | Collection[str] = False
+        self,
+        latents: torch.Tensor,
+        output_type: str = "pil",
+        quantized: bool | Collection[str] = False,
+        decoder: str = "whole",
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low."""
+        """Pictures of latents; arguments as ``OVStableDiffusionPipeline.decode_latents`` says."""
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
         parts = check_quantized(quantized, self.models.quantized_parts, QUANTIZABLE)
-        decoded = self.vae.decode(latents, "vae_decoder" in parts)
+        check_decoder(decoder, self.models.has_tiny_decoder)
+        decoded = self.vae.decode(latents, "vae_decoder" in parts, decoder)
         return self.image_processor.postprocess(decoded, output_type=output_type)

@@ -23,10 +23,11 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the reports; a folder of another one is converted anew
+FORMAT = 3  # of the reports; a folder of another one is converted anew
 
 MAX_TOKENS = 77  # that a folder's text encoder and U-Net take
 PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+TINY_DECODER = "tiny_decoder"  # of a checkpoint and of a model folder: may be there or not
 QUANTIZED_KINDS = ("int8", "int8-weights", "int4-weights")  # of folders beside a model folder
 QUANTIZABLE = ("unet", "vae_decoder")  # where computing in INT8 pays
 CONVERSION_REPORT = "conversion_report.json"  # what a folder was made of
@@ -121,6 +122,11 @@ def tokenizer_dir(folder: Path) -> Path:
     return folder / "tokenizer"
 
 
+def prompt_tokenizer_file(folder: Path) -> Path:
+    """The tokenizer as the tokenizers library reads it, in a fraction of the time that transformers takes."""
+    return tokenizer_dir(folder) / "prompt_tokenizer.json"
+
+
 def read_scheduler(folder: Path) -> dict[str, Any]:
     """The settings of the scheduler to use: the checkpoint's own, where other tools have to be given another."""
     own = folder / "ov_scheduler" / "scheduler_config.json"
@@ -160,7 +166,7 @@ def check_model_dir(folder: Path) -> None:
     """
     needed = [file(folder, part) for part in PARTS for file in (graph_file, weights_file)]
     needed += [config_file(folder, "unet"), config_file(folder, "vae_decoder")]
-    needed += [folder / "scheduler" / "scheduler_config.json", tokenizer_dir(folder) / "vocab.json"]
+    needed += [folder / "scheduler" / "scheduler_config.json", prompt_tokenizer_file(folder)]
     missing = [file.relative_to(folder).as_posix() for file in needed if not file.is_file()]
     if missing:
         what = "does not exist" if not folder.exists() else f"lacks {', '.join(missing)}"

@@ -22,6 +22,7 @@ from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
     PARTS,
     QUANTIZATION_REPORT,
+    TINY_DECODER,
     check_model_dir,
     config_file,
     explaining,
@@ -53,11 +54,13 @@ class Models:
         folder, device, inference_precision, cache_dir: as ``OVStableDiffusionPipeline.from_pretrained`` takes them.
 
     Attributes:
+        folder: of the models.
         inference_precision: what the models compute in, and why, as a sentence.
         size_factor: sides of pictures are multiples of it, in pixels.
         static_shapes: whether the device takes pictures of one size only, one after the other.
         unet_config, vae_config: the settings beside the models.
         quantized_parts: the models that there are in INT8 too.
+        has_tiny_decoder: whether the folder has one.
         seconds: spent in each model so far.
 
     Raises:
@@ -77,7 +80,7 @@ class Models:
         check_choice("inference_precision", inference_precision, INFERENCE_PRECISIONS)
         self._core = ov.Core()
         device = find_device(self._core, device)
-        self._folder, self._device, self._process = folder, device, os.getpid()
+        self.folder, self._device, self._process = folder, device, os.getpid()
         self._config = _openvino_config(cache_dir, threads, ov_config)
         self.unet_config = read_json(config_file(folder, "unet"))
         self.vae_config = read_json(config_file(folder, "vae_decoder"))
@@ -90,6 +93,7 @@ class Models:
         self.static_shapes = needs_static_shapes(device)
         self._quantized_folder = quantized_sibling(folder)
         self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
+        self.has_tiny_decoder = graph_file(folder, TINY_DECODER).is_file()
         self._long_prompts = False
         self._closed = False
         self.seconds: Counter[str] = Counter()
@@ -255,7 +259,7 @@ class Models:
         return weights_file(self._folder_of(quantized), model_part(name))
 
     def _folder_of(self, quantized: bool) -> Path:
-        return self._quantized_folder if quantized else self._folder
+        return self._quantized_folder if quantized else self.folder
 
     def _compile(
         self,

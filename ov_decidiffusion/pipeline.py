@@ -5,6 +5,7 @@ Nothing here is imported that takes long: OpenVINO begins to compile while torch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ from ov_decidiffusion.arguments import (
     shown,
 )
 from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
-from ov_decidiffusion.folder import is_checkpoint
+from ov_decidiffusion.folder import is_checkpoint, tokenizer_dir
 from ov_decidiffusion.models import Models
+from ov_decidiffusion.quick_imports import import_diffusers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
     from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput as StableDiffusionOutput
     from PIL import Image
+    from transformers import CLIPTokenizer
 
     from ov_decidiffusion.denoise import DenoisingStep
     from ov_decidiffusion.engine import Engine
@@ -49,6 +52,7 @@ class OVStableDiffusionPipeline(RunState):
         default_size: (width, height) in pixels of a picture when nothing else is asked for.
         inference_precision: what the models compute in, and why, as a sentence.
         quantized_parts: the models that there are in INT8 too; ``quantize_models`` makes them.
+        has_tiny_decoder: whether ``decoder="tiny"`` can be asked for.
         models: the compiled models.
         denoiser: the U-Net, whole and its top level alone, for those who look inside the loop.
         origin: the checkpoint that the models were made of, its revision, and the format of the weights.
@@ -60,10 +64,11 @@ class OVStableDiffusionPipeline(RunState):
         self._engine = engine
         self.models, self.denoiser = engine.models, engine.denoiser
         self.origin, self.defaults, self.default_size = engine.origin, engine.defaults, engine.default_size
-        self.tokenizer, self.image_processor = engine.text_encoder.tokenizer, engine.image_processor
+        self.image_processor = engine.image_processor
         self.vae_scaling_factor, self.vae_scale_factor = engine.vae.scaling_factor, engine.vae.scale_factor
         self.latent_channels = engine.latent_channels
         self.size_factor, self.quantized_parts = engine.models.size_factor, engine.models.quantized_parts
+        self.has_tiny_decoder = engine.models.has_tiny_decoder
         self.inference_precision = engine.models.inference_precision
 
     @classmethod
@@ -101,7 +106,8 @@ class OVStableDiffusionPipeline(RunState):
             model = convert_checkpoint(model).model_dir
         folder = Path(model).expanduser()
         models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
-        from ov_decidiffusion.engine import Engine  # torch, diffusers and transformers: models compile meanwhile
+        import_diffusers()
+        from ov_decidiffusion.engine import Engine  # torch and diffusers: models compile meanwhile
 
         engine = Engine(models, folder)
         models.wait()
@@ -115,6 +121,13 @@ class OVStableDiffusionPipeline(RunState):
     @scheduler.setter
     def scheduler(self, scheduler: SchedulerMixin) -> None:
         self._engine.scheduler = scheduler
+
+    @functools.cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """transformers' own, for those who look into prompts; the pipeline itself does not need it."""
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(tokenizer_dir(self.models.folder), local_files_only=True)
 
     @property
     def number_format(self) -> str:
@@ -216,6 +229,7 @@ class OVStableDiffusionPipeline(RunState):
         cache_power: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guidance_cache_interval: int | None = None,
+        decoder: str | None = None,
     ) -> Iterator[DenoisingStep]:
         """The denoising loop, a step at a time.
 
@@ -275,6 +289,8 @@ class OVStableDiffusionPipeline(RunState):
                 it, on the first guided step and on every so many; the others cost half and go on with the last one,
                 which changes slowly (Lv et al. 2024, arXiv 2410.19355, section 3.3, reuse the one against it). 1
                 computes it always.
+            decoder: what makes pixels of finished latents: "whole", or "tiny", which is at least ten times as fast and
+                loses fine detail, where the folder has one (diffusers' ``AutoencoderTiny``).
 
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
@@ -318,10 +334,20 @@ class OVStableDiffusionPipeline(RunState):
         return self._engine.vae.encode(pixels, generator)
 
     def decode_latents(
-        self, latents: torch.Tensor, output_type: str = "pil", quantized: bool | Collection[str] = False
+        self,
+        latents: torch.Tensor,
+        output_type: str = "pil",
+        quantized: bool | Collection[str] = False,
+        decoder: str = "whole",
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low."""
-        return self._engine.decode(latents, output_type, quantized)
+        """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low.
+
+        Args:
+            output_type: "pil", "np" or "pt".
+            quantized: as of ``denoise``; only the decoder counts here.
+            decoder: "whole", or "tiny" where the folder has one.
+        """
+        return self._engine.decode(latents, output_type, quantized, decoder)
 
     def enable_vae_tiling(self, tile_size: int | None = None) -> None:
         """Decode pictures larger than a tile piece by piece, in the memory that one piece takes.

@@ -12,6 +12,7 @@ from diffusers import SchedulerMixin
 
 from ov_decidiffusion.arguments import (
     MAX_GUIDANCE,
+    check_decoder,
     check_guidance_interval,
     check_quantized,
     check_range,
@@ -38,6 +39,7 @@ class Plan:
     directed: list[bool]  # of each step: guidance's direction is computed anew, not taken from an earlier step
     whole: list[bool]  # of each step: the whole U-Net runs, not only its top level
     quantized: frozenset[str]  # parts that run in INT8
+    decoder: str  # of finished latents
     generator: torch.Generator | list[torch.Generator] | None
     eta: float  # of DDIM: the share of its noise that is drawn anew
     preset: str
@@ -48,6 +50,7 @@ def make_plan(
     scheduler: SchedulerMixin,
     defaults: dict[str, Any],
     quantized_parts: frozenset[str],
+    has_tiny_decoder: bool,
     *,
     strength: float | None,
     generator: torch.Generator | list[torch.Generator] | None,
@@ -65,7 +68,7 @@ def make_plan(
     Args:
         scheduler: of the pipeline; the run gets one of its own, so that loops can interleave.
         defaults: of the checkpoint.
-        quantized_parts: that there are.
+        quantized_parts, has_tiny_decoder: what there is.
         strength: of image-to-image and inpainting, or None.
         options: those that ``apply_preset`` fills in, but the number of steps.
 
@@ -94,6 +97,9 @@ def make_plan(
     guidance_rescale = check_range("guidance_rescale", given("guidance_rescale", guidance_rescale), 0, 1)
     guided = guided_steps(scheduler, running, interval)
     quantized = check_quantized(chosen["quantized"], quantized_parts, QUANTIZABLE)
+    if options["decoder"] is None and not has_tiny_decoder:  # a preset's is not insisted on
+        chosen["decoder"] = "whole"
+    decoder = check_decoder(chosen["decoder"], has_tiny_decoder)
     eta = check_range("eta", eta, 0, 1)
     own_steps = {"timesteps": timesteps} if sigmas is None else {"sigmas": sigmas}
     return Plan(
@@ -105,6 +111,7 @@ def make_plan(
         directed=directed_steps(guided, every),
         whole=full_steps(len(running), cache_interval, cache_power),
         quantized=quantized,
+        decoder=decoder,
         generator=generator,
         eta=eta,
         preset=preset,
@@ -119,6 +126,7 @@ def make_plan(
             "cache_power": cache_power,
             "guidance_interval": interval,
             "guidance_cache_interval": every,
+            "decoder": decoder,
         },
     )
 

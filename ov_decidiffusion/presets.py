@@ -13,11 +13,12 @@ PLAIN = {
     "cache_power": 1.0,
     "guidance_interval": None,
     "guidance_cache_interval": 1,
+    "decoder": "whole",
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
     "balanced": {"solver": "dpm++", "num_inference_steps": 13, "quantized": True, "cache_interval": 3},
-    "fast": {"solver": "dpm++", "num_inference_steps": 6, "quantized": True, "cache_interval": 3},
+    "fast": {"solver": "dpm++", "num_inference_steps": 6, "quantized": True, "cache_interval": 3, "decoder": "tiny"},
 }
 
 
@@ -47,5 +48,6 @@ def way_down() -> dict[str, dict[str, Any]]:
         "INT8": {"quantized": True},
         f"and DPM-Solver++, {balanced['num_inference_steps']} steps": uncached,
         f"and caching by {balanced['cache_interval']}: preset balanced": {"preset": "balanced"},
-        f"and {fast['num_inference_steps']} steps: preset fast": {"preset": "fast"},
+        f"and {fast['num_inference_steps']} steps": {"preset": "fast", "decoder": "whole"},
+        "and the tiny decoder: preset fast": {"preset": "fast"},
     }

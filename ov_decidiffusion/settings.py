@@ -32,7 +32,7 @@ ARGUMENTS = (
     *("prompt", "negative_prompt", "strength", "resize_mode", "padding_mask_crop", "overlay", "prompt_syntax"),
     *("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "guidance_rescale", "eta", "height", "width"),
     *("num_images_per_prompt", "seed", "solver", "quantized", "cache_interval", "cache_power", "guidance_interval"),
-    "guidance_cache_interval",
+    *("guidance_cache_interval", "decoder"),
 )
 
 
@@ -186,10 +186,11 @@ def _solver_of(sampler: str, schedule: str) -> str | None:
 
 def solver_of(scheduler: Any) -> str | None:
     """The name that people know a scheduler by; None where there is none."""
+    own = type(scheduler).__name__
     for name, (kind, settings) in sorted(SOLVERS.items(), key=lambda entry: -len(entry[1][1])):
         wanted = {"use_karras_sigmas": False} | settings
         wanted.pop("timestep_spacing", None)
-        if type(scheduler) is kind and all((scheduler.config.get(key) or False) == wanted[key] for key in wanted):
+        if own == kind and all((scheduler.config.get(key) or False) == wanted[key] for key in wanted):
             return name
     return None
 

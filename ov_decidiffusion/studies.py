@@ -12,7 +12,8 @@ from PIL import Image
 from ov_decidiffusion.denoise import DenoisingStep
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import way_down
-from ov_decidiffusion.schedulers import SOLVERS, SQUEEZE_MODES
+from ov_decidiffusion.schedulers import SOLVERS, scheduler_class
+from ov_decidiffusion.squeezed import SQUEEZE_MODES
 
 ALL_STEPS = 60  # of the picture that the others are on their way to
 
@@ -70,7 +71,8 @@ def closeness_by_steps(
         for count in steps:
             yield name, count, closeness(solver=solver, num_inference_steps=count)
     kept = pipe.scheduler
-    make, options = SOLVERS["squeezed"]
+    name, options = SOLVERS["squeezed"]
+    make = scheduler_class(name)
     try:
         for mode, (running, *_) in SQUEEZE_MODES.items():
             pipe.scheduler = make.from_config(kept.config, **options | {"squeeze_mode": mode})

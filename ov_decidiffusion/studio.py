@@ -18,7 +18,8 @@ from ov_decidiffusion.settings import made_with, settings_of
 from ov_decidiffusion.sittings import Kept, Line, Sitting, Sittings, Ticket
 
 MAX_PICTURES = 4
-PREVIEW_SECONDS = 0.15  # between two previews: more would only slow the pictures down
+PREVIEW_SECONDS = 0.15  # at least, between two previews: more would only slow the pictures down
+PREVIEW_SHARE = 0.1  # at most, of the time
 SHAPES = {"square": 1, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "3:4": 3 / 4, "2:3": 2 / 3, "9:16": 9 / 16}
 AUTOMATIC = "auto"  # a size or a solver that nobody chose
 WORD = re.compile(r"[^\W\d_]+")
@@ -85,7 +86,7 @@ class Studio:
 
     def _run(self, arguments: dict[str, Any], ticket: Ticket, sitting: Sitting) -> Iterator[Seen]:
         yield Seen("Reading the prompt …")
-        begun = shown = time.perf_counter()
+        begun = next_look = time.perf_counter()
         stopped, step = False, None
         for step in self.pipe.denoise(**arguments):
             now = time.perf_counter()
@@ -93,9 +94,11 @@ class Studio:
             if stopped := self.line.is_stopped(ticket):
                 step.latents = step.predicted  # the picture that the preview showed
                 break
-            if step.index == 0 or now - shown > PREVIEW_SECONDS:
-                shown = now
-                yield Seen(_progress(step, now - begun), side_by_side(self.pipe.quick_look(step.predicted)))
+            if now >= next_look:
+                look = side_by_side(self._look(step))
+                taken = time.perf_counter() - now
+                next_look = now + max(PREVIEW_SECONDS, taken / PREVIEW_SHARE)
+                yield Seen(_progress(step, now - begun), look)
         if step is None or self.line.closed:
             return
         yield Seen("Decoding …")
@@ -115,6 +118,12 @@ class Studio:
         what = "Stopped" if stopped else "Done" if len(kept) == 1 else f"Done: {len(kept)} pictures"
         together = side_by_side(pictures) if len(pictures) > 1 else None
         yield Seen(f"{what} after {seconds:.1f} s.", together, tuple(kept))
+
+    def _look(self, step: DenoisingStep) -> list[Image.Image]:
+        """What a step's pictures will be, without the whole decoder's time."""
+        if self.pipe.has_tiny_decoder:
+            return self.pipe.decode_latents(step.predicted, decoder="tiny")
+        return self.pipe.quick_look(step.predicted)
 
     def size_choices(self) -> list[tuple[str, str]]:
         """Sizes of about the usual area in the usual shapes, as (label, "WxH")."""

@@ -2,13 +2,13 @@
 
 import logging
 import math
-import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import CLIPTokenizer
+from tokenizers import Tokenizer
 
 from ov_decidiffusion.arguments import check_negative_prompts, check_prompts, shown
 from ov_decidiffusion.folder import MAX_TOKENS
@@ -58,20 +58,19 @@ def check_text(
     return conditional, unconditional
 
 
-def check_tokenizer(tokenizer: CLIPTokenizer) -> None:
-    """Refuse one whose settings lead nowhere.
+def load_tokenizer(file: Path) -> Tokenizer:
+    """A tokenizer as ``convert_checkpoint`` wrote it.
 
     Raises:
-        ValueError: names the setting.
+        ValueError: the file holds none, or one without tokens that begin, end and pad a prompt.
     """
-    settings = "`tokenizer_config.json:"
-    length = tokenizer.model_max_length
-    if isinstance(length, bool) or not isinstance(length, int) or length < 3:
-        raise ValueError(f"{settings} model_max_length` must be a whole number of at least 3, got {length!r}.")
-    known = tokenizer.get_vocab().values()
-    for name in ("bos_token", "eos_token", "pad_token"):
-        if getattr(tokenizer, f"{name}_id") not in known:
-            raise ValueError(f"{settings} {name}` must be a token of vocab.json, got {getattr(tokenizer, name)!r}.")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"{file} holds no tokenizer ({error}): make the folder anew.") from error
+    if tokenizer.padding is None or len(tokenizer.encode("").ids) != 2:
+        raise ValueError(f"{file} lacks the tokens that begin, end and pad a prompt: make the folder anew.")
+    return tokenizer
 
 
 class TextEncoder:
@@ -79,16 +78,17 @@ class TextEncoder:
 
     Args:
         models: the compiled models.
-        tokenizer: CLIP's, with the checkpoint's vocabulary.
+        tokenizer: as ``load_tokenizer`` gives it.
     """
 
-    def __init__(self, models: Models, tokenizer: CLIPTokenizer):
-        check_tokenizer(tokenizer)
+    def __init__(self, models: Models, tokenizer: Tokenizer):
         self._models = models
-        self.tokenizer = tokenizer
-        self._length = min(tokenizer.model_max_length, MAX_TOKENS)
+        self._bos, self._eos = tokenizer.encode("").ids
+        self._pad = tokenizer.padding["pad_id"]
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._length = MAX_TOKENS
         self._most_chunks = 1 if models.static_shapes else MAX_CHUNKS
-        self._tokenizing = threading.Lock()
         self._encoded: dict[tuple[str, bool], torch.Tensor] = {}  # the latest MAX_PROMPTS, with and without syntax
 
     def prepare(self, texts: Sequence[Text], times: int, syntax: bool = True) -> torch.Tensor:
@@ -129,7 +129,7 @@ class TextEncoder:
             if piece.starts_chunk:
                 chunks.append([])
                 continue
-            for token in self._tokens([piece.text])[0]:
+            for token in self._tokens(piece.text):
                 if len(chunks[-1]) == room:
                     chunks.append([])
                 chunks[-1].append((token, piece.weight))
@@ -151,14 +151,12 @@ class TextEncoder:
         empty = self._encode([""], False)[0][None]
         return torch.where(weights == 1, states, empty + weights * (states - empty))
 
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
-        # Padding and cutting off are settings of the tokenizer that all threads share, so they are not its work.
-        with self._tokenizing:
-            return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+    def _tokens(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _row(self, tokens: list[int]) -> np.ndarray:
-        row = np.full(self._length, self.tokenizer.pad_token_id, np.int64)
-        row[: len(tokens) + 2] = [self.tokenizer.bos_token_id, *tokens, self.tokenizer.eos_token_id]
+        row = np.full(self._length, self._pad, np.int64)
+        row[: len(tokens) + 2] = [self._bos, *tokens, self._eos]
         return row
 
     def _tell_what_is_left_out(self, prompt: str, chunks: list[list[tuple[int, float]]]) -> None:
@@ -174,8 +172,7 @@ class TextEncoder:
 
     def token_ids(self, prompts: list[str]) -> np.ndarray:
         """What the text encoder takes: whole numbers [prompts, 77], of each prompt's first chunk, brackets as read."""
-        rows = [self._row(tokens[: self._length - 2]) for tokens in self._tokens(prompts)]
-        return np.stack(rows)
+        return np.stack([self._row(self._tokens(prompt)[: self._length - 2]) for prompt in prompts])
 
 
 def same_length(states: list[torch.Tensor]) -> torch.Tensor:

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.utils import logging as transformers_logging
 
-from ov_decidiffusion.checkpoint import load_text_encoder, load_unet, load_vae
+from ov_decidiffusion.checkpoint import load_text_encoder, load_tiny_decoder, load_unet, load_vae
+from ov_decidiffusion.folder import TINY_DECODER
 from ov_decidiffusion.memory import release_freed_memory
 
 LARGE_PARAMETER = 100_000  # numbers
@@ -104,6 +105,16 @@ class _VAEDecoder(nn.Module):
         return self.decoder(latent_sample)
 
 
+class _TinyDecoder(nn.Module):
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        super().__init__()
+        vae = load_tiny_decoder(folder, dtype)
+        self.decoder, self.config = vae.decoder, vae.config
+
+    def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
+        return self.decoder(latent_sample)
+
+
 class _Upcast(nn.Module):
     """A weight of 16 bits, as float32 while it is used."""
 
@@ -185,6 +196,10 @@ def _example_latents(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {"latent_sample": torch.randn((1, config["latent_channels"], side, side), generator=_generator())}
 
 
+def _example_tiny_latents(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {"latent_sample": torch.randn((1, config["latent_channels"], 16, 16), generator=_generator())}
+
+
 TRACED = {
     "text_encoder": TracedPart(
         _TextEncoder, _example_text, {"input_ids": [-1, 77]}, ("last_hidden_state", "pooler_output")
@@ -198,6 +213,7 @@ TRACED = {
     ),
     "vae_encoder": TracedPart(_VAEEncoder, _example_picture, {"sample": [-1, 3, -1, -1]}, ("latent_parameters",), 128),
     "vae_decoder": TracedPart(_VAEDecoder, _example_latents, {"latent_sample": [-1, 4, -1, -1]}, ("sample",), 128),
+    TINY_DECODER: TracedPart(_TinyDecoder, _example_tiny_latents, {"latent_sample": [-1, 4, -1, -1]}, ("sample",)),
 }
 
 

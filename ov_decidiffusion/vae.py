@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from ov_decidiffusion.arguments import check_whole, shown
-from ov_decidiffusion.folder import DEFAULTS_FILE
+from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER
 from ov_decidiffusion.models import Models
 
 OVERLAP = 0.25  # of a tile's side
@@ -50,6 +49,8 @@ class Autoencoder:
         Returns:
             [pictures, 4, H / 8, W / 8]. Those of one source differ only with a list of generators.
         """
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # brings all models of diffusers
+
         each = [self._models.run("vae_encoder", {"sample": one.numpy()})[0] for one in pixels.split(1)]
         moments = torch.from_numpy(np.concatenate(each))
         times = 1 if pictures is None else pictures // len(pixels)
@@ -60,11 +61,17 @@ class Autoencoder:
         drawn = DiagonalGaussianDistribution(moments).sample(generator)
         return drawn.repeat_interleave(times, dim=0) * self.scaling_factor
 
-    def decode(self, latents: torch.Tensor, quantized: bool = False) -> torch.Tensor:
-        """Pixels [b, 3, H, W], about -1…1, of scaled latents [b, 4, h, w]; one picture at a time keeps memory low."""
+    def decode(self, latents: torch.Tensor, quantized: bool = False, decoder: str = "whole") -> torch.Tensor:
+        """Pixels [b, 3, H, W], about -1…1, of scaled latents [b, 4, h, w]; one picture at a time keeps memory low.
+
+        Args:
+            quantized: run the whole decoder in INT8.
+            decoder: "whole" or "tiny".
+        """
+        part, quantized = (TINY_DECODER, False) if decoder == "tiny" else ("vae_decoder", quantized)
 
         def decode_one(one: torch.Tensor) -> torch.Tensor:
-            outputs = self._models.run("vae_decoder", {"latent_sample": one.numpy()}, quantized=quantized)
+            outputs = self._models.run(part, {"latent_sample": one.numpy()}, quantized=quantized)
             pixels = torch.from_numpy(outputs[0])
             if not torch.isfinite(pixels).all():
                 raise FloatingPointError(
@@ -72,7 +79,8 @@ class Autoencoder:
                 )
             return pixels
 
-        scaled = (latents / self.scaling_factor).split(1)
+        own_scale = 1.0 if decoder == "tiny" else self.scaling_factor  # the tiny one takes the denoiser's latents
+        scaled = (latents / own_scale).split(1)
         if self.tile_size is None:
             return torch.cat([decode_one(one) for one in scaled])
         return torch.cat([decode_in_tiles(decode_one, one, self.tile_size, self.scale_factor) for one in scaled])

@@ -1,17 +1,20 @@
-"""Which word paints where: cross-attention as maps over the picture.
+"""Which word paints where, asked in two ways: what attention looks at, and what is missing without the word.
 
 Each layer of cross-attention asks, at every position of its level, which of the text's hidden states to take up: a
 softmax over the tokens (Hertz et al. 2022, arXiv 2208.01626, section 3; Tang et al. 2022, arXiv 2210.04885, average it
-over layers, heads and steps as is done here).
+over layers, heads and steps as is done here). What is looked at need not be what counts: taking a word away says what it
+does, at the price of a run of the U-Net for each word and step.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ov_decidiffusion.denoise import DenoisingStep
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 
@@ -33,13 +36,43 @@ def word_maps(
         ValueError: as ``pipe.denoise``, or several pictures are asked for.
     """
     total, step = 0.0, None
-    for step in pipe.denoise(prompt, **arguments | {"prompt_syntax": False}):
-        if len(step.latents) > 1:
-            raise ValueError("Attention is shown for one picture at a time.")
+    for step in _steps_of_one(pipe, prompt, arguments):
         total = total + _maps(pipe.denoiser.attention(step.sample, step.timestep, step.prompt_embeds[-1:]), step.sample)
     words, columns = _words(pipe, prompt)
     maps = np.stack([total[..., column].sum(axis=-1) for column in columns]) / step.total
     return pipe.finish(step)[0], words, maps
+
+
+def word_effects(
+    pipe: OVStableDiffusionPipeline, prompt: str, **arguments: Any
+) -> tuple[Image.Image, list[str], np.ndarray]:
+    """Make a picture, and say what would be otherwise without each word.
+
+    Args:
+        pipe, prompt, arguments: as of ``word_maps``.
+
+    Returns:
+        the picture; its words; and float32 [words, h, w], how far the U-Net's prediction at each latent position moves
+        when the word is left out of the prompt: the mean over channels of the absolute difference, averaged over steps.
+
+    Raises:
+        ValueError: as ``word_maps``.
+    """
+    words, _ = _words(pipe, prompt)
+    without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
+    texts = pipe.encode_prompt([prompt, *without], prompt_syntax=False)
+    total, step = 0.0, None
+    for step in _steps_of_one(pipe, prompt, arguments):
+        predictions, _ = pipe.denoiser.whole(step.sample.repeat(len(texts), 1, 1, 1), step.timestep, texts)
+        total = total + (predictions[1:] - predictions[:1]).abs().mean(dim=1).numpy()
+    return pipe.finish(step)[0], words, total / step.total
+
+
+def _steps_of_one(pipe: OVStableDiffusionPipeline, prompt: str, arguments: dict[str, Any]) -> Iterator[DenoisingStep]:
+    for step in pipe.denoise(prompt, **arguments | {"prompt_syntax": False}):
+        if len(step.latents) > 1:
+            raise ValueError("Maps are made for one picture at a time.")
+        yield step
 
 
 def _maps(layers: list[torch.Tensor], sample: torch.Tensor) -> np.ndarray:

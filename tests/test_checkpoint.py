@@ -27,7 +27,8 @@ FIND = "import sys; from ov_decidiffusion.download import *\n" + (
 class Hub:
     """Answers as the hub does for one repository, and remembers what was fetched."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, repository: str = "Deci/Tiny"):
+        self.repository = repository
         self.folder, self.fetched, self.cut_after, self.claimed_size = folder, [], None, {}
         self.status, self.nonsense, self.damaged = None, False, None
         hub = self
@@ -57,7 +58,7 @@ class Hub:
             return self.reply(request, self.status, b"{}", {}, body)
         if self.nonsense:
             return self.reply(request, 200, b"<html>Welcome to the hotel</html>", {}, body)
-        if not path.removeprefix("/api/models").startswith("/Deci/Tiny"):
+        if not path.removeprefix("/api/models").startswith(f"/{self.repository}"):
             return self.reply(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
         if path.startswith("/api/") and "/tree/" in path:
             entries = [self.entry(name, file) for name, file in self.files().items()]
@@ -65,7 +66,7 @@ class Hub:
         if path.startswith("/api/"):
             if "nothere" in path:
                 return self.reply(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-            info = {"id": "Deci/Tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files()]}
+            info = {"id": self.repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files()]}
             return self.reply(request, 200, json.dumps(info).encode(), {}, body)
         name = path.split(f"/resolve/{COMMIT}/")[1]
         data = self.files()[name].read_bytes()
@@ -115,13 +116,19 @@ def hub(tmp_path):
     hub.server.shutdown()
 
 
-def find(home: Path, *arguments: str, **environment: str) -> str:
-    """Run ``find_checkpoint`` in a process of its own: the hub's settings are read when it is imported."""
+def run_code(code: str, home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run code in a process of its own: the hub's settings are read when it is imported."""
     settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"} | environment
     done = subprocess.run(
-        [sys.executable, "-c", FIND, *arguments], env=os.environ | settings, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *arguments], env=os.environ | settings, capture_output=True, text=True, timeout=120
     )
     assert done.stdout, done.stderr
+    return done
+
+
+def find(home: Path, *arguments: str, **environment: str) -> str:
+    """What ``find_checkpoint`` says."""
+    done = run_code(FIND, home, *arguments, **environment)
     return done.stdout.strip().splitlines()[-1]
 
 

@@ -21,6 +21,7 @@ PORTS = {
     "unet": ({"sample": "f32", "timestep": "i64", "encoder_hidden_states": "f32"}, ["out_sample"]),
     "vae_encoder": ({"sample": "f32"}, ["latent_parameters"]),
     "vae_decoder": ({"latent_sample": "f32"}, ["sample"]),
+    "tiny_decoder": ({"latent_sample": "f32"}, ["sample"]),
 }
 
 
@@ -35,7 +36,7 @@ def test_agreement_is_infinite_for_equal_values_and_none_at_all_for_broken_ones(
 def test_every_part_agrees_with_pytorch_and_the_report_says_so(conversion):
     assert conversion.converted and [part.name for part in conversion.parts] == list(PORTS)
     assert all(part.psnr > 60 and part.megabytes > 0.1 for part in conversion.parts)
-    assert len(re.findall(r"\d+\.\d dB", str(conversion))) == 4
+    assert len(re.findall(r"\d+\.\d dB", str(conversion))) == 5
 
 
 def test_ports_are_those_that_other_tools_feed(model_dir):

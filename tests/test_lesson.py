@@ -8,7 +8,7 @@ import torch
 
 from ov_decidiffusion.profiling import level_times
 from ov_decidiffusion.studies import closeness_by_steps, guidance_map, walk_down
-from ov_decidiffusion.word_maps import word_maps
+from ov_decidiffusion.word_maps import word_effects, word_maps
 from training.scenes import LEFT
 from training.teach_a_word import draw_heart, teach_a_word
 
@@ -51,6 +51,25 @@ def test_maps_of_words_cover_the_picture_and_change_nothing(pipe):
     assert (maps > 0).all() and (maps.sum(axis=0) < 1).all()  # the tokens that begin and end it get the rest
     plain = pipe(PROMPT, seed=1, num_inference_steps=8).images[0]
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(plain))
+
+
+def test_a_word_left_out_is_missed_where_it_paints(pipe, diffusers_components):
+    picture, words, maps = word_effects(pipe, PROMPT, seed=1)
+    assert words == PROMPT.split() and maps.shape == (len(words), 16, 16)
+    plain = pipe(PROMPT, seed=1).images[0]
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(plain))
+    strength = dict(zip(words, maps.mean(axis=(1, 2)), strict=True))
+    assert max(strength["fox"], strength["snow"]) == max(strength.values()), strength
+    fox = maps[words.index("fox")]
+    assert fox[4:14, 2:14].mean() > 1.2 * np.concatenate([fox[:3].ravel(), fox[:, 14:].ravel()]).mean()
+    step = next(iter(pipe.denoise(PROMPT, seed=1, num_inference_steps=1)))
+    texts = pipe.encode_prompt([PROMPT, "a in the snow"])
+    with torch.no_grad():
+        with_it, without = (
+            diffusers_components["unet"](step.sample, step.timestep, text[None]).sample for text in texts
+        )
+    _, _, first = word_effects(pipe, PROMPT, seed=1, num_inference_steps=1)
+    np.testing.assert_allclose(first[1], (with_it - without).abs().mean(dim=1)[0].numpy(), atol=1e-3)
 
 
 def test_the_times_of_levels_add_up_to_a_run(pipe):

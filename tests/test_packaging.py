@@ -64,6 +64,19 @@ def test_models_can_compile_before_torch_is_imported():
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
 
 
+def test_a_picture_needs_no_more_than_torch_and_a_piece_of_diffusers(model_dir):
+    """What takes a second to import and is not needed stays away, from the start of a process to its picture."""
+    code = (
+        "import sys; from ov_decidiffusion import OVStableDiffusionPipeline; "
+        "pipe = OVStableDiffusionPipeline.from_pretrained(sys.argv[1]); pipe('a fox', num_inference_steps=2, seed=0); "
+        "heavy = {'transformers', 'scipy', 'torch._dynamo', 'sympy', 'pandas', 'nncf', 'accelerate', 'matplotlib'}; "
+        "models = [name for name in sys.modules if name.startswith('diffusers.models.')]; "
+        "print(sorted(heavy & set(sys.modules)), models)"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code, str(model_dir)], text=True, cwd=ROOT)
+    assert printed.strip() == "[] []"
+
+
 def test_a_model_folder_needs_neither_hub_nor_torch_weights():
     code = (
         "import sys; from ov_decidiffusion import OVStableDiffusionPipeline; "

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.presets import PLAIN, PRESETS
 from training.oracle import read_picture
 from training.scenes import example_picture
 
@@ -40,12 +40,12 @@ def test_a_preset_is_its_arguments_and_its_pictures_are_right(int8_pipe, preset,
 
 def test_the_readme_says_what_the_presets_are():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    named = ("solver", "num_inference_steps", "cache_interval")
+    named = ("solver", "num_inference_steps", "cache_interval", "decoder")
     for name in named:
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
-        values = [str(PRESETS[preset][name]) for preset in ("balanced", "fast")]
+        values = [str((PLAIN | PRESETS[preset])[name]) for preset in ("balanced", "fast")]
         assert [cell.strip(' `"') for cell in row.split("|")[3:5]] == values
-    assert all(set(PRESETS[preset]) == {*named, "quantized"} for preset in ("balanced", "fast"))
+    assert {*PRESETS["balanced"], *PRESETS["fast"]} == {*named, "quantized"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

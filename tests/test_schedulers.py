@@ -15,13 +15,12 @@ from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.folder import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers import (
-    OWN_SCHEDULERS,
     SOLVERS,
+    SQUEEZED,
     SUPPORTED_SCHEDULERS,
-    SqueezedDPMSolverMultistepScheduler,
     make_scheduler,
-    squeeze_timesteps,
 )
+from ov_decidiffusion.squeezed import SqueezedDPMSolverMultistepScheduler, squeeze_timesteps
 
 LINEAR_16 = [967, 907, 846, 786, 725, 665, 604, 544, 484, 423, 363, 302, 242, 181, 121, 60]
 
@@ -99,7 +98,7 @@ def test_a_checkpoint_that_names_it_gets_it_and_peers_get_ddim_on_its_betas(tmp_
 
 
 @pytest.mark.parametrize("steps", [1, 6])
-@pytest.mark.parametrize("name", sorted(set(SUPPORTED_SCHEDULERS) - set(OWN_SCHEDULERS)))
+@pytest.mark.parametrize("name", sorted(set(SUPPORTED_SCHEDULERS) - {SQUEEZED}))
 def test_every_promised_scheduler_makes_diffusers_pictures(pipe, diffusers_text2img, diffusers_img2img, name, steps):
     scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
     if (name, steps) == ("PNDMScheduler", 1):

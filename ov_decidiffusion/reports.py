@@ -1,0 +1,138 @@
+"""What a model folder was made of: the report of a conversion, and whether a folder is what is asked for."""
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ov_decidiffusion.checkpoint import checkpoint_files
+from ov_decidiffusion.folder import (
+    CONVERSION_REPORT,
+    FORMAT,
+    PARTS,
+    QUANTIZED_KINDS,
+    check_model_dir,
+    hashes,
+    quantized_sibling,
+    read_json,
+    weights_file,
+)
+
+logger = logging.getLogger(__name__)
+
+REPORT_FIELDS = ("format", "checkpoint", "revision", "weight_format", "fingerprint", "read", "files", "parts")
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """One converted component."""
+
+    name: str
+    megabytes: float
+    seconds: float
+    psnr: float | None  # dB against PyTorch, None where it was not verified
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion produced; ``str()`` gives it as a table."""
+
+    model_dir: Path
+    weight_format: str
+    parts: tuple[PartReport, ...]
+    converted: bool  # False: the folder had been there before
+
+    def __str__(self) -> str:
+        lines = [f"{'part':<13}{'size':>10}{'time':>9}{'agreement with PyTorch':>25}"]
+        for part in self.parts:
+            psnr = "not verified" if part.psnr is None else f"{part.psnr:.1f} dB"
+            lines.append(f"{part.name:<13}{part.megabytes:>7.1f} MB{part.seconds:>7.1f} s{psnr:>25}")
+        verb = "converted to" if self.converted else "found in"
+        return "\n".join([*lines, f"{verb} {self.model_dir} ({self.weight_format} weights)"])
+
+
+def existing_report(
+    model_dir: Path,
+    checkpoint: str | Path,
+    revision: str | None,
+    weight_format: str,
+    default: bool,
+) -> ConversionReport | None:
+    """The report of a complete folder, or None for one to convert anew: of an older format, or, in the default place,
+    of the same checkpoint as it was before it changed. Anything else is left alone and refused."""
+    report_file = model_dir / CONVERSION_REPORT
+    missing = [name for name in PARTS if not weights_file(model_dir, name).is_file()]
+    if missing or not report_file.is_file():
+        raise ValueError(
+            f"`model_dir` {model_dir} exists and is no complete conversion of ours (it lacks "
+            f"{', '.join(missing) or CONVERSION_REPORT}): delete it or choose another folder."
+        )
+    report = read_json(report_file)
+    if report.get("fingerprint") and report.get("format", 1) in range(1, FORMAT):
+        logger.warning("%s is of an older format: converting anew.", model_dir)
+        return None
+    lacking = [name for name in REPORT_FIELDS if name not in report]
+    if lacking or report["format"] != FORMAT:
+        raise ValueError(
+            f"{report_file} is no report of this version ({', '.join(lacking) or 'another format'}): delete "
+            f"{model_dir} or choose another folder."
+        )
+    check_model_dir(model_dir)
+    wanted = source_of(checkpoint, revision) | {"weight_format": weight_format}
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        wanted["fingerprint"] = fingerprint_of(source_files(folder, report["read"]))
+    differing = [name for name, value in wanted.items() if report[name] != value]
+    if default and differing == ["fingerprint"]:
+        logger.warning("%s was made of %s as it was before it changed: converting anew.", model_dir, checkpoint)
+        return None
+    if differing:
+        raise ValueError(
+            f"`model_dir` {model_dir} holds {report['checkpoint']} (revision {report['revision']}, "
+            f"{report['weight_format']} weights), and its {' and '.join(differing)} differs from what is asked for "
+            f"({checkpoint}, revision {revision}, {weight_format}): delete it or choose another folder."
+        )
+    parts = tuple(PartReport(**part) for part in report["parts"])
+    return ConversionReport(model_dir, weight_format, parts, converted=False)
+
+
+def drop_quantized(model_dir: Path) -> None:
+    """Remove the INT8 and INT4 models that were made of a folder which is about to be replaced."""
+    for mode in QUANTIZED_KINDS:
+        sibling = quantized_sibling(model_dir, mode)
+        report = sibling / CONVERSION_REPORT
+        source = model_dir / CONVERSION_REPORT
+        if report.is_file() and read_json(report).get("fingerprint") == read_json(source).get("fingerprint"):
+            shutil.rmtree(sibling)
+
+
+def source_of(checkpoint: str | Path, revision: str | None) -> dict[str, str | None]:
+    """What a model folder was made of: a hub id with its revision, or the name of a folder, which may move."""
+    folder = Path(checkpoint).expanduser()
+    return {"checkpoint": folder.resolve().name if folder.is_dir() else str(checkpoint), "revision": revision}
+
+
+def source_files(folder: Path, known: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """Size, time of change and sha256 of every file that a conversion reads.
+
+    Args:
+        known: what was found of them before: a file of the same size and time is not read again.
+    """
+    found = {}
+    for file in checkpoint_files(folder):
+        stat = file.stat()
+        found[file.relative_to(folder).as_posix()] = {"size": stat.st_size, "changed": stat.st_mtime_ns}
+    known = known or {}
+    same = {name: known[name] for name, now in found.items() if now.items() <= known.get(name, {}).items()}
+    read = hashes(folder, [name for name in found if name not in same])
+    return {name: same.get(name) or now | {"sha256": read[name]} for name, now in found.items()}
+
+
+def fingerprint_of(read: dict[str, dict[str, Any]]) -> str:
+    """One number for the contents of all files of a checkpoint."""
+    return hashlib.sha256(
+        json.dumps({name: file["sha256"] for name, file in sorted(read.items())}).encode()
+    ).hexdigest()
