@@ -123,8 +123,7 @@ class Engine:
         plan = make_plan(
             self.scheduler,
             self.defaults,
-            self.models.quantized_parts,
-            self.models.has_tiny_decoder,
+            self.models,
             strength=None if given is None else given.strength,
             generator=make_generator(generator, seed, pictures) or unseeded_generator(),
             **planned,

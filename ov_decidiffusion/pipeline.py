@@ -106,11 +106,13 @@ class OVStableDiffusionPipeline(RunState):
             model = convert_checkpoint(model).model_dir
         folder = Path(model).expanduser()
         models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
-        import_diffusers()
-        from ov_decidiffusion.engine import Engine  # torch and diffusers: models compile meanwhile
+        try:
+            import_diffusers()
+            from ov_decidiffusion.engine import Engine  # torch and diffusers: models compile meanwhile
 
-        engine = Engine(models, folder)
-        models.wait()
+            engine = Engine(models, folder)
+        finally:
+            models.wait()
         return cls(engine)
 
     @property

@@ -21,6 +21,7 @@ from ov_decidiffusion.arguments import (
 )
 from ov_decidiffusion.caching import full_steps
 from ov_decidiffusion.folder import QUANTIZABLE
+from ov_decidiffusion.models import Models
 from ov_decidiffusion.presets import apply_preset
 from ov_decidiffusion.schedulers import make_solver, solver_name
 
@@ -49,8 +50,7 @@ class Plan:
 def make_plan(
     scheduler: SchedulerMixin,
     defaults: dict[str, Any],
-    quantized_parts: frozenset[str],
-    has_tiny_decoder: bool,
+    models: Models,
     *,
     strength: float | None,
     generator: torch.Generator | list[torch.Generator] | None,
@@ -68,7 +68,7 @@ def make_plan(
     Args:
         scheduler: of the pipeline; the run gets one of its own, so that loops can interleave.
         defaults: of the checkpoint.
-        quantized_parts, has_tiny_decoder: what there is.
+        models: that there are; a preset uses those that there are and that pay, what is asked for has to be there.
         strength: of image-to-image and inpainting, or None.
         options: those that ``apply_preset`` fills in, but the number of steps.
 
@@ -96,10 +96,12 @@ def make_plan(
     guidance_scale = check_range("guidance_scale", given("guidance_scale", guidance_scale), 0, MAX_GUIDANCE)
     guidance_rescale = check_range("guidance_rescale", given("guidance_rescale", guidance_rescale), 0, 1)
     guided = guided_steps(scheduler, running, interval)
-    quantized = check_quantized(chosen["quantized"], quantized_parts, QUANTIZABLE)
-    if options["decoder"] is None and not has_tiny_decoder:  # a preset's is not insisted on
+    if options["quantized"] is None and chosen["quantized"] and models.quantized_parts and not models.int8_pays:
+        chosen["quantized"] = False
+    if options["decoder"] is None and not models.has_tiny_decoder:
         chosen["decoder"] = "whole"
-    decoder = check_decoder(chosen["decoder"], has_tiny_decoder)
+    quantized = check_quantized(chosen["quantized"], models.quantized_parts, QUANTIZABLE)
+    decoder = check_decoder(chosen["decoder"], models.has_tiny_decoder)
     eta = check_range("eta", eta, 0, 1)
     own_steps = {"timesteps": timesteps} if sigmas is None else {"sigmas": sigmas}
     return Plan(

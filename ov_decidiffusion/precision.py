@@ -1,7 +1,8 @@
-"""Which number format to compute in, chosen by measuring.
+"""Which number format to compute in, chosen by measuring; and whether INT8 models pay.
 
 OpenVINO computes in bfloat16 wherever a processor has instructions for it. Without matrix units (AMX) that can be
 slower than float32, and the list of a device's capabilities does not tell the two cases apart; a measurement does.
+INT8 is several times as fast with instructions for it (VNNI, AMX) and may be no gain without.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from platformdirs import user_cache_path
 INFERENCE_PRECISIONS = ("auto", "f32", "bf16", "f16")
 CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our names -> OpenVINO's
 WORTH_IT = 0.95  # a lower precision has to save at least 5 % of the time
+INT8 = "int8"  # among what is probed; never chosen for models that are not made for it
 
 
 def _memory_file() -> Path | None:
@@ -41,16 +43,34 @@ def choose_precision(core: ov.Core, device: str) -> tuple[str | None, str]:
     """
     if not runs_on_cpu(core, device):
         return None, f"{device}: OpenVINO's own choice"
-    key = f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}, {os.cpu_count()} threads, OpenVINO {ov.__version__}"
-    remembered = _remembered()
-    milliseconds = remembered.get(key)
-    if not isinstance(milliseconds, dict) or "f32" not in milliseconds:
-        milliseconds = probe(core)
-        _remember(remembered | {key: milliseconds})
+    milliseconds = _milliseconds(core)
+    int8 = milliseconds.pop(INT8)
     fastest = min(milliseconds, key=milliseconds.get)
     chosen = fastest if milliseconds[fastest] < WORTH_IT * milliseconds["f32"] else "f32"
-    measured = ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items())
-    return chosen, f"{chosen} is fastest here ({measured} in a probe)" if len(milliseconds) > 1 else "f32 is all it has"
+    measured = ", ".join(f"{name} {value:.1f} ms" for name, value in (milliseconds | {INT8: int8}).items())
+    what = "is fastest here" if len(milliseconds) > 1 else "is all that it has beside int8"
+    return chosen, f"{chosen} {what} ({measured} in a probe)"
+
+
+def int8_speedup(core: ov.Core, device: str, precision: str | None) -> float | None:
+    """How many times as fast INT8 was as another precision in the probe; None where nothing is probed."""
+    if not runs_on_cpu(core, device):
+        return None
+    milliseconds = _milliseconds(core)
+    return milliseconds.get(precision or "f32", milliseconds["f32"]) / milliseconds[INT8]
+
+
+def _milliseconds(core: ov.Core) -> dict[str, float]:
+    """What the probe found on this processor, now or before."""
+    key = f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}, {os.cpu_count()} threads, OpenVINO {ov.__version__}"
+    if isa := os.environ.get("ONEDNN_MAX_CPU_ISA"):  # OpenVINO heeds it
+        key += f", {isa}"
+    remembered = _remembered()
+    milliseconds = remembered.get(key)
+    if not isinstance(milliseconds, dict) or not {"f32", INT8} <= set(milliseconds):
+        milliseconds = probe(core)
+        _remember(remembered | {key: milliseconds})
+    return dict(milliseconds)
 
 
 def runs_on_cpu(core: ov.Core, device: str) -> bool:
@@ -59,16 +79,15 @@ def runs_on_cpu(core: ov.Core, device: str) -> bool:
 
 
 def probe(core: ov.Core) -> dict[str, float]:
-    """Milliseconds of a piece of a U-Net on the CPU, in each precision that the processor says it has."""
+    """Milliseconds of a piece of a U-Net on the CPU, in each precision that the processor says it has, and in INT8."""
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    names = ["f32", *(name for name, theirs in CAPABILITIES.items() if theirs in capabilities)]
-    if names == ["f32"]:
-        return {"f32": 0.0}
-    model, sample = _piece_of_unet()
+    names = ["f32", *(name for name, theirs in CAPABILITIES.items() if theirs in capabilities), INT8]
     requests = {}
     for name in names:
+        model, sample = _piece_of_unet(quantized=name == INT8)
+        hint = "f32" if name == INT8 else name
         compiled = core.compile_model(
-            model, "CPU", {"INFERENCE_PRECISION_HINT": name, "PERFORMANCE_HINT": "LATENCY", "CACHE_DIR": ""}
+            model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "CACHE_DIR": ""}
         )
         requests[name] = compiled.create_infer_request()
         requests[name].infer([sample])
@@ -82,19 +101,28 @@ def probe(core: ov.Core) -> dict[str, float]:
     return best
 
 
-def _piece_of_unet(channels: int = 640, side: int = 16) -> tuple[ov.Model, np.ndarray]:
+def _piece_of_unet(channels: int = 640, side: int = 16, quantized: bool = False) -> tuple[ov.Model, np.ndarray]:
     """A convolution, as in a residual block, and a feed-forward layer, as in a transformer; batch 2."""
     rng = np.random.default_rng(0)
 
+    def in_8_bits(value: ov.Node, bound: float, levels: int) -> ov.Node:
+        """What quantizing leaves in a graph: OpenVINO computes what comes after it in INT8."""
+        if not quantized:
+            return value
+        low, high = (ops.constant(np.full([1] * len(value.shape), end, np.float32)) for end in (-bound, bound))
+        return ops.fake_quantize(value, low, high, low, high, levels)
+
     def weight(*shape: int) -> ov.Node:
-        return ops.constant((rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32))
+        numbers = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        return in_8_bits(ops.constant(numbers), float(np.abs(numbers).max()), 255)
 
     sample = ops.parameter([2, channels, side, side], np.float32, "sample")
-    hidden = ops.convolution(sample, weight(channels, channels, 3, 3), [1, 1], [1, 1], [1, 1], [1, 1])
+    hidden = in_8_bits(sample, 4.0, 256)
+    hidden = ops.convolution(hidden, weight(channels, channels, 3, 3), [1, 1], [1, 1], [1, 1], [1, 1])
     hidden = ops.swish(hidden)
     rows = ops.transpose(ops.reshape(hidden, [2, channels, side * side], False), [0, 2, 1])
-    wide = ops.gelu(ops.matmul(rows, weight(4 * channels, channels), False, True), "erf")
-    out = ops.matmul(wide, weight(channels, 4 * channels), False, True)
+    wide = ops.gelu(ops.matmul(in_8_bits(rows, 4.0, 256), weight(4 * channels, channels), False, True), "erf")
+    out = ops.matmul(in_8_bits(wide, 4.0, 256), weight(channels, 4 * channels), False, True)
     return ov.Model([out], [sample], "probe"), rng.standard_normal((2, channels, side, side)).astype(np.float32)
 
 

@@ -2,8 +2,8 @@
 
 Each layer of cross-attention asks, at every position of its level, which of the text's hidden states to take up: a
 softmax over the tokens (Hertz et al. 2022, arXiv 2208.01626, section 3; Tang et al. 2022, arXiv 2210.04885, average it
-over layers, heads and steps as is done here). What is looked at need not be what counts: taking a word away says what it
-does, at the price of a run of the U-Net for each word and step.
+over layers, heads and steps as is done here). What is looked at need not be what counts. Leaving a word out says what
+it does, at the price of a run of the U-Net for each word and step.
 """
 
 import math

@@ -37,17 +37,17 @@ class SomeCore:
         ({"f32": 10.0, "bf16": 9.8}, "f32"),  # not worth the lost digits
         ({"f32": 10.0, "bf16": 1.5}, "bf16"),
         ({"f32": 10.0, "bf16": 5.0, "f16": 4.0}, "f16"),
-        ({"f32": 0.0}, "f32"),
+        ({"f32": 10.0}, "f32"),
     ],
 )
 def test_the_fastest_is_chosen_and_remembered(monkeypatch, memory_file, milliseconds, expected):
-    monkeypatch.setattr(precision, "probe", lambda core: milliseconds)
+    monkeypatch.setattr(precision, "probe", lambda core: milliseconds | {"int8": 1.0})
     chosen, why = precision.choose_precision(SomeCore("CPU"), "CPU")
     assert chosen == expected and expected in why
     monkeypatch.setattr(precision, "probe", lambda core: pytest.fail("probed again"))
     assert precision.choose_precision(SomeCore("CPU"), "AUTO") == (chosen, why)
     memory_file.write_text("not json")
-    monkeypatch.setattr(precision, "probe", lambda core: {"f32": 1.0, "bf16": 0.1})
+    monkeypatch.setattr(precision, "probe", lambda core: {"f32": 1.0, "bf16": 0.1, "int8": 1.0})
     assert precision.choose_precision(SomeCore("CPU"), "CPU")[0] == "bf16"
 
 
@@ -70,12 +70,22 @@ def test_the_probe_measures_what_this_processor_says_it_has():
     assert all(0 <= value < 1000 for value in milliseconds.values())
     if platform.machine() in ("x86_64", "AMD64") and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert 0.1 < milliseconds["bf16"] / milliseconds["f32"] < 10
+    assert milliseconds["int8"] < milliseconds["f32"]
+
+
+def test_a_preset_does_without_int8_where_it_is_no_gain_and_says_so(quantization, model_dir, monkeypatch, caplog):
+    monkeypatch.setattr(precision, "probe", lambda core: {"f32": 2.0, "bf16": 2.5, "int8": 2.1})
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
+    assert next(iter(pipe.denoise("a fox", preset="fast", seed=0))).quantized == frozenset()
+    assert "INT8 is 0.95 times as fast as f32 on this processor: presets do without it" in caplog.text
+    asked = next(iter(pipe.denoise("a fox", preset="fast", quantized=["unet"], seed=0)))
+    assert asked.quantized == {"unet"} and asked.total == 6
 
 
 def test_pipeline_says_what_it_chose(model_dir, monkeypatch):
-    monkeypatch.setattr(precision, "probe", lambda core: {"f32": 2.0, "bf16": 3.0})
+    monkeypatch.setattr(precision, "probe", lambda core: {"f32": 2.0, "bf16": 3.0, "int8": 1.0})
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
-    assert pipe.inference_precision == "f32 is fastest here (f32 2.0 ms, bf16 3.0 ms in a probe)"
+    assert pipe.inference_precision == "f32 is fastest here (f32 2.0 ms, bf16 3.0 ms, int8 1.0 ms in a probe)"
     assert pipe.models.compiled("text_encoder").get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
 
 

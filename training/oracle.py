@@ -13,11 +13,11 @@ from PIL import Image
 
 from training.artwork import HUES, ICONS, OWN_HUES, template
 from training.places import VARIANTS, draw_place, is_plain, place_names
-from training.scenes import FEET, FLYING, GRID, LEFT, SIDE, SIZES
+from training.scenes import APART, FLYING, LEFT, SIDE, SIZES, TOP
 
 SCALE = 2  # pictures are read at half their size: what an object is shows there
 RIM = 6  # pixels of the picture, around it, that no object reaches
-MIN_MARGIN = 0.08  # of the difference: below it, the runner-up is as likely
+MIN_MARGIN = 0.08  # below it, the runner-up is as likely
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Reading:
         objects: the names of one object or of two, from left to right.
         colors: of each, or None for its own.
         size: a key of SIZES.
-        margin: share of the difference by which the runner-up is worse; of two objects the smaller one.
+        margin: by how much the runner-up is worse, as a share of what the picture differs from its place in the
+            object's square; of two objects the smaller one.
     """
 
     place: str
@@ -78,34 +79,21 @@ def _objects(size: str) -> tuple[list[tuple[str, str | None]], np.ndarray, np.nd
     return keys, pixels[..., :3], cover
 
 
-def _spots(place: str, size: str, flying: bool) -> list[tuple[int, int]]:
-    """(left, top) at half size of the spots where an object of a size may be."""
-    side = SIZES[size]
-    if is_plain(place) or place == "in space":
-        top = (SIDE - side) // 2 // GRID * GRID
-    elif flying and size != "large":
-        top = FEET[size] - side - (24 if size else 16)
-    else:
-        top = FEET[size] - side
-    lefts = LEFT[size] if size != "pair" else (LEFT["pair"][0], LEFT["pair"][0] + side)
-    return [(left // SCALE, top // SCALE) for left in lefts]
-
-
-def _differences(picture: np.ndarray, ground: np.ndarray, place: str, size: str) -> dict[tuple[int, int], np.ndarray]:
-    """For every spot, what each object laid there leaves of the picture's difference to the ground: [objects]."""
+def _laid(picture: np.ndarray, ground: np.ndarray, size: str, left: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each object, laid so far from the left where it would stand or fly: what it leaves of the picture's difference
+    to the ground, beyond or below all of it; and what that difference is in its square. Both [objects]."""
     keys, colors, cover = _objects(size)
-    side = SIZES[size] // SCALE
+    side, left = SIZES[size] // SCALE, left // SCALE
     flying = np.array([name in FLYING for name, _ in keys])
-    before = np.square(picture - ground)
-    found = {}
-    for kind in (False, True):
-        for left, top in _spots(place, size, kind):
-            box = (slice(top, top + side), slice(left, left + side))
-            laid = colors + (1 - cover) * ground[box]
-            left_over = np.square(picture[box] - laid).sum(axis=(1, 2, 3)) - before[box].sum()
-            left_over[flying != kind] = np.inf
-            found[left, top] = np.minimum(found.get((left, top), np.inf), left_over)
-    return found
+    left_over, there = np.empty(len(keys)), np.empty(len(keys))
+    for kind, top in enumerate(TOP[size]):
+        box = (slice(top // SCALE, top // SCALE + side), slice(left, left + side))
+        mine = flying == kind
+        before = np.square(picture[box] - ground[box]).sum()
+        laid = colors[mine] + (1 - cover[mine]) * ground[box]
+        left_over[mine] = np.square(picture[box] - laid).sum(axis=(1, 2, 3)) - before
+        there[mine] = before
+    return left_over, there
 
 
 def read_place(picture: Image.Image) -> tuple[str, int]:
@@ -127,21 +115,25 @@ def read_picture(picture: Image.Image) -> Reading:
 
 def _read_at(pixels: np.ndarray, ground: np.ndarray, place: str, size: str) -> tuple[float, Reading]:
     """What the best objects of a size leave of the difference to the ground, and the reading."""
+    left = LEFT[size][0]
+    each = [(left,), (left + APART,)] if size == "pair" else [LEFT[size]]
+    found = [_best_at(pixels, ground, size, spots) for spots in each]
+    (names, colors), margins = zip(*(one[0] for one in found), strict=True), [one[1] for one in found]
     whole = float(np.square(pixels - ground).sum())
-    differences = _differences(pixels, ground, place, size)
-    if size == "pair":
-        lefts = sorted({left for left, _ in differences})
-        each = [np.min([one for (at, _), one in differences.items() if at == left], axis=0) for left in lefts]
-    else:
-        each = [np.min(list(differences.values()), axis=0)]
-    chosen, margins = zip(*(_best_and_margin(one, size, whole) for one in each), strict=True)
-    names, colors = zip(*chosen, strict=True)
-    return whole + sum(float(one.min()) for one in each), Reading(place, names, colors, size, min(margins))
+    return whole + sum(one[2] for one in found), Reading(place, names, colors, size, min(margins))
 
 
-def _best_and_margin(scores: np.ndarray, size: str, whole: float) -> tuple[tuple[str, str | None], float]:
-    """The object that leaves least, and how much more the best one of another name leaves."""
+def _best_at(
+    pixels: np.ndarray, ground: np.ndarray, size: str, spots: tuple[int, ...]
+) -> tuple[tuple[str, str | None], float, float]:
+    """The object that leaves least on any of some spots; how much more the best one of another name leaves, as a share
+    of the difference in the square; and what it leaves."""
     keys = _objects(size)[0]
-    best = int(scores.argmin())
+    left_over, there = (
+        np.stack(column) for column in zip(*(_laid(pixels, ground, size, at) for at in spots), strict=True)
+    )
+    spot, best = np.unravel_index(left_over.argmin(), left_over.shape)
     others = np.array([name != keys[best][0] for name, _ in keys])
-    return keys[best], (float(scores[others].min()) - float(scores[best])) / max(whole, 1e-6)
+    least = float(left_over[spot, best])
+    margin = (float(left_over[:, others].min()) - least) / max(float(there[spot, best]), 1e-6)
+    return keys[best], margin, least
