@@ -120,7 +120,7 @@ def test_a_taught_word_is_drawn_where_it_was_not_before():
     def share(picture):
         pixels = np.asarray(picture, int)
         hot = (pixels[..., 0] > 150) & (pixels[..., 1] < 110) & (pixels[..., 2] < 130)
-        return max((hot[24:104, left : left + 80] == red).mean() for left in LEFT[""])
+        return max((hot[32:112, left : left + 80] == red).mean() for left in LEFT[""])
 
     print(f"like a heart: {share(before):.2f} before, {share(after):.2f} after")
     assert share(after) > share(before)

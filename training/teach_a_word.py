@@ -13,7 +13,7 @@ from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_tokenizer, loa
 from training.checkpoint_files import load_parts
 from training.models import MAX_TOKENS, make_scheduler
 from training.places import PLAIN, draw_place
-from training.scenes import LEFT, SIDE, SIZES, with_article
+from training.scenes import LEFT, SIDE, SIZES, TOP, with_article
 
 BATCH, RATE, GUIDANCE, STEPS = 16, 5e-4, 3.0, 20
 
@@ -39,7 +39,7 @@ def _pictures() -> tuple[list[str], torch.Tensor]:
             heart = draw_heart(SIZES[size])
             for left in LEFT[size]:
                 picture = draw_place(place, 0, SIDE).copy()
-                picture.paste(heart, (left, (SIDE - heart.height) // 2 // 8 * 8), heart)
+                picture.paste(heart, (left, TOP[size][0]), heart)
                 captions.append(with_article(f"{size} heart".strip()) + f" {place}")
                 pictures.append(np.asarray(picture))
     return captions, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
