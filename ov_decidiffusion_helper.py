@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, KNOWN_CHECKPOINTS, CheckpointError
-from ov_decidiffusion.convert import ConversionReport, convert_checkpoint
+from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.download import find_checkpoint
 from ov_decidiffusion.folder import default_model_dir
@@ -30,6 +30,7 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.plan import noise_levels
 from ov_decidiffusion.profiling import level_times
 from ov_decidiffusion.quantize import quantize_models
+from ov_decidiffusion.reports import ConversionReport
 from ov_decidiffusion.studies import Timed, closeness_by_steps, guidance_map, timed, walk_down
 from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 from ov_decidiffusion.word_maps import word_effects, word_maps
@@ -48,6 +49,7 @@ __all__ = [
     "check",
     "checkpoint_dropdown",
     "chosen_checkpoint",
+    "closeness",
     "closeness_by_steps",
     "compare_unets",
     "convert_checkpoint",
@@ -56,6 +58,7 @@ __all__ = [
     "difference",
     "draw_closeness",
     "draw_levels",
+    "draw_overview",
     "draw_schedule",
     "draw_seconds",
     "draw_table",
@@ -83,8 +86,14 @@ __all__ = [
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY = "#767676"
 COLORS = {"R": SKY, "T": ORANGE}
-PARTS = {"text_encoder": PURPLE, "unet": BLUE, "unet_top_level": SKY, "vae_decoder": ORANGE, "tiny_decoder": RED}
-PARTS["elsewhere"] = GREY
+PARTS = {
+    "text_encoder": PURPLE,
+    "unet": BLUE,
+    "unet_top_level": SKY,
+    "vae_decoder": ORANGE,
+    "tiny_decoder": RED,
+    "elsewhere": GREY,
+}
 STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]),
     "axes.spines.top": False,
@@ -157,17 +166,22 @@ def bar(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[A
     line.update(display.Pretty(f"{what}: {total} in {time.perf_counter() - start:.1f} s"))
 
 
-def check(right: bool, otherwise: str) -> None:
-    """Say whether an exercise is solved, or what to look at."""
-    print("Right." if right else f"Not yet: {otherwise}")
+def check(right: bool, otherwise: str, answer: Any = "") -> None:
+    """Say whether an exercise is solved, or what to look at; nothing of that while its answer is None."""
+    print("Write your answer into the cell." if answer is None else "Right." if right else f"Not yet: {otherwise}")
 
 
-def grade(picture: Image.Image, thing: str, place: str) -> None:
-    """Let the oracle read a picture of the embedded checkpoint, and say whether it shows one thing in a place."""
+def grade(picture: Image.Image, thing: str, place: str, otherwise: str = "") -> None:
+    """Let the oracle read a picture of the embedded checkpoint, and say whether it shows one thing in a place.
+
+    Args:
+        otherwise: what else is not right yet.
+    """
     reading = read_picture(picture)
     seen = " and ".join(reading.objects) + ("" if reading.clear else " (not clearly)")
-    right = reading.clear and thing in reading.objects and reading.place == place
-    print(f"{'Right' if right else 'Not yet'}: the oracle reads {seen} {reading.place}.")
+    right = reading.clear and thing in reading.objects and reading.place == place and not otherwise
+    told = f"Not yet: {otherwise} And the" if otherwise else f"{'Right' if right else 'Not yet'}: the"
+    print(f"{told} oracle reads {seen} {reading.place}.")
 
 
 def picture_grid(
@@ -222,6 +236,12 @@ def difference(picture: Image.Image, reference: Image.Image, times: float = 8) -
     return Image.fromarray(np.clip(times * apart, 0, 255).astype(np.uint8))
 
 
+def closeness(picture: Image.Image, reference: Image.Image) -> str:
+    """How close two pictures are, in decibels of the mean squared difference: 20 more is a tenth of it."""
+    apart = np.asarray(picture.convert("RGB"), float) - np.asarray(reference.convert("RGB"), float)
+    return f"{20 * np.log10(255 / max(1e-3, np.sqrt(np.mean(apart**2)))):.0f} dB"
+
+
 def channels(latents: torch.Tensor) -> list[Image.Image]:
     """Each channel of one picture's latents [1, c, h, w] in grey, from its darkest to its lightest value."""
     grey = latents[0] - latents[0].amin(dim=(1, 2), keepdim=True)
@@ -243,13 +263,52 @@ def heat(values: np.ndarray, under: Image.Image | None = None, most: float | Non
 
 
 def film(frames: Sequence[Image.Image], file: Path, side: int = 256, milliseconds: int = 160) -> None:
-    """Write frames as a looping GIF that rests on the last one, and show it."""
+    """Write frames, numbered from 1, as a looping GIF that rests on the last one, and show it."""
     large = [frame.convert("RGB").resize((side, side), Image.Resampling.NEAREST) for frame in frames]
+    for number, frame in enumerate(large, start=1):
+        ImageDraw.Draw(frame).text(
+            (8, 6), str(number), "white", ImageFont.load_default(20), stroke_width=2, stroke_fill="black"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     times = [milliseconds] * (len(large) - 1) + [12 * milliseconds]
     small = [frame.quantize(96) for frame in large]
     small[0].save(file, save_all=True, append_images=small[1:], duration=times, loop=0, optimize=True)
     display.display(display.Image(file.read_bytes(), format="gif", alt="What the U-Net believes, step by step"))
+
+
+def draw_overview(pipe: OVStableDiffusionPipeline, steps: int) -> Figure:
+    """From a prompt and noise to a picture: the parts, and the shape of what goes from one to the next."""
+    width, side = pipe.models.unet_config["cross_attention_dim"], pipe.default_size[0] // pipe.vae_scale_factor
+    latents = f"{pipe.latent_channels} x {side} x {side}"
+    boxes = {  # label: left, bottom, width, colour
+        "text encoder": (1.6, 1.5, 1.5, PURPLE),
+        "U-Net": (4.4, 0.75, 1.6, BLUE),
+        "decoder": (7.8, 0.75, 1.3, ORANGE),
+    }
+    arrows = [  # from, to, what goes there
+        ((0.9, 1.85), (1.6, 1.85), ""),
+        ((3.1, 1.85), (4.4, 1.25), f"vectors\n77 x {width}"),
+        ((0.9, 0.5), (4.4, 0.95), f"noise\n{latents}"),
+        ((6.0, 1.1), (7.8, 1.1), f"clean latents\n{latents}"),
+        ((9.1, 1.1), (9.8, 1.1), ""),
+    ]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(9.5, 2.6))
+        for label, (left, bottom, wide, color) in boxes.items():
+            axis.add_patch(FancyBboxPatch((left, bottom), wide, 0.7, "round,pad=0,rounding_size=0.08", fc=color))
+            axis.text(left + wide / 2, bottom + 0.35, label, ha="center", va="center", color="white", weight="bold")
+        for start, end, label in arrows:
+            axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": GREY, "linewidth": 1.5})
+            axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.2, label, ha="center", fontsize=8)
+        axis.annotate("", (4.6, 0.7), (5.8, 0.7), arrowprops={"arrowstyle": "-|>", "connectionstyle": "arc3,rad=-0.7"})
+        axis.text(5.2, 0.02, f"{steps} times: a little less noise", ha="center", fontsize=9)
+        axis.text(0.85, 1.85, "prompt", ha="right", va="center")
+        axis.text(0.85, 0.5, "seed", ha="right", va="center")
+        axis.text(9.85, 1.1, "picture", va="center")
+        axis.set(xlim=(0, 10.7), ylim=(-0.2, 2.4))
+        axis.axis("off")
+        figure.tight_layout()
+    return figure
 
 
 def draw_schedule(pipe: OVStableDiffusionPipeline, num_inference_steps: int) -> Figure:

@@ -142,7 +142,7 @@ def draw(found: dict[str, dict]) -> plt.Figure:
     """Quality against time: prompt accuracy with its interval, and closeness to the exact picture."""
     base = _rights(found[EXACT])
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4))
-    colors = iter(plt.get_cmap("tab10").colors)
+    colors = iter(plt.get_cmap("tab20").colors)
     for name, figures in found.items():
         preset = "preset" in name or name == EXACT
         style = {"fmt": "D" if preset else "o", "color": PRESET_COLORS.get(name) or next(colors), "capsize": 2}

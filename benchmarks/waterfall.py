@@ -24,10 +24,20 @@ CALIBRATION_PROMPTS = 4  # of eight, for the time's sake
 PEERS = {"Optimum Intel, its defaults": "optimum", "OpenVINO GenAI, its defaults": "genai"}
 EXACT, EXACT_F32 = "exact", "exact, f32"
 OURS = {EXACT_F32: {}, EXACT: {}} | way_down()  # each row adds to the one above it
-COLORS = {"unet": "#3182bd", "unet_top_level": "#9ecae1", "vae_decoder": "#fdae6b", "text_encoder": "#74c476"}
-COLORS["tiny_decoder"] = "#e6550d"
-PARTS = {"unet": "U-Net", "unet_top_level": "its top level", "vae_decoder": "decoder", "tiny_decoder": "tiny decoder"}
-PARTS["text_encoder"] = "text encoder"
+COLORS = {
+    "unet": "#3182bd",
+    "unet_top_level": "#9ecae1",
+    "vae_decoder": "#fdae6b",
+    "tiny_decoder": "#e6550d",
+    "text_encoder": "#74c476",
+}
+PARTS = {
+    "unet": "U-Net",
+    "unet_top_level": "its top level",
+    "vae_decoder": "decoder",
+    "tiny_decoder": "tiny decoder",
+    "text_encoder": "text encoder",
+}
 
 
 def all_runs() -> dict[str, dict]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER, read_json
@@ -44,6 +45,16 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 TINY_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+# diffusers' own, of what its decoder must have in common with the one that it stands in for.
+TINY_DEFAULTS = {
+    "latent_channels": 4,
+    "out_channels": 3,
+    "upsampling_scaling_factor": 2,
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
+    "num_decoder_blocks": [3, 3, 3, 1],
+    "decoder_block_out_channels": [64, 64, 64, 64],
+}
 OPTIONAL_FILES = (
     *("model_index.json", DEFAULTS_FILE),
     *(f"tokenizer/{name}" for name in TOKENIZER_FILES[2:]),
@@ -81,23 +92,36 @@ def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:
                 "safetensors are taken as they are."
             )
         _check_weights(weights)
-    if (folder / TINY_DECODER).is_dir():
-        check_tiny_decoder(folder / TINY_DECODER)
     _check_numbers(folder)
+    if (folder / TINY_DECODER).is_dir():
+        check_tiny_decoder(folder / TINY_DECODER, read_json(folder / "vae" / "config.json", REMEDY))
     _check_vocabulary(folder)
 
 
-def check_tiny_decoder(folder: Path) -> None:
-    """Make sure that a tiny decoder's folder is whole.
+def check_tiny_decoder(folder: Path, vae: dict[str, Any]) -> None:
+    """Make sure that a tiny decoder's folder is whole, and its decoder one for an autoencoder's latents.
+
+    Args:
+        vae: the autoencoder's settings.
 
     Raises:
-        CheckpointError: names what is missing or broken.
+        CheckpointError: names what is missing, broken or does not fit.
     """
     missing = [name for name in TINY_FILES if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"The tiny decoder {folder} lacks {', '.join(missing)}: {REMEDY}, or delete it.")
     _check_weights(folder / TINY_FILES[1])
-    _check_file_numbers(folder / TINY_FILES[0])
+    file = folder / TINY_FILES[0]
+    _check_file_numbers(file)
+    config = TINY_DEFAULTS | read_json(file, REMEDY)
+    blocks, widths = config["num_decoder_blocks"], config["decoder_block_out_channels"]
+    wanted = TINY_DEFAULTS | {"latent_channels": vae.get("latent_channels", 4)}
+    for name in ("latent_channels", "out_channels", "upsampling_scaling_factor", "scaling_factor", "shift_factor"):
+        if config[name] != wanted[name]:
+            raise CheckpointError(f"{file} must have {name} = {wanted[name]}, got {config[name]!r}.")
+    counts = [len(one) if isinstance(one, list) else None for one in (vae.get("block_out_channels"), blocks, widths)]
+    if None in counts or len(set(counts)) > 1:
+        raise CheckpointError(f"{file} must have as many levels as the autoencoder, got {blocks!r} and {widths!r}.")
 
 
 def _refuse_links_out(file: Path, folder: Path) -> None:
@@ -279,21 +303,23 @@ def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer", local_files_only=True)
 
 
-def check_tokenizer(tokenizer: CLIPTokenizer) -> None:
-    """Refuse one whose settings lead nowhere.
+def prompt_tokenizer(tokenizer: CLIPTokenizer) -> Tokenizer:
+    """What a tokenizer computes with, set to pad: the tokenizers library loads it in a fraction of the time.
 
     Raises:
-        CheckpointError: names the setting.
+        CheckpointError: its settings lack a token that begins, ends or pads a prompt.
     """
-    settings = "`tokenizer_config.json:"
-    length = tokenizer.model_max_length
-    if isinstance(length, bool) or not isinstance(length, int) or length < 3:
-        raise CheckpointError(f"{settings} model_max_length` must be a whole number of at least 3, got {length!r}.")
     known = tokenizer.get_vocab().values()
     for name in ("bos_token", "eos_token", "pad_token"):
         if getattr(tokenizer, f"{name}_id") not in known:
             token = getattr(tokenizer, name)
-            raise CheckpointError(f"{settings} {name}` must be a token of vocab.json, got {token!r}.")
+            raise CheckpointError(f"`tokenizer_config.json: {name}` must be a token of vocab.json, got {token!r}.")
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    if backend.encode("").ids != [tokenizer.bos_token_id, tokenizer.eos_token_id]:
+        raise CheckpointError("The tokenizer must begin and end a prompt with a token each, as CLIP's does.")
+    return backend
 
 
 def copy_tokenizer(folder: str | Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoint folder -> OpenVINO model folder, a component at a time."""
 
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from openvino_tokenizers import convert_tokenizer
 from tqdm.auto import tqdm
 
-from ov_decidiffusion.checkpoint import check_tokenizer, copy_tokenizer, load_tokenizer, weights_size
+from ov_decidiffusion.checkpoint import copy_tokenizer, load_tokenizer, prompt_tokenizer, weights_size
 from ov_decidiffusion.download import find_checkpoint, find_tiny_decoder
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
@@ -39,9 +40,9 @@ from ov_decidiffusion.memory import release_freed_memory
 from ov_decidiffusion.reports import (
     ConversionReport,
     PartReport,
-    drop_quantized,
     existing_report,
     fingerprint_of,
+    quantized_from,
     source_files,
     source_of,
 )
@@ -92,14 +93,19 @@ def convert_checkpoint(
     default = model_dir is None
     model_dir = default_model_dir(checkpoint, weight_format) if default else Path(model_dir).expanduser()
     source = source_of(checkpoint, revision)
+    outdated: list[Path] = []
     with only_one(model_dir):
         if not is_free(model_dir):
             found = existing_report(model_dir, checkpoint, revision, weight_format, default)
             if found is not None:
-                return _verified(found, checkpoint, revision) if verify else found
-            drop_quantized(model_dir)
+                return _verified(found, checkpoint, revision, allow_pickles) if verify else found
+            outdated = quantized_from(model_dir)
         folder = find_checkpoint(checkpoint, revision, allow_pickles)
-        return _convert(folder, model_dir, weight_format, verify, source, Path(checkpoint).expanduser().is_dir())
+        local = Path(checkpoint).expanduser().is_dir()
+        report = _convert(folder, model_dir, weight_format, verify, source, local)
+        for quantized in outdated:
+            shutil.rmtree(quantized)
+        return report
 
 
 def _convert(
@@ -128,13 +134,21 @@ def _folders_of_parts(folder: Path, tiny_decoder: Path | None) -> dict[str, Path
     return folders if tiny_decoder is None else folders | {TINY_DECODER: tiny_decoder}
 
 
-def _verified(found: ConversionReport, checkpoint: str | Path, revision: str | None) -> ConversionReport:
-    """Check a folder that was converted without a check, and note it down."""
+def _verified(
+    found: ConversionReport, checkpoint: str | Path, revision: str | None, allow_pickles: bool
+) -> ConversionReport:
+    """Check a folder that was converted without a check, and note it down; a part whose weights are out of reach now
+    stays as it was."""
     if all(part.psnr is not None for part in found.parts):
         return found
-    folder, verified = find_checkpoint(checkpoint, revision), []
-    folders = _folders_of_parts(folder, find_tiny_decoder(folder, Path(checkpoint).expanduser().is_dir()))
-    for part in tqdm([part for part in found.parts if part.name in folders], desc="verifying", unit="part"):
+    folder, verified = find_checkpoint(checkpoint, revision, allow_pickles), []
+    has_tiny = TINY_DECODER in [part.name for part in found.parts]
+    tiny_decoder = find_tiny_decoder(folder, Path(checkpoint).expanduser().is_dir()) if has_tiny else None
+    folders = _folders_of_parts(folder, tiny_decoder)
+    for part in tqdm(found.parts, desc="verifying", unit="part"):
+        if part.name not in folders:
+            verified.append(part)
+            continue
         reference, example = run_torch(TRACED[part.name], folders[part.name])
         agreement = _check_agreement(part.name, graph_file(found.model_dir, part.name), example, reference)
         verified.append(replace(part, psnr=agreement))
@@ -153,7 +167,7 @@ def _convert_parts(
             reports.append(_convert_part(name, folder, target, weight_format, verify))
             progress.update()
         progress.set_postfix_str("tokenizer")
-        write_tokenizer(checkpoint, tokenizer_dir(target))
+        write_tokenizer(checkpoint, target)
         progress.update()
     return reports
 
@@ -197,16 +211,17 @@ def _config_for_peers(name: str, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
 
 
-def write_tokenizer(folder: Path, target: Path) -> None:
-    """The files of a checkpoint's tokenizer, and two of the same: as an OpenVINO model, and for ``TextEncoder``."""
-    tokenizer = load_tokenizer(folder)
-    check_tokenizer(tokenizer)
-    copy_tokenizer(folder, target)
-    ov.save_model(convert_tokenizer(tokenizer), target / "openvino_tokenizer.xml")
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-    backend.save(str(prompt_tokenizer_file(target.parent)))
+def write_tokenizer(checkpoint: Path, model_dir: Path) -> None:
+    """The files of a checkpoint's tokenizer, and twice the same: as an OpenVINO model, and for ``TextEncoder``.
+
+    Raises:
+        CheckpointError: the tokenizer's settings lead nowhere.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    backend = prompt_tokenizer(tokenizer)
+    copy_tokenizer(checkpoint, tokenizer_dir(model_dir))
+    ov.save_model(convert_tokenizer(tokenizer), tokenizer_dir(model_dir) / "openvino_tokenizer.xml")
+    backend.save(str(prompt_tokenizer_file(model_dir)))
 
 
 def write_checkpoint_settings(folder: Path, target: Path) -> None:

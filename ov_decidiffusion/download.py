@@ -32,6 +32,7 @@ from ov_decidiffusion.checkpoint import (
     CheckpointError,
     check_checkpoint,
     check_tiny_decoder,
+    load_tiny_decoder,
     missing_files,
     missing_message,
 )
@@ -91,14 +92,16 @@ def find_tiny_decoder(checkpoint: Path, local: bool) -> Path | None:
     if (checkpoint / TINY_DECODER).is_dir():
         return checkpoint / TINY_DECODER
     vae = read_json(checkpoint / "vae" / "config.json")
-    if local or (vae.get("scaling_factor"), vae.get("latent_channels")) != (TINY_SCALING_FACTOR, 4):
+    latents = vae.get("scaling_factor", TINY_SCALING_FACTOR), vae.get("latent_channels", 4)  # diffusers' own
+    if local or latents != (TINY_SCALING_FACTOR, 4):
         return None
     try:
         folder = Path(snapshot_download(TINY_DECODER_ON_HUB, allow_patterns=list(TINY_FILES)))
         _check_hashes(folder, TINY_FILES)
-        check_tiny_decoder(folder)
+        check_tiny_decoder(folder, vae)
+        load_tiny_decoder(folder)
         return folder
-    except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, HfHubHTTPError, XetDownloadError) as error:
+    except Exception as error:  # whatever it is, the checkpoint is whole without
         logger.warning(
             'There is no tiny decoder in this folder: %s cannot be downloaded (%s). Everything but decoder="tiny" '
             "works; to have it, delete the folder later and convert again.",

@@ -24,7 +24,6 @@ from ov_decidiffusion.denoise import Denoiser, DenoisingStep
 from ov_decidiffusion.folder import (
     QUANTIZABLE,
     explaining,
-    prompt_tokenizer_file,
     read_defaults,
     read_origin,
     read_scheduler,
@@ -54,7 +53,7 @@ class Engine:
 
     def __init__(self, models: Models, folder: Path):
         with explaining(folder, "loading"):
-            tokenizer = load_tokenizer(prompt_tokenizer_file(folder))
+            tokenizer = load_tokenizer(folder)
             scheduler = make_scheduler(read_scheduler(folder))
             self.defaults = read_defaults(folder)
             self.origin = read_origin(folder)

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # of the reports; a folder of another one is converted anew
+FORMAT = 2  # of the reports; a folder of another one is converted anew
 
 MAX_TOKENS = 77  # that a folder's text encoder and U-Net take
 PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
@@ -166,7 +166,7 @@ def check_model_dir(folder: Path) -> None:
     """
     needed = [file(folder, part) for part in PARTS for file in (graph_file, weights_file)]
     needed += [config_file(folder, "unet"), config_file(folder, "vae_decoder")]
-    needed += [folder / "scheduler" / "scheduler_config.json", prompt_tokenizer_file(folder)]
+    needed += [folder / "scheduler" / "scheduler_config.json", tokenizer_dir(folder) / "vocab.json"]
     missing = [file.relative_to(folder).as_posix() for file in needed if not file.is_file()]
     if missing:
         what = "does not exist" if not folder.exists() else f"lacks {', '.join(missing)}"

@@ -94,7 +94,7 @@ class Models:
         self.static_shapes = needs_static_shapes(device)
         self._quantized_folder = quantized_sibling(folder)
         self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
-        self.has_tiny_decoder = graph_file(folder, TINY_DECODER).is_file()
+        self.has_tiny_decoder = weights_file(folder, TINY_DECODER).is_file()
         self._long_prompts = False
         self._closed = False
         self.seconds: Counter[str] = Counter()
@@ -107,7 +107,8 @@ class Models:
         begin = ThreadPoolExecutor(len(FIRST) + 1, "compile").submit
         wanted = [name for name in FIRST if name not in self.quantized_parts]  # of the others who knows which of two
         self._begun = {name: begin(self._compile, name, False) for name in wanted}
-        self._readable = [begin(self._read, name, False) for name in PARTS if name not in wanted]
+        there = (*PARTS, TINY_DECODER) if self.has_tiny_decoder else PARTS
+        self._readable = [begin(self._read, name, False) for name in there if name not in wanted]
 
     @property
     def number_format(self) -> str:
@@ -221,6 +222,8 @@ class Models:
 
     def _hand_over(self, part: str) -> None:
         """Free what the models of another part computed in, where that is worth the time: together they need it all."""
+        if part == TINY_DECODER:  # needs little, and runs in the midst of others
+            return
         if self._latest_part not in (None, part) and self._large:
             for (name, _), model in self._compiled.items():
                 if model_part(name) == self._latest_part:

@@ -96,10 +96,7 @@ def make_plan(
     guidance_scale = check_range("guidance_scale", given("guidance_scale", guidance_scale), 0, MAX_GUIDANCE)
     guidance_rescale = check_range("guidance_rescale", given("guidance_rescale", guidance_rescale), 0, 1)
     guided = guided_steps(scheduler, running, interval)
-    if options["quantized"] is None and chosen["quantized"] and models.quantized_parts and not models.int8_pays:
-        chosen["quantized"] = False
-    if options["decoder"] is None and not models.has_tiny_decoder:
-        chosen["decoder"] = "whole"
+    chosen |= _without_what_is_no_gain(chosen, options, models)
     quantized = check_quantized(chosen["quantized"], models.quantized_parts, QUANTIZABLE)
     decoder = check_decoder(chosen["decoder"], models.has_tiny_decoder)
     eta = check_range("eta", eta, 0, 1)
@@ -131,6 +128,16 @@ def make_plan(
             "decoder": decoder,
         },
     )
+
+
+def _without_what_is_no_gain(chosen: dict[str, Any], asked: dict[str, Any], models: Models) -> dict[str, Any]:
+    """What a preset has to do without on this machine or with this folder; what was asked for by name stays."""
+    without: dict[str, Any] = {}
+    if asked["quantized"] is None and chosen["quantized"] and not models.int8_pays:
+        without["quantized"] = False
+    if asked["decoder"] is None and not models.has_tiny_decoder:
+        without["decoder"] = "whole"
+    return without
 
 
 def guided_steps(

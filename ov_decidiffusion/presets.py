@@ -49,5 +49,5 @@ def way_down() -> dict[str, dict[str, Any]]:
         f"and DPM-Solver++, {balanced['num_inference_steps']} steps": uncached,
         f"and caching by {balanced['cache_interval']}: preset balanced": {"preset": "balanced"},
         f"and {fast['num_inference_steps']} steps": {"preset": "fast", "decoder": "whole"},
-        "and the tiny decoder: preset fast": {"preset": "fast"},
+        "and the tiny decoder: preset fast": {"preset": "fast", "decoder": "tiny"},
     }

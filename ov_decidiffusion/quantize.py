@@ -149,8 +149,8 @@ def _existing_report(target: Path, model_dir: Path) -> QuantizationReport | None
     if not (target / QUANTIZATION_REPORT).is_file():
         raise ValueError(f"{target} exists and holds no quantized models of ours: delete or move it.")
     content, copied = read_json(target / QUANTIZATION_REPORT), read_json(target / CONVERSION_REPORT)
-    if content.get("format", 1) in range(1, FORMAT):
-        logger.warning("%s is of an older format: quantizing anew.", target)
+    if "format" not in content:
+        logger.warning("%s is of an older format, without hashes: quantizing anew.", target)
         return None
     if copied.get("fingerprint") != read_json(model_dir / CONVERSION_REPORT).get("fingerprint"):
         raise ValueError(f"{target} was made from another checkpoint than {model_dir}: delete or move it.")

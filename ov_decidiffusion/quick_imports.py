@@ -1,8 +1,10 @@
 """Leave out what an import brings and nobody here uses."""
 
 import sys
+import threading
 
 COMPILER = "torch._dynamo"
+_one_at_a_time = threading.Lock()
 
 
 def import_diffusers() -> None:
@@ -11,10 +13,11 @@ def import_diffusers() -> None:
     Where there is no compiler, diffusers takes a decorator that does nothing: what is lost are hints for
     ``torch.compile``. Whoever imported either before keeps them as they are.
     """
-    if COMPILER in sys.modules or "diffusers.utils.torch_utils" in sys.modules:
-        return
-    sys.modules[COMPILER] = None  # type: ignore[assignment]  # Python's way to say that there is none
-    try:
-        import diffusers.utils.torch_utils  # noqa: F401
-    finally:
-        del sys.modules[COMPILER]
+    with _one_at_a_time:
+        if COMPILER in sys.modules or "diffusers.utils.torch_utils" in sys.modules:
+            return
+        sys.modules[COMPILER] = None  # type: ignore[assignment]  # Python's way to say that there is none
+        try:
+            import diffusers.utils.torch_utils  # noqa: F401
+        finally:
+            sys.modules.pop(COMPILER, None)

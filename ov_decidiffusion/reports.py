@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,14 @@ def existing_report(
     default: bool,
 ) -> ConversionReport | None:
     """The report of a complete folder, or None for one to convert anew: of an older format, or, in the default place,
-    of the same checkpoint as it was before it changed. Anything else is left alone and refused."""
+    of the same checkpoint as it was before it changed.
+
+    Args:
+        default: whether ``model_dir`` is ``default_model_dir(checkpoint, weight_format)``.
+
+    Raises:
+        ValueError: the folder holds anything else; it is left alone.
+    """
     report_file = model_dir / CONVERSION_REPORT
     missing = [name for name in PARTS if not weights_file(model_dir, name).is_file()]
     if missing or not report_file.is_file():
@@ -71,8 +77,8 @@ def existing_report(
             f"{', '.join(missing) or CONVERSION_REPORT}): delete it or choose another folder."
         )
     report = read_json(report_file)
-    if report.get("fingerprint") and report.get("format", 1) in range(1, FORMAT):
-        logger.warning("%s is of an older format: converting anew.", model_dir)
+    if "format" not in report and report.get("fingerprint"):
+        logger.warning("%s is of an older format, without hashes of what it was made of: converting anew.", model_dir)
         return None
     lacking = [name for name in REPORT_FIELDS if name not in report]
     if lacking or report["format"] != FORMAT:
@@ -99,14 +105,12 @@ def existing_report(
     return ConversionReport(model_dir, weight_format, parts, converted=False)
 
 
-def drop_quantized(model_dir: Path) -> None:
-    """Remove the INT8 and INT4 models that were made of a folder which is about to be replaced."""
-    for mode in QUANTIZED_KINDS:
-        sibling = quantized_sibling(model_dir, mode)
-        report = sibling / CONVERSION_REPORT
-        source = model_dir / CONVERSION_REPORT
-        if report.is_file() and read_json(report).get("fingerprint") == read_json(source).get("fingerprint"):
-            shutil.rmtree(sibling)
+def quantized_from(model_dir: Path) -> list[Path]:
+    """The folders of INT8 and INT4 models beside a model folder that were made of it."""
+    fingerprint = read_json(model_dir / CONVERSION_REPORT).get("fingerprint")
+    siblings = [quantized_sibling(model_dir, mode) for mode in QUANTIZED_KINDS]
+    made = [one for one in siblings if (one / CONVERSION_REPORT).is_file() and one != model_dir]
+    return [one for one in made if read_json(one / CONVERSION_REPORT).get("fingerprint") == fingerprint]
 
 
 def source_of(checkpoint: str | Path, revision: str | None) -> dict[str, str | None]:

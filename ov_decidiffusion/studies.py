@@ -15,6 +15,7 @@ from ov_decidiffusion.presets import way_down
 from ov_decidiffusion.schedulers import SOLVERS, scheduler_class
 from ov_decidiffusion.squeezed import SQUEEZE_MODES
 
+QUICK = 2.0  # seconds of a picture that is timed three times
 ALL_STEPS = 60  # of the picture that the others are on their way to
 
 
@@ -82,8 +83,14 @@ def closeness_by_steps(
 
 
 def timed(pipe: OVStableDiffusionPipeline, name: str, prompt: str, **arguments: Any) -> Timed:
-    """Make a picture twice, and time the second, so that nothing is compiled or packed on the way."""
+    """Make a picture once, so that nothing is left to compile, and time it then: the best of three if it is quick."""
     pipe(prompt, **arguments)
+    best = _timed_once(pipe, name, prompt, arguments)
+    again = 2 if best.seconds < QUICK else 0
+    return min([best, *(_timed_once(pipe, name, prompt, arguments) for _ in range(again))], key=lambda one: one.seconds)
+
+
+def _timed_once(pipe: OVStableDiffusionPipeline, name: str, prompt: str, arguments: dict[str, Any]) -> Timed:
     before, start = pipe.seconds, time.perf_counter()
     picture = pipe(prompt, **arguments).images[0]
     seconds = time.perf_counter() - start
@@ -92,6 +99,9 @@ def timed(pipe: OVStableDiffusionPipeline, name: str, prompt: str, **arguments: 
 
 
 def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Iterator[Timed]:
-    """The same prompt and seed with one saving after the other, from exact down to the preset "fast"."""
+    """The same prompt and seed with one saving after the other, from exact down to the preset "fast"; the tiny decoder
+    where there is one."""
     for name, arguments in ({"exact": {}} | way_down()).items():
+        if arguments.get("decoder") == "tiny" and not pipe.has_tiny_decoder:
+            continue
         yield timed(pipe, name, prompt, seed=seed, **arguments)

@@ -1,5 +1,6 @@
 """What happens behind the demo's page: from what was filled in to pictures, with all that is seen on the way."""
 
+import contextlib
 import random
 import re
 import time
@@ -122,7 +123,8 @@ class Studio:
     def _look(self, step: DenoisingStep) -> list[Image.Image]:
         """What a step's pictures will be, without the whole decoder's time."""
         if self.pipe.has_tiny_decoder:
-            return self.pipe.decode_latents(step.predicted, decoder="tiny")
+            with contextlib.suppress(FloatingPointError):  # what is predicted early may be far from any picture
+                return self.pipe.decode_latents(step.predicted, decoder="tiny")
         return self.pipe.quick_look(step.predicted)
 
     def size_choices(self) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from ov_decidiffusion.arguments import check_negative_prompts, check_prompts, shown
-from ov_decidiffusion.folder import MAX_TOKENS
+from ov_decidiffusion.folder import MAX_TOKENS, prompt_tokenizer_file, tokenizer_dir
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.tensors import check_embeds
 from ov_decidiffusion.weights import Piece, parse_weights
@@ -58,12 +58,19 @@ def check_text(
     return conditional, unconditional
 
 
-def load_tokenizer(file: Path) -> Tokenizer:
-    """A tokenizer as ``convert_checkpoint`` wrote it.
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder; where another tool made it, by way of transformers, which takes its time.
 
     Raises:
         ValueError: the file holds none, or one without tokens that begin, end and pad a prompt.
     """
+    file = prompt_tokenizer_file(folder)
+    if not file.is_file():
+        from transformers import CLIPTokenizer
+
+        from ov_decidiffusion.checkpoint import prompt_tokenizer
+
+        return prompt_tokenizer(CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True))
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more special

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ov_decidiffusion.arguments import check_prompts
 from ov_decidiffusion.denoise import DenoisingStep
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
@@ -63,7 +64,9 @@ def word_effects(
     texts = pipe.encode_prompt([prompt, *without], prompt_syntax=False)
     total, step = 0.0, None
     for step in _steps_of_one(pipe, prompt, arguments):
-        predictions, _ = pipe.denoiser.whole(step.sample.repeat(len(texts), 1, 1, 1), step.timestep, texts)
+        quantized = "unet" in step.quantized
+        each = [pipe.denoiser.whole(step.sample, step.timestep, one[None], quantized=quantized)[0] for one in texts]
+        predictions = torch.cat(each)
         total = total + (predictions[1:] - predictions[:1]).abs().mean(dim=1).numpy()
     return pipe.finish(step)[0], words, total / step.total
 
@@ -90,6 +93,7 @@ def _maps(layers: list[torch.Tensor], sample: torch.Tensor) -> np.ndarray:
 
 def _words(pipe: OVStableDiffusionPipeline, prompt: str) -> tuple[list[str], list[list[int]]]:
     """The words of a prompt, and the positions of the tokens that each consists of."""
+    check_prompts([prompt])
     tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.token_ids([prompt])[0].tolist())
     words, columns = [""], [[]]
     for position, token in enumerate(tokens[1 : tokens.index(pipe.tokenizer.eos_token, 1)], start=1):

@@ -13,11 +13,12 @@ from ov_decidiffusion.checkpoint import (
     load_unet,
     load_vae,
 )
-from ov_decidiffusion.convert import ConversionReport, convert_checkpoint
+from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.demo import DemoBlocks, make_demo
 from ov_decidiffusion.folder import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizationReport, quantize_models
+from ov_decidiffusion.reports import ConversionReport
 from ov_decidiffusion.schedulers import make_scheduler
 
 

@@ -31,7 +31,7 @@ ANYTHING = st.one_of(
 NAMES = (
     ("negative_prompt", "num_inference_steps", "guidance_scale", "guidance_rescale", "height", "width", "generator")
     + ("num_images_per_prompt", "seed", "latents", "preset", "solver", "quantized", "cache_interval", "cache_power")
-    + ("guidance_interval", "image", "strength")
+    + ("guidance_interval", "guidance_cache_interval", "decoder", "image", "strength")
 )
 ARGUMENTS = st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3)
 

@@ -19,19 +19,26 @@ from ov_decidiffusion.checkpoint import (
     CheckpointError,
     check_checkpoint,
     load_text_encoder,
+    load_tiny_decoder,
     load_tokenizer,
     load_unet,
     load_vae,
+    prompt_tokenizer,
 )
 from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.folder import read_json
+from ov_decidiffusion.folder import TINY_DECODER, read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers import make_scheduler
 
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
 ODD = st.sampled_from([None, -1, 0, 3, 10**9, 1e400, float("nan"), "", "x", [], [1], {}, True, [[]], "somebody/kernel"])
 FOUND_AS_THEY_ARE = (Phase.explicit, Phase.reuse, Phase.generate)  # every example takes a second: none are made smaller
-CUT = ("unet/openvino_model.bin", "unet/openvino_model.xml", "vae_decoder/openvino_model.bin")
+CUT = (
+    "unet/openvino_model.bin",
+    "unet/openvino_model.xml",
+    "vae_decoder/openvino_model.bin",
+    "tiny_decoder/openvino_model.bin",
+)
 LOADERS = {"text_encoder": load_text_encoder, "flexible_unet": load_unet, "vae": load_vae}
 
 
@@ -89,7 +96,9 @@ def use_checkpoint(folder: Path) -> None:
     """What a conversion does before it traces."""
     check_checkpoint(folder)
     make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
-    load_tokenizer(folder)
+    prompt_tokenizer(load_tokenizer(folder))
+    if (folder / TINY_DECODER).is_dir():
+        load_tiny_decoder(folder / TINY_DECODER)
     for load in LOADERS.values():
         load(folder)
 

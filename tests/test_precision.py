@@ -30,6 +30,11 @@ class SomeCore:
         return "Some Processor"
 
 
+def cpu_flags() -> set[str]:
+    file = Path("/proc/cpuinfo")
+    return set(file.read_text().split()) if file.is_file() else set()
+
+
 @pytest.mark.parametrize(
     ("milliseconds", "expected"),
     [
@@ -70,7 +75,8 @@ def test_the_probe_measures_what_this_processor_says_it_has():
     assert all(0 <= value < 1000 for value in milliseconds.values())
     if platform.machine() in ("x86_64", "AMD64") and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert 0.1 < milliseconds["bf16"] / milliseconds["f32"] < 10
-    assert milliseconds["int8"] < milliseconds["f32"]
+    if "avx512_vnni" in cpu_flags() or "avx_vnni" in cpu_flags():
+        assert milliseconds["int8"] < 0.7 * milliseconds["f32"]
 
 
 def test_a_preset_does_without_int8_where_it_is_no_gain_and_says_so(quantization, model_dir, monkeypatch, caplog):
@@ -85,7 +91,7 @@ def test_a_preset_does_without_int8_where_it_is_no_gain_and_says_so(quantization
 def test_pipeline_says_what_it_chose(model_dir, monkeypatch):
     monkeypatch.setattr(precision, "probe", lambda core: {"f32": 2.0, "bf16": 3.0, "int8": 1.0})
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
-    assert pipe.inference_precision == "f32 is fastest here (f32 2.0 ms, bf16 3.0 ms, int8 1.0 ms in a probe)"
+    assert pipe.inference_precision == "f32 is fastest here (f32 2.0 ms, bf16 3.0 ms in a probe; INT8 models 1.0 ms)"
     assert pipe.models.compiled("text_encoder").get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
 
 

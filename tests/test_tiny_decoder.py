@@ -62,6 +62,30 @@ def test_a_folder_without_one_works_and_says_so(model_dir, tmp_path):
     assert pipe(PROMPTS[0], preset="fast", quantized=False, seed=0).images[0].size == (128, 128)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"latent_channels": 8}, {"num_decoder_blocks": [3, 3, 1]}, {"upsampling_scaling_factor": 4}, {"shift_factor": 1}],
+)
+def test_one_that_does_not_fit_the_latents_is_refused_before_anything_is_converted(tmp_path, change):
+    folder = shutil.copytree(EMBEDDED_CHECKPOINT, tmp_path / "other")
+    file = folder / TINY_DECODER / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError, match="tiny_decoder/config.json must have"):
+        convert_checkpoint(folder, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_large_pictures_are_decoded_in_tiles_with_it_too(pipe):
+    latents = torch.randn((1, 4, 32, 32), generator=torch.Generator().manual_seed(0))
+    whole = pipe.decode_latents(latents, "np", decoder="tiny")
+    pipe.enable_vae_tiling(128)
+    try:
+        tiled = pipe.decode_latents(latents, "np", decoder="tiny")
+    finally:
+        pipe.disable_vae_tiling()
+    assert tiled.shape == whole.shape and np.abs(tiled - whole).mean() < 0.02
+
+
 def test_a_damaged_one_is_refused(tmp_path):
     folder = shutil.copytree(EMBEDDED_CHECKPOINT, tmp_path / "cut")
     weights = folder / TINY_DECODER / "diffusion_pytorch_model.safetensors"
@@ -107,7 +131,8 @@ def test_the_published_one_is_downloaded_where_the_latents_are_stable_diffusions
         hub.server.shutdown()
 
 
-def test_without_one_a_checkpoint_converts_too(tmp_path, bare):
+def test_a_local_checkpoint_without_one_converts_and_asks_no_hub(tmp_path, bare, monkeypatch):
+    monkeypatch.setattr("ov_decidiffusion.download.snapshot_download", lambda *args, **options: pytest.fail("asked"))
     report = convert_checkpoint(bare, tmp_path / "models", verify=False)
     assert TINY_DECODER not in [part.name for part in report.parts]
     assert not graph_file(report.model_dir, TINY_DECODER).exists()

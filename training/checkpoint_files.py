@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel
 
+from ov_decidiffusion.folder import TINY_DECODER
 from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 MODEL_INDEX = {
@@ -30,9 +31,14 @@ def write_checkpoint(
     tokenizer_folder: Path,
     scheduler: SchedulerMixin,
 ) -> None:
-    """Write every part in float16; what else lies in the folder (the model card, the defaults) stays."""
+    """Write every part in float16; what else lies in the folder (the model card, the defaults) stays, but for the tiny
+    decoder of another autoencoder."""
     folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes() if weights.is_file() else None
     vae.half().save_pretrained(folder / "vae")
+    if weights.read_bytes() != before:
+        shutil.rmtree(folder / TINY_DECODER, ignore_errors=True)
     unet.half().save_pretrained(folder / "flexible_unet")
     for part in ("vae", "flexible_unet"):
         file = folder / part / "config.json"

@@ -1,4 +1,4 @@
-"""What both training stages share: precision, schedule, and state that survives an interruption."""
+"""What the trainings share: precision, schedule, and state that survives an interruption."""
 
 import math
 import os

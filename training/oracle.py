@@ -1,7 +1,7 @@
 """Reads a little scene back without any network: which objects, at which size, in which place.
 
 The place is the drawn one whose rim is nearest to the picture's. On that place, every object at every size and spot
-of the grid is laid in turn, and the one that leaves the smallest difference is what the picture shows; how much more
+is laid in turn, and the one that leaves the smallest difference is what the picture shows; how much more
 the runner-up leaves is the margin. Pairs are read as two objects, each at its own spot.
 """
 
@@ -136,4 +136,4 @@ def _best_at(
     others = np.array([name != keys[best][0] for name, _ in keys])
     least = float(left_over[spot, best])
     margin = (float(left_over[:, others].min()) - least) / max(float(there[spot, best]), 1e-6)
-    return keys[best], margin, least
+    return keys[best], margin if least < 0 else 0.0, least  # an object that nothing speaks for is not clear

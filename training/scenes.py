@@ -14,7 +14,7 @@ from training.places import VARIANTS, draw_place, is_plain, place_names
 
 SIDE = 128  # of the pictures that the measures below are for, in pixels
 SIZES = {"small": 48, "": 80, "large": 112, "pair": 48}  # of an object, in pixels
-# Spots lie 32 pixels apart, a step of the U-Net's deepest level: to it an object looks the same on each of them, so
+# Spots lie 32 pixels apart, a step of the U-Net's third level: down to it an object looks the same on each of them, so
 # that it is learned once for all.
 LEFT = {"small": (8, 40, 72), "": (8, 40), "large": (8,), "pair": (8,)}
 APART = 64  # two objects of a pair

@@ -34,7 +34,7 @@ from training.common import (
 )
 from training.models import MAX_TOKENS, SIDE, VAE_FACTOR, make_scheduler, make_text_encoder, make_unet
 from training.optimizers import MatrixOptimizer
-from training.scenes import Scene, draw_scene, random_scene, reword
+from training.scenes import APART, LEFT, SIZES, TOP, Scene, draw_scene, random_scene, reword
 from training.teach_to_read import teach_to_read
 from training.tokenizer import make_tokenizer
 
@@ -58,7 +58,7 @@ def draw_and_encode(
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Scaled latents [count, 4, SIDE / 8, SIDE / 8] in float16, the weights of their positions, and their captions;
     kept in a file for a resumed run."""
-    key = [count, seed, fingerprint(vae.parameters())]
+    key = [count, seed, fingerprint(vae.parameters()), OBJECT_WEIGHT, [SIZES, LEFT, TOP, APART]]
     if (kept := read_file(cache, key)) is not None:
         return kept["latents"], kept["weights"], kept["captions"]
     rng, device = random.Random(seed), pick_device()
@@ -157,7 +157,7 @@ def train(
     optimizer = MatrixOptimizer(denoiser, options.rate)
     average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True)
     settings = [options.batch, options.rate, options.seed]  # not the steps: a run may be made longer
-    key = [fingerprint(denoiser.parameters()), fingerprint([latents]), *settings]
+    key = [fingerprint(denoiser.parameters()), fingerprint([latents, weights]), *settings]
     start = resume(state_file, key, denoiser=denoiser, optimizer=optimizer, average=average)
     average.to(device)
     smooth, run = None, torch.compile(denoiser) if options.compile else denoiser

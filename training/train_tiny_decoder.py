@@ -72,6 +72,12 @@ def pixels(pictures: torch.Tensor) -> torch.Tensor:
 def train(
     tiny: AutoencoderTiny, latents: torch.Tensor, pictures: torch.Tensor, options: argparse.Namespace, precision: str
 ) -> None:
+    """Minutes, so that an interrupted run begins again.
+
+    Args:
+        latents, pictures: as of ``make_examples``.
+        options: ``steps``, ``batch``, ``rate`` and ``seed``.
+    """
     device = pick_device()
     tiny.to(device).train()
     optimizer = torch.optim.AdamW(tiny.parameters(), weight_decay=1e-4)
