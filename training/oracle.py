@@ -1,6 +1,6 @@
 """Reads a little scene back without any network: which objects, at which size, in which place.
 
-The place is the drawn one whose rim is nearest to the picture's. On that place, every object at every size and spot
+The place is the drawn one whose rim is nearest to the picture's. On that place, every object at every size
 is laid in turn, and the one that leaves the smallest difference is what the picture shows; how much more
 the runner-up leaves is the margin. Pairs are read as two objects, each at its own spot.
 """
@@ -115,25 +115,22 @@ def read_picture(picture: Image.Image) -> Reading:
 
 def _read_at(pixels: np.ndarray, ground: np.ndarray, place: str, size: str) -> tuple[float, Reading]:
     """What the best objects of a size leave of the difference to the ground, and the reading."""
-    left = LEFT[size][0]
-    each = [(left,), (left + APART,)] if size == "pair" else [LEFT[size]]
-    found = [_best_at(pixels, ground, size, spots) for spots in each]
+    lefts = (LEFT[size], LEFT[size] + APART) if size == "pair" else (LEFT[size],)
+    found = [_best_at(pixels, ground, size, left) for left in lefts]
     (names, colors), margins = zip(*(one[0] for one in found), strict=True), [one[1] for one in found]
     whole = float(np.square(pixels - ground).sum())
     return whole + sum(one[2] for one in found), Reading(place, names, colors, size, min(margins))
 
 
 def _best_at(
-    pixels: np.ndarray, ground: np.ndarray, size: str, spots: tuple[int, ...]
+    pixels: np.ndarray, ground: np.ndarray, size: str, left: int
 ) -> tuple[tuple[str, str | None], float, float]:
-    """The object that leaves least on any of some spots; how much more the best one of another name leaves, as a share
+    """The object that leaves least so far from the left; how much more the best one of another name leaves, as a share
     of the difference in the square; and what it leaves."""
     keys = _objects(size)[0]
-    left_over, there = (
-        np.stack(column) for column in zip(*(_laid(pixels, ground, size, at) for at in spots), strict=True)
-    )
-    spot, best = np.unravel_index(left_over.argmin(), left_over.shape)
+    left_over, there = _laid(pixels, ground, size, left)
+    best = int(left_over.argmin())
     others = np.array([name != keys[best][0] for name, _ in keys])
-    least = float(left_over[spot, best])
-    margin = (float(left_over[:, others].min()) - least) / max(float(there[spot, best]), 1e-6)
+    least = float(left_over[best])
+    margin = (float(left_over[others].min()) - least) / max(float(there[best]), 1e-6)
     return keys[best], margin if least < 0 else 0.0, least  # an object that nothing speaks for is not clear

@@ -14,9 +14,10 @@ from training.places import VARIANTS, draw_place, is_plain, place_names
 
 SIDE = 128  # of the pictures that the measures below are for, in pixels
 SIZES = {"small": 48, "": 80, "large": 112, "pair": 48}  # of an object, in pixels
-# Spots lie 32 pixels apart, a step of the U-Net's third level: down to it an object looks the same on each of them, so
-# that it is learned once for all.
-LEFT = {"small": (8, 40, 72), "": (8, 40), "large": (8,), "pair": (8,)}
+# One spot each, where a caption names one object: between two of them a small network draws something of both. Those of
+# a pair lie 32 pixels from the small one's, a step of the U-Net's third level: down to it an object looks the same on
+# all of them, so that it is learned once.
+LEFT = {"small": 40, "": 24, "large": 8, "pair": 8}
 APART = 64  # two objects of a pair
 TOP = {"small": (64, 32), "": (32, 16), "large": (8, 8), "pair": (64, 32)}  # of what stands and of what flies
 FLYING = {"butterfly", "bee", "rocket", "airplane", "balloon", "ufo", "sun", "moon", "rainbow", "star"}
@@ -76,7 +77,7 @@ def make_scene(names: tuple[str, ...], place: str, size: str, rng: random.Random
     """Put one object of a size, or two, into a place; the rest is drawn from ``rng``."""
     size = "pair" if len(names) == 2 else size
     side = SIZES[size]
-    left = rng.choice(LEFT[size])
+    left = LEFT[size]
     objects = []
     for name in names:
         color = rng.choice(list(HUES)) if colors and name in OWN_HUES and rng.random() < 0.5 else None
