@@ -73,11 +73,21 @@ def test_a_folder_of_an_older_format_is_converted_anew(copied, caplog):
     assert [left.name for left in copied.parent.iterdir()] == [copied.name]
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"format": 3}'])
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"format": 9}'])
 def test_a_broken_report_is_told_by_its_name(copied, content):
     (copied / "conversion_report.json").write_text(content)
     with pytest.raises(ValueError, match="conversion_report.json"):
         convert_checkpoint(EMBEDDED_CHECKPOINT, copied)
+
+
+def test_a_folder_of_a_newer_format_is_left_alone(copied):
+    file = copied / "conversion_report.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"format": content["format"] + 1}))
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="is no report of this version .another format."):
+        convert_checkpoint(EMBEDDED_CHECKPOINT, copied)
+    assert file.read_bytes() == before
 
 
 def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_path):

@@ -1,6 +1,8 @@
 """Words weighed in brackets, and prompts of any length."""
 
+import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -59,6 +61,28 @@ def torch_states(diffusers_components, rows) -> torch.Tensor:
 def rows_of(tokenizer, chunks: list[list[int]]) -> list[list[int]]:
     rows = [[tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id] for chunk in chunks]
     return [row + [tokenizer.pad_token_id] * (77 - len(row)) for row in rows]
+
+
+def test_a_folder_of_another_tool_has_its_tokens_by_way_of_transformers(pipe, model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "theirs", ignore=shutil.ignore_patterns("*report.json"))
+    prompts = ["a fox", "", "Crème <|endoftext|> brûlée! 'll 1234 日本 🦊", LONG]
+    for name in ("as written", "theirs"):
+        if name == "theirs":
+            (folder / "tokenizer" / "prompt_tokenizer.json").unlink()
+        other = OVStableDiffusionPipeline.from_pretrained(folder, inference_precision="f32")
+        np.testing.assert_array_equal(other.token_ids(prompts), pipe.token_ids(prompts))
+    options = {"padding": "max_length", "max_length": 77, "truncation": True, "return_tensors": "np"}
+    np.testing.assert_array_equal(pipe.token_ids(prompts), pipe.tokenizer(prompts, **options).input_ids)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"version": "1.0"}', None])
+def test_a_damaged_tokenizer_is_told_by_its_file(model_dir, tmp_path, content):
+    folder = shutil.copytree(model_dir, tmp_path / "damaged", ignore=shutil.ignore_patterns("*report.json"))
+    file = folder / "tokenizer" / "prompt_tokenizer.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | {"padding": None}) if content is None else content)
+    with pytest.raises(ValueError, match="prompt_tokenizer.json (holds no tokenizer|lacks the tokens)"):
+        OVStableDiffusionPipeline.from_pretrained(folder, inference_precision="f32")
 
 
 def test_plain_prompts_are_what_they_were(pipe, diffusers_components):

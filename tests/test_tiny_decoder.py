@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderTiny
 from test_checkpoint import COMMIT, Hub, run_code
 
+from ov_decidiffusion import models
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.download import find_checkpoint
@@ -84,6 +85,14 @@ def test_large_pictures_are_decoded_in_tiles_with_it_too(pipe):
     finally:
         pipe.disable_vae_tiling()
     assert tiled.shape == whole.shape and np.abs(tiled - whole).mean() < 0.02
+
+
+def test_a_folder_of_int8_models_and_a_device_of_one_shape_have_it_too(quantization, model_dir, monkeypatch, latents):
+    pipe = OVStableDiffusionPipeline.from_pretrained(quantization.model_dir, inference_precision="f32")
+    expected = pipe.decode_latents(latents, "np", decoder="tiny")
+    monkeypatch.setattr(models, "needs_static_shapes", lambda device: True)
+    static = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
+    assert np.abs(static.decode_latents(latents, "np", decoder="tiny") - expected).max() < 1e-3
 
 
 def test_a_damaged_one_is_refused(tmp_path):

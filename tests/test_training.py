@@ -11,6 +11,8 @@ from training import scenes
 from training.artwork import ICONS, template
 from training.common import fingerprint, optimizer_step, resume, save_state, step_generator
 from training.evaluate import choose_cases, shares
+from training.oracle import read_picture
+from training.places import draw_place
 from training.train_denoiser import draw_timesteps
 
 
@@ -22,6 +24,15 @@ def test_oracle_reads_true_scenes_and_accepts_neither_noise_nor_other_pictures()
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)) for _ in range(20)]
     assert shares(cases[:20], noise)["object"] == 0
+
+
+def test_oracle_sees_nothing_in_an_empty_place():
+    noise = np.random.default_rng(0)
+    for place in ("in the snow", "on a beach at sunset", "on a black background", "in space"):
+        bare = np.asarray(draw_place(place, 0, scenes.SIDE), float)
+        for strength in (0, 2, 10):
+            seen = np.clip(bare + strength * noise.standard_normal(bare.shape), 0, 255).astype(np.uint8)
+            assert not read_picture(Image.fromarray(seen)).clear, (place, strength)
 
 
 def test_training_goes_on_where_it_stopped_and_only_where_it_is_the_same(tmp_path):
