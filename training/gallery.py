@@ -13,11 +13,11 @@ PROMPTS = [
     "a fox in the snow",
     "a robot on a beach at sunset",
     "a ghost in a forest at night",
-    "a dog in the mountains",
-    "a pumpkin in a city at night",
-    "a frog in a meadow",
+    "a lion in the mountains at sunset",
+    "a castle on the sea",
+    "a rabbit in the mountains at night",
     "a hamburger in space",
-    "a lion in the desert",
+    "a penguin in a city at night",
 ]
 PICTURES, SHEET = Path("docs/pictures.png"), Path("docs/never-trained-on.png")
 

@@ -23,9 +23,9 @@ EXAMPLES = [
     ["a fox in the snow", ""],
     ["a robot on a beach at sunset", ""],
     ["a ghost in a forest at night", ""],
-    ["a hamburger in space", ""],
-    ["a pumpkin in a city at night", ""],
-    ["a dog and a penguin in the mountains", ""],
+    ["a lion in the mountains at sunset", ""],
+    ["a castle on the sea", ""],
+    ["a rabbit in the mountains at night", ""],
 ]
 
 
@@ -55,7 +55,7 @@ def make_defaults(vae: AutoencoderKL, steps: int, guidance_scale: float) -> dict
         "guidance_scale": guidance_scale,
         "guidance_rescale": 0.0,
         "example_prompts": EXAMPLES,
-        "negative_example": ["a house", "in the snow"],
+        "negative_example": ["a castle", "in the mountains"],
         "image_example": ["a house in a meadow", "a castle in the snow at night"],
         "calibration_prompts": [scene.caption for scene in scenes[:24]],
         "understands": {
