@@ -11,8 +11,8 @@ from ov_decidiffusion.presets import PLAIN, PRESETS
 from training.oracle import read_picture
 from training.scenes import example_picture
 
-PROMPTS = ["a dog in the mountains", "a robot on a beach at sunset"]
-RIGHT = [(("dog",), "in the mountains"), (("robot",), "on a beach at sunset")]
+PROMPTS = ["a lion in the mountains at sunset", "a robot on a beach at sunset"]
+RIGHT = [(("lion",), "in the mountains at sunset"), (("robot",), "on a beach at sunset")]
 
 
 def source():

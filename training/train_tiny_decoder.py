@@ -106,7 +106,8 @@ def write(tiny: AutoencoderTiny, folder: Path) -> None:
     tiny.half().save_pretrained(folder)
     file = folder / "config.json"
     config = json.loads(file.read_text())
-    config.pop("_name_or_path", None)
+    for name in ("_name_or_path", "block_out_channels"):  # where it lay; what follows from the rest
+        config.pop(name, None)
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
