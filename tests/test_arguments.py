@@ -38,7 +38,7 @@ ARGUMENTS = st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3)
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
 
 
-@settings(max_examples=1500 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     arguments=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3), prompt=st.one_of(st.just("a"), ANYTHING)
 )
