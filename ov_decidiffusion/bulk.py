@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_choice, check_whole
-from ov_decidiffusion.folder import read_json, read_origin, weights_file, write_json
+from ov_decidiffusion.folder import read_json, read_origin, weights_file, write_json, write_whole
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.precision import choose_precision
 from ov_decidiffusion.rows import FILES, Chunk, Wish, make_chunks, make_wishes, read_rows
@@ -148,11 +148,11 @@ class Painter:
             return ""
         if self.output_format == "webdataset":
             place = f"{PICTURES}/{chunk.name}.tar"
-            _replace(self.out / place, _shard(files, records))
+            write_whole(self.out / place, _shard(files, records))
             return place
         place = f"{PICTURES}/{chunk.wishes[0].row // 1000:05d}"
         for name, data in files.items():
-            _replace(self.out / place / name, data)
+            write_whole(self.out / place / name, data)
         return place
 
 
@@ -269,7 +269,7 @@ def _write_part(out: Path, chunk: Chunk, records: list[dict[str, Any]]) -> None:
 
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pa.Table.from_pylist(records), buffer)
-    _replace(_part(out, chunk), buffer.getvalue())
+    write_whole(_part(out, chunk), buffer.getvalue())
 
 
 def _finish(out: Path, chunks: list[Chunk]) -> Path:
@@ -283,7 +283,7 @@ def _finish(out: Path, chunks: list[Chunk]) -> Path:
         table = table.sort_by([("row", "ascending"), ("image", "ascending")]).drop_columns(["for_good"])
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
-    _replace(out / MANIFEST, buffer.getvalue())
+    write_whole(out / MANIFEST, buffer.getvalue())
     return out / MANIFEST
 
 
@@ -314,11 +314,3 @@ def _shard(files: dict[str, bytes], records: list[dict[str, Any]]) -> bytes:
                 member.size = len(data)
                 shard.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def _replace(file: Path, data: bytes) -> None:
-    """Write beside a file's place and move it there: never half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    os.replace(partial, file)

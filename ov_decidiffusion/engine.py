@@ -176,12 +176,7 @@ class Engine:
         }
 
     def finish(self, step: DenoisingStep, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """The pictures of a step, as the call gives them: decoded, with what a mask keeps, and their settings in them.
-
-        Args:
-            step: the last one for finished pictures, or any.
-            output_type: "pil", "np" or "pt"; only PIL pictures carry settings.
-        """
+        """The pictures of a step; arguments as ``OVStableDiffusionPipeline.finish`` says."""
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
         finishing = step.finishing
         if output_type != "pil" and finishing.overlay is None:

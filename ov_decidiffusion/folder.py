@@ -358,9 +358,14 @@ def read_json(file: str | Path, remedy: str = "make the folder anew") -> dict[st
     return content
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write beside the file's place and move it there."""
+def write_whole(file: Path, data: bytes) -> None:
+    """Write beside the file's place and move it there: never half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
     os.replace(partial, file)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """A settings file, whole or not at all."""
+    write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin
+from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel
@@ -23,6 +23,17 @@ MODEL_INDEX = {
 }
 
 
+def write_part(model: ModelMixin, folder: Path, without: tuple[str, ...] = ()) -> None:
+    """A model of diffusers in float16, and its settings but those named and where it lay on the machine that trained
+    it."""
+    model.half().save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    for name in ("_name_or_path", *without):
+        config.pop(name, None)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def write_checkpoint(
     folder: Path,
     vae: AutoencoderKL,
@@ -36,15 +47,10 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes() if weights.is_file() else None
-    vae.half().save_pretrained(folder / "vae")
+    write_part(vae, folder / "vae")
     if weights.read_bytes() != before:
         shutil.rmtree(folder / TINY_DECODER, ignore_errors=True)
-    unet.half().save_pretrained(folder / "flexible_unet")
-    for part in ("vae", "flexible_unet"):
-        file = folder / part / "config.json"
-        config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)  # where it lay on the machine that trained it
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_part(unet, folder / "flexible_unet")
     scheduler.save_pretrained(folder / "scheduler")
     text_encoder.config.save_pretrained(folder / "text_encoder")
     # The names that transformers wrote when DeciDiffusion was released.

@@ -7,7 +7,6 @@ https://github.com/madebyollin/taesd), for pictures of 128 pixels need less.
 """
 
 import argparse
-import json
 import random
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ov_decidiffusion.folder import TINY_DECODER
+from training.checkpoint_files import write_part
 from training.common import (
     autocast,
     falling_rate,
@@ -101,16 +101,6 @@ def agreement(tiny: AutoencoderTiny, latents: torch.Tensor, pictures: torch.Tens
     return 20 * torch.log10(2 / (made - pixels(pictures)).square().mean((1, 2, 3)).sqrt())
 
 
-def write(tiny: AutoencoderTiny, folder: Path) -> None:
-    """In float16, into a checkpoint's ``tiny_decoder``."""
-    tiny.half().save_pretrained(folder)
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    for name in ("_name_or_path", "block_out_channels"):  # where it lay; what follows from the rest
-        config.pop(name, None)
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
@@ -130,7 +120,8 @@ def main() -> None:
     tiny = tiny.cpu().eval()
     found = agreement(tiny, latents[:CHECKED], pictures[:CHECKED])
     print(f"{found.mean():.1f} dB against the whole decoder, lowest {found.min():.1f}, on {CHECKED} latents")
-    write(tiny, options.checkpoint / TINY_DECODER)
+    # What diffusers writes of the widths beside those that it takes would make it warn.
+    write_part(tiny, options.checkpoint / TINY_DECODER, without=("block_out_channels",))
 
 
 if __name__ == "__main__":
