@@ -38,11 +38,11 @@ def test_a_preset_is_its_arguments_and_its_pictures_are_right(int8_pipe, preset,
         assert what(picture) == right
 
 
-def test_the_readme_says_what_the_presets_are():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+def test_the_page_on_speed_says_what_the_presets_are():
+    page = (Path(__file__).parents[1] / "docs" / "faster.md").read_text(encoding="utf-8")
     named = ("solver", "num_inference_steps", "cache_interval", "decoder")
     for name in named:
-        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         values = [str((PLAIN | PRESETS[preset])[name]) for preset in ("balanced", "fast")]
         assert [cell.strip(' `"') for cell in row.split("|")[3:5]] == values
     assert {*PRESETS["balanced"], *PRESETS["fast"]} == {*named, "quantized"}
