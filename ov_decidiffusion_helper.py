@@ -262,9 +262,12 @@ def heat(values: np.ndarray, under: Image.Image | None = None, most: float | Non
     return Image.blend(under.convert("L").convert("RGB"), colored.resize(under.size, Image.Resampling.BICUBIC), 0.6)
 
 
-def film(frames: Sequence[Image.Image], file: Path, side: int = 256, milliseconds: int = 160) -> None:
-    """Write frames, numbered from 1, as a looping GIF that rests on the last one, and show it."""
-    large = [frame.convert("RGB").resize((side, side), Image.Resampling.NEAREST) for frame in frames]
+def save_film(frames: Sequence[Image.Image], file: Path, height: int = 256, milliseconds: int = 160) -> None:
+    """Write frames, numbered from 1, as a looping GIF that rests on the last one."""
+    sizes = [(round(frame.width * height / frame.height), height) for frame in frames]
+    large = [
+        frame.convert("RGB").resize(size, Image.Resampling.NEAREST) for frame, size in zip(frames, sizes, strict=True)
+    ]
     for number, frame in enumerate(large, start=1):
         ImageDraw.Draw(frame).text(
             (8, 6), str(number), "white", ImageFont.load_default(20), stroke_width=2, stroke_fill="black"
@@ -273,6 +276,11 @@ def film(frames: Sequence[Image.Image], file: Path, side: int = 256, millisecond
     times = [milliseconds] * (len(large) - 1) + [12 * milliseconds]
     small = [frame.quantize(96) for frame in large]
     small[0].save(file, save_all=True, append_images=small[1:], duration=times, loop=0, optimize=True)
+
+
+def film(frames: Sequence[Image.Image], file: Path) -> None:
+    """Write frames as ``save_film`` does, and show them."""
+    save_film(frames, file)
     display.display(display.Image(file.read_bytes(), format="gif", alt="What the U-Net believes, step by step"))
 
 

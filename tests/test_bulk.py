@@ -104,9 +104,7 @@ def test_a_finished_job_does_nothing_and_a_changed_one_is_refused(alone, model_d
         generate(ROWS, model_dir, model_dir, **EXACT, **SHORT)
 
 
-@pytest.mark.parametrize(
-    "whom", ["driver", pytest.param("actor", marks=pytest.mark.skip(reason="written, and not tried yet"))]
-)
+@pytest.mark.parametrize("whom", ["driver", "actor"])
 def test_whatever_is_killed_the_same_call_goes_on(model_dir, tmp_path, whom):
     if whom == "actor":
         pytest.importorskip("ray")

@@ -1,5 +1,6 @@
 """The demo as programs and the network see it: what it answers, refuses and serves, and how its command ends."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 from ov_decidiffusion.__main__ import main
@@ -29,7 +31,7 @@ def test_listens_on_localhost_only(demo):
 def test_programs_are_answered_over_http(demo, int8_pipe, tmp_path):
     client = Client(demo.local_url, verbose=False, download_files=str(tmp_path))
     known = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
-    assert sorted(known) == ["/image_to_image", "/inpaint", "/text_to_image"]
+    assert sorted(known) == ["/image_to_image", "/inpaint", "/stop", "/text_to_image"]
     assert "settings that make it again" in known["/text_to_image"]["description"]
     names = [parameter["parameter_name"] for parameter in known["/inpaint"]["parameters"]]
     assert names[:3] == ["image", "mask_image", "prompt"] and "num_inference_steps" in names and "solver" in names
@@ -38,6 +40,16 @@ def test_programs_are_answered_over_http(demo, int8_pipe, tmp_path):
     assert settings["seed"] == 3 and settings["num_inference_steps"] == 12
     assert "car" in read_picture(Image.open(file)).objects
     np.testing.assert_array_equal(np.asarray(int8_pipe(**settings_of(file)).images[0]), np.asarray(Image.open(file)))
+
+    job = client.submit(**wanted, num_inference_steps=100, api_name="/text_to_image")
+    while job.status().code.name != "PROCESSING":
+        time.sleep(0.1)
+    time.sleep(0.5)
+    client.predict(api_name="/stop")
+    stopped = time.perf_counter()
+    with contextlib.suppress(AppError):  # or the picture so far, if there was one
+        assert Image.open(job.result(60)[0]).size == (128, 128)
+    assert time.perf_counter() - stopped < 10  # of the half minute or more that 100 steps take
 
     source, mask = tmp_path / "source.png", tmp_path / "mask.png"
     example_source(128).save(source)

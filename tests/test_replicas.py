@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("ray.serve")
-pytestmark = pytest.mark.skip(reason="written, and not tried yet")
 
 PROMPT = "a fox in the snow"
 RETRYABLE = {408, 429, 500, 502, 503, 504}

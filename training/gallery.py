@@ -1,12 +1,15 @@
 """The pictures of the README and of the model card: ``python -m training.gallery``.
 
-Both take the first seeds and leave nothing out: eight scenes for the README, and a sheet of 48 captions of combinations
-that training never saw.
+They take the first seeds and leave nothing out: eight scenes for the README, and a sheet of 48 captions of combinations
+that training never saw. Beside them the README's film: what the U-Net is given at each step, and what it believes.
 """
 
 from pathlib import Path
 
-from ov_decidiffusion_helper import EMBEDDED_CHECKPOINT, OVStableDiffusionPipeline, picture_grid
+import torch
+from PIL import Image
+
+from ov_decidiffusion_helper import EMBEDDED_CHECKPOINT, OVStableDiffusionPipeline, picture_grid, save_film
 from training.evaluate import SINGLE, choose_cases, generate
 
 PROMPTS = [
@@ -19,7 +22,22 @@ PROMPTS = [
     "a hamburger in space",
     "a penguin in a city at night",
 ]
-PICTURES, SHEET = Path("docs/pictures.png"), Path("docs/never-trained-on.png")
+PICTURES, SHEET, FILM = (Path("docs") / name for name in ("pictures.png", "never-trained-on.png", "belief.gif"))
+
+
+def beliefs(pipe: OVStableDiffusionPipeline, prompt: str, seed: int) -> list[Image.Image]:
+    """Of each step the noisy picture that the U-Net is given, and beside it the one that it believes lies under it."""
+    frames = []
+    side = pipe.default_size[0] // pipe.vae_scale_factor
+    given = torch.randn(1, pipe.latent_channels, side, side, generator=torch.Generator().manual_seed(seed))
+    for step in pipe.denoise(prompt, latents=given):
+        left, right = (pipe.decode_latents(latents)[0] for latents in (given, step.predicted))
+        frame = Image.new("RGB", (left.width + right.width + 4, left.height), "white")
+        frame.paste(left, (0, 0))
+        frame.paste(right, (left.width + 4, 0))
+        frames.append(frame)
+        given = step.latents
+    return frames
 
 
 def main() -> None:
@@ -30,7 +48,8 @@ def main() -> None:
     cases = [case for case in choose_cases(240)["never trained on"] if case.scene.size in SINGLE][::3][:48]
     sheet = picture_grid(generate(pipe, cases), [case.caption for case in cases], columns=8, side=128)
     sheet.save(SHEET, optimize=True)
-    print(f"wrote {PICTURES} and {SHEET}")
+    save_film(beliefs(pipe, PROMPTS[0], seed=0), FILM, height=200, milliseconds=220)
+    print(f"wrote {PICTURES}, {SHEET} and {FILM}")
 
 
 if __name__ == "__main__":
