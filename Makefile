@@ -43,7 +43,7 @@ benchmark: $(VENV)/ready-to-test peers
 quality: $(VENV)/ready-to-test
 	$(BIN)/python -m benchmarks.quality
 
-bulk-benchmark: $(VENV)/ready-to-test
+bulk-benchmark: $(VENV)/ready-to-test peers
 	$(BIN)/python -m benchmarks.bulk
 	$(BIN)/python -m benchmarks.load
 

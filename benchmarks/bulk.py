@@ -1,8 +1,10 @@
 """What bulk generation costs beside a plain loop: ``make bulk-benchmark``.
 
 The same prompts of the embedded checkpoint, made by the pipeline called one prompt after the other, by ``bulk`` in one
-process, by ``bulk`` on Ray with one actor and with two, and by OpenVINO GenAI called in a loop. Each row computes in
-f32, which all of them agree on, in a process of its own. Writes ``benchmarks/results/bulk.md``.
+process, by ``bulk`` on Ray with one actor and with two, and by OpenVINO GenAI and Optimum Intel called in a loop. Each
+row computes in f32, which all of them agree on, in a process of its own. Beside it what each chunk of work costs
+besides its pictures, with rows that are refused. Writes ``benchmarks/results/bulk.md``; with ``--model-dir``, of a
+full-size model say, ``bulk-`` and that folder's name.
 """
 
 import argparse
@@ -13,12 +15,13 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.report import machine_facts, table
-from benchmarks.runs import RESULTS
+from benchmarks.runs import PEERS_PYTHON, RESULTS, require_peers
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.folder import config_file, read_json
 
 PROMPTS = ["a fox in the snow", "an owl in a forest at night", "a whale under water", "a rocket on a beach at sunset"]
-STEPS = 20
+CHUNKS = (100, 2100)
 PLAIN = """
 from ov_decidiffusion import OVStableDiffusionPipeline
 pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
@@ -46,6 +49,18 @@ def make(prompts):
         picture = pipe.generate(prompt, num_inference_steps=steps, rng_seed=i).data[0]
         Image.fromarray(picture).save(out / f"{i}.png")
 """
+OPTIMUM = """
+import torch
+from optimum.intel import OVStableDiffusionPipeline
+pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
+pipe.set_progress_bar_config(disable=True)
+def make(prompts):
+    for i, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(i)
+        picture = pipe(prompt, num_inference_steps=steps, height=side, width=side, generator=generator).images[0]
+        picture.save(out / f"{i}.png")
+"""
+REFUSED = BULK.replace('{"prompt": prompt, "seed": i}', '{"prompt": None}')  # a chunk each, and no picture
 TIMED = """
 import json, os, threading, time, psutil
 from pathlib import Path
@@ -69,45 +84,65 @@ ROWS = {
     "bulk on Ray, one actor": (BULK, 1),
     "bulk on Ray, two actors": (BULK, 2),
     "OpenVINO GenAI, a prompt at a time": (GENAI, 0),
+    "Optimum Intel, a prompt at a time": (OPTIMUM, 0),
 }
 
 
-def run(code: str, actors: int, model_dir: Path, count: int) -> dict[str, float]:
+def run(code: str, actors: int, model_dir: Path, count: int, steps: int) -> dict[str, float]:
     """Seconds and bytes of one row, in a process of its own; starting is not counted, but for Ray, which has to."""
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+    side = read_json(config_file(model_dir, "unet"))["sample_size"] * 8
     with tempfile.TemporaryDirectory() as out:
         head = (
             f"from pathlib import Path\nmodel_dir, out = {str(model_dir)!r}, Path({out!r})\n"
-            f"prompts, steps, actors = {prompts!r}, {STEPS}, {actors}\n"
+            f"prompts, steps, actors, side = {prompts!r}, {steps}, {actors}, {side}\n"
         )
-        done = subprocess.run([sys.executable, "-c", head + code + TIMED], capture_output=True, text=True)
+        python = str(PEERS_PYTHON) if code is OPTIMUM else sys.executable
+        done = subprocess.run([python, "-c", head + code + TIMED], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout.rsplit("FOUND", 1)[1])
 
 
+def around_a_chunk(model_dir: Path, actors: int) -> float:
+    """Milliseconds that a chunk costs besides its pictures: looked up, handed out, written down, read again."""
+    few, many = (run(REFUSED, actors, model_dir, count, 1)["seconds"] for count in CHUNKS)
+    return 1000 * (many - few) / (CHUNKS[1] - CHUNKS[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--model-dir", type=Path)
     options = parser.parse_args()
-    model_dir = convert_checkpoint(EMBEDDED_CHECKPOINT).model_dir
-    found = {name: run(code, actors, model_dir, options.pictures) for name, (code, actors) in ROWS.items()}
+    require_peers()
+    model_dir = options.model_dir or convert_checkpoint(EMBEDDED_CHECKPOINT).model_dir
+    found = {}
+    for name, (code, actors) in ROWS.items():
+        found[name] = run(code, actors, model_dir, options.pictures, options.steps)
+        print(f"{name}: {found[name]['seconds']:.1f} s", flush=True)
     plain = next(iter(found.values()))["seconds"]
     rows = [
         [
             name,
-            f"{60 * options.pictures / one['seconds']:.0f}",
+            f"{60 * options.pictures / one['seconds']:.{0 if options.model_dir is None else 2}f}",
             f"{plain / one['seconds']:.2f}",
             f"{one['memory'] / 1e9:.1f} GB",
         ]
         for name, one in found.items()
     ]
+    columns = ["", "pictures a minute", "of the plain loop", "peak memory"]
     text = (
-        f"{options.pictures} pictures of the embedded checkpoint at f32, {STEPS} steps each. The rows on Ray include "
-        "starting the actors, each of which loads the models. Measured by `make bulk-benchmark` on this machine:\n\n"
-        f"{machine_facts()}\n\n{table(['', 'pictures a minute', 'of the plain loop', 'peak memory'], rows)}\n"
+        f"{options.pictures} pictures of {model_dir.name} at f32, {options.steps} steps each. The rows on Ray include "
+        "starting Ray and the actors, each of which loads the models. Measured by `python -m benchmarks.bulk` on this "
+        f"machine:\n\n{machine_facts()}\n\n{table(columns, rows)}\n"
     )
-    (RESULTS / "bulk.md").write_text(text, encoding="utf-8")
+    if options.model_dir is None:
+        costs = [f"{around_a_chunk(model_dir, actors):.1f} ms {how}" for actors, how in ((0, "alone"), (1, "on Ray"))]
+        text += f"\nA chunk costs, besides its pictures, {' and '.join(costs)}.\n"
+    name = "bulk.md" if options.model_dir is None else f"bulk-{model_dir.name}.md"
+    (RESULTS / name).write_text(text, encoding="utf-8")
     print(text)
 
 

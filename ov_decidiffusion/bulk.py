@@ -27,6 +27,7 @@ from ov_decidiffusion.rows import FILES, Chunk, Wish, make_chunks, make_wishes, 
 FORMATS = ("png", "webdataset")
 SMALL = 200e6  # bytes of a U-Net below which several pictures at once are quicker than one after the other
 TOGETHER = 8
+BLOCKS_PER_ACTOR = 32  # enough to keep all busy to the end; a block a chunk costs Ray milliseconds and memory for each
 BEGUN, PARTS, MANIFEST, PICTURES = "bulk.json", "manifest", "manifest.parquet", "pictures"
 FOR_GOOD = (ValueError, TypeError, FileNotFoundError)  # errors of a row: the same the next time
 
@@ -104,7 +105,9 @@ class Painter:
         self.pipe.set_progress_bar_config(disable=True)
 
     def __call__(self, chunk: Chunk) -> int:
-        """Make and write a chunk; returns how many pictures it asked for."""
+        """Make and write a chunk, unless another actor has, that died later; returns how many pictures it asks for."""
+        if _is_done(self.out, chunk):
+            return len(chunk.wishes)
         start = time.perf_counter()
         pictures = self._paint(chunk.wishes)
         seconds = (time.perf_counter() - start) / len(chunk.wishes)
@@ -178,7 +181,7 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
         rows = [
             {"chunk": i, "wishes": json.dumps([vars(wish) for wish in chunk.wishes])} for i, chunk in enumerate(chunks)
         ]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS_PER_ACTOR * actors))
         made = dataset.map(
             _Actor,
             fn_constructor_kwargs={"options": options},
