@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,7 +72,11 @@ def killed(arguments: list[str], after: float) -> None:
         process.wait()
 
 
-def kills(work: Path, make: list[str], target: Path, count: int, rng: random.Random) -> Row:
+def conversion(target: Path) -> list[str]:
+    return command("convert", "--checkpoint", str(EMBEDDED_CHECKPOINT), "--model-dir", str(target))
+
+
+def kills(make: list[str], target: Path, count: int, rng: random.Random) -> Row:
     """Kill a maker of a folder at any moment: there is no folder then or a whole one, and the next run ends in it."""
     start = time.perf_counter()
     subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
@@ -299,25 +303,25 @@ def main() -> None:
         return max(1, round(count * options.share))
 
     rng, rows, started = random.Random(0), [], time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+
+    def tell(found: list[Row]) -> None:
+        for row in found:
+            print(f"{row.what}: {row.held} of {row.tried} held. {row.note}", flush=True)
+            rows.append(row)
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as beside:
         work = Path(folder)
-        model_dir = work / "models" / "tiny-fp16"
-        convert = command("convert", "--checkpoint", str(EMBEDDED_CHECKPOINT), "--model-dir", str(model_dir))
+        model_dir, another = work / "models" / "tiny-fp16", work / "killed" / "tiny-fp16"
         quantize = command("quantize", str(model_dir), "--mode", "int8-weights", "--prompts", "2")
-        parts: list[Callable[[], Row | list[Row]]] = [
-            lambda: kills(work, convert, model_dir, times(20), rng),
-            lambda: kills(work, quantize, quantized_sibling(model_dir, "int8-weights"), times(10), rng),
-            lambda: bulk_kills(model_dir, work, times(5), rng),
-            lambda: clients(model_dir, work, 600 * options.share),
-            lambda: pictures(model_dir, times(500)),
-            fuzzers,
-            lambda: full_disk(work),
-        ]
-        for part in parts:
-            found = part()
-            for row in found if isinstance(found, list) else [found]:
-                print(f"{row.what}: {row.held} of {row.tried} held. {row.note}", flush=True)
-                rows.append(row)
+        subprocess.run(conversion(model_dir), cwd=ROOT, check=True, capture_output=True)
+        fuzzed = beside.submit(fuzzers)  # one core; the killed processes use the other
+        tell([kills(conversion(another), another, times(20), rng)])
+        tell([kills(quantize, quantized_sibling(model_dir, "int8-weights"), times(10), rng)])
+        tell([bulk_kills(model_dir, work, times(5), rng)])
+        tell([full_disk(work)])
+        tell(fuzzed.result())
+        tell(clients(model_dir, work, 600 * options.share))
+        tell(pictures(model_dir, times(500)))
     lines = [[row.what, str(row.tried), str(row.held), row.note] for row in rows]
     minutes = (time.perf_counter() - started) / 60
     text = (
