@@ -188,10 +188,10 @@ def wire_generation(page: Page, studio: Studio) -> None:
             lambda: [status_text("Nothing was made."), *busy(False)], None, [page.status, *working], **AT_ONCE
         )
 
-    def stop(request: gr.Request) -> None:
+    def end(request: gr.Request) -> None:
         studio.line.stop(request.session_hash)
 
-    page.actions["stop"].click(stop, **AT_ONCE)
+    page.actions["stop"].click(end, **AT_ONCE)
 
 
 def _picked(sitting: Sitting, number: int | None) -> Any:

@@ -86,7 +86,7 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.mark.parametrize("actors", [2, 4])
+@pytest.mark.parametrize("actors", [2, *(pytest.param(n, marks=pytest.mark.at_length) for n in (1, 4))])
 def test_actors_make_the_same_pictures(alone, cluster, model_dir, tmp_path, actors):
     spread = generate(ROWS, model_dir, tmp_path / "spread", actors=actors, **EXACT, **SHORT)
     assert sums(spread) == sums(alone)
@@ -104,7 +104,7 @@ def test_a_finished_job_does_nothing_and_a_changed_one_is_refused(alone, model_d
         generate(ROWS, model_dir, model_dir, **EXACT, **SHORT)
 
 
-@pytest.mark.parametrize("whom", ["driver", "actor"])
+@pytest.mark.parametrize("whom", ["driver", pytest.param("actor", marks=pytest.mark.at_length)])
 def test_whatever_is_killed_the_same_call_goes_on(model_dir, tmp_path, whom):
     if whom == "actor":
         pytest.importorskip("ray")

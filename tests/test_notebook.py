@@ -32,7 +32,7 @@ def test_runs_with_the_embedded_checkpoint():
         env={key: value for key, value in os.environ.items() if key != "DECIDIFFUSION_CHECKPOINT"} | {"CI": "true"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout[-5000:]
     assert "failed" not in done.stdout and "passed" in done.stdout
@@ -63,6 +63,7 @@ def test_the_exported_page_asks_no_other_host():
     assert page.count(' alt="') >= 25
 
 
+@pytest.mark.at_length
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
 def test_run_all_in_jupyterlab(tmp_path):
     for name in (

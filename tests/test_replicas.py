@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("ray.serve")
+pytestmark = pytest.mark.at_length
 
 PROMPT = "a fox in the snow"
 RETRYABLE = {408, 429, 500, 502, 503, 504}
