@@ -76,10 +76,11 @@ $(VENV)/ready-to-test: $(VENV)/ready tests/requirements.txt tests/package-lock.j
 	if command -v npm > /dev/null; then npm ci --prefix tests --no-audit --no-fund --silent; fi  # axe-core, for the demo
 	touch $@
 
-# Optimum Intel's requirements clash with ours and with each other, so it is installed apart, in versions seen to work.
-$(PEERS)/ready: benchmarks/peers-requirements.txt benchmarks/peers-base.txt
+# Optimum Intel's requirements clash with ours and with each other, so it is installed apart, in versions seen to work,
+# on top of what is installed here already.
+SITE = -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+$(PEERS)/ready: benchmarks/peers-requirements.txt $(VENV)/ready
 	$(PYTHON) -m venv $(PEERS)
-	$(if $(TORCH_INDEX),$(PEERS)/bin/python -m pip install -q --index-url $(TORCH_INDEX) "$(shell grep '^torch' requirements.txt)")
-	$(PEERS)/bin/python -m pip install -q -r benchmarks/peers-base.txt
+	$(BIN)/python $(SITE) > $$($(PEERS)/bin/python $(SITE))/below.pth
 	$(PEERS)/bin/python -m pip install -q --no-deps -r benchmarks/peers-requirements.txt
 	touch $@
