@@ -7,9 +7,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageColor
 
-from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text
+from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text, steps_of
 from ov_decidiffusion.limits import MAX_SEED
-from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.settings import settings_of
 from ov_decidiffusion.sittings import LineIsFull, Sitting
 from ov_decidiffusion.studio import (
@@ -204,11 +203,8 @@ def wire_choices(page: Page, studio: Studio) -> None:
     """Presets, seeds, examples and words."""
     pipe, inputs = studio.pipe, page.inputs
 
-    def steps_of(preset: str) -> int:
-        return PRESETS[preset].get("num_inference_steps") or pipe.defaults["num_inference_steps"]
-
     for fields in (inputs, *page.compared):
-        fields["preset"].change(steps_of, fields["preset"], fields["steps"], **AT_ONCE)
+        fields["preset"].change(lambda preset: steps_of(pipe, preset), fields["preset"], fields["steps"], **AT_ONCE)
     page.actions["dice"].click(
         lambda: (random.randint(0, MAX_SEED), True), None, [inputs["seed"], inputs["locked"]], **IN_TURN
     )

@@ -205,6 +205,11 @@ def _draw_source(page: Page) -> None:
             page.actions["no_source"] = gr.Button("Remove", size="sm", scale=0, min_width=90)
 
 
+def steps_of(pipe: OVStableDiffusionPipeline, preset: str) -> int:
+    """How many steps a preset takes, where nobody says otherwise."""
+    return PRESETS[preset].get("num_inference_steps") or pipe.defaults["num_inference_steps"]
+
+
 def _draw_more(page: Page, pipe: OVStableDiffusionPipeline) -> None:
     with gr.Accordion("More settings", open=False, elem_id="more"):
         if not pipe.quantized_parts:
@@ -275,9 +280,7 @@ def _draw_comparison(page: Page, pipe: OVStableDiffusionPipeline) -> None:
                 page.compared.append(
                     {
                         "preset": _preset_choice(pipe, f"Preset {side}", preset),
-                        "steps": gr.Slider(
-                            1, MAX_STEPS, pipe.defaults["num_inference_steps"], step=1, label=f"Steps {side}"
-                        ),
+                        "steps": gr.Slider(1, MAX_STEPS, steps_of(pipe, preset), step=1, label=f"Steps {side}"),
                         "guidance_scale": gr.Slider(
                             1, 15, pipe.defaults["guidance_scale"], step=0.5, label=f"Guidance scale {side}"
                         ),

@@ -270,12 +270,12 @@ def is_blank(picture: Image.Image) -> bool:
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """Several pictures as one, two in a row."""
+    """Several pictures as one, two in a row; an empty place is transparent."""
     if len(pictures) == 1:
         return pictures[0]
     width, height = pictures[0].size
     rows = -(-len(pictures) // 2)
-    together = Image.new("RGB", (2 * width, rows * height))
+    together = Image.new("RGBA", (2 * width, rows * height))
     for i, one in enumerate(pictures):
         together.paste(one, (i % 2 * width, i // 2 * height))
     return together

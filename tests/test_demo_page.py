@@ -16,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from ov_decidiffusion.demo import make_demo
+from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.settings import settings_of
 from training.oracle import read_picture
 
@@ -320,6 +321,7 @@ def test_a_picture_of_ours_dropped_on_the_page_fills_its_settings_in(page, int8_
 def test_two_settings_are_compared_with_a_slider(page):
     fill(page, "Prompt", PROMPT)
     page.get_by_role("tab", name="Compare").click()
+    expect(page.get_by_label("number input for Steps B")).to_have_value(str(PRESETS["fast"]["num_inference_steps"]))
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#compared")).to_contain_text(re.compile(r"A: [\d.]+ s, B: [\d.]+ s"))
     expect(page.locator("#slider img")).to_have_count(2)
