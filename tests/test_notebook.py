@@ -112,7 +112,7 @@ def run_all(page, address: str) -> None:
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     indicator = page.locator(".jp-Notebook-ExecutionIndicator")
     expect(indicator).to_have_attribute("data-status", "busy", timeout=60_000)
-    expect(indicator).to_have_attribute("data-status", "idle", timeout=420_000)
+    expect(indicator).to_have_attribute("data-status", "idle", timeout=1_200_000)
     page.keyboard.press("Control+s")
     page.wait_for_timeout(3000)
 
