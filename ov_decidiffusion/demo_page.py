@@ -86,8 +86,9 @@ def lay_out(studio: Studio) -> Page:
     with gr.Row(equal_height=False, elem_id="columns"):
         with gr.Column(scale=5, min_width=320):
             _draw_prompt(page, pipe)
-            _draw_basics(page, studio)
             _draw_examples(page, pipe)
+            _draw_basics(page, studio)
+            _draw_words(page, pipe)
             _draw_source(page)
             _draw_more(page, pipe)
         with gr.Column(scale=6, min_width=320, elem_id="stage"):
@@ -167,6 +168,11 @@ def _draw_examples(page: Page, pipe: OVStableDiffusionPipeline) -> None:
             label="Examples",
             elem_id="examples",
         )
+
+
+def _draw_words(page: Page, pipe: OVStableDiffusionPipeline) -> None:
+    """What a small model knows, to be clicked."""
+    prompt = page.inputs["prompt"]
     for kind, words in (pipe.defaults.get("understands") or {}).items():
         with gr.Accordion(f"What it understands: {kind}", open=False):
             page.understood[kind] = gr.Dataset(
