@@ -46,7 +46,7 @@ MAX_GROWTH_OF_PROCESS = 40e6
 BULK_ROWS = 60
 STEPS = 12  # of a client's picture
 STOP_WITHIN = 10  # seconds; with all clients waiting, a picture takes its turn after a minute
-AT_LENGTH = ("test_bulk.py", "test_replicas.py", "test_notebook.py")
+AT_LENGTH = ("test_bulk.py", "test_lesson.py", "test_notebook.py", "test_replicas.py")
 FUZZERS = ("test_arguments.py", "test_images.py", "test_hostile.py")
 
 

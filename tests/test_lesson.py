@@ -112,6 +112,7 @@ def test_the_way_down_is_the_presets_and_its_seconds_add_up(int8_pipe):
     assert "unet_top_level" in rows[-1].models and "unet_top_level" not in rows[0].models
 
 
+@pytest.mark.at_length
 def test_a_taught_word_is_drawn_where_it_was_not_before():
     before, after = (picture for _, picture in teach_a_word(looks=60, every=60))
     wanted = draw_heart(80)
