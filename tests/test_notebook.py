@@ -66,6 +66,7 @@ def test_the_exported_page_asks_no_other_host():
 @pytest.mark.at_length
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
 def test_run_all_in_jupyterlab(tmp_path):
+    (ROOT / "models").mkdir(exist_ok=True)
     for name in (
         "ov_decidiffusion",
         "ov_decidiffusion_helper.py",
