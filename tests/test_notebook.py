@@ -109,9 +109,10 @@ def run_all(page, address: str) -> None:
             break
         except Exception:  # the server is still starting
             page.wait_for_timeout(500)
-    page.get_by_role("menuitem", name="Run", exact=True).click(timeout=60_000)
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     indicator = page.locator(".jp-Notebook-ExecutionIndicator")
+    expect(indicator).to_have_attribute("data-status", "idle", timeout=120_000)  # the kernel is there
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
     expect(indicator).to_have_attribute("data-status", "busy", timeout=60_000)
     expect(indicator).to_have_attribute("data-status", "idle", timeout=1_200_000)
     page.keyboard.press("Control+s")
