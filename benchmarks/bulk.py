@@ -31,13 +31,10 @@ def make(prompts):
         pipe(prompt, seed=i, num_inference_steps=steps).images[0].save(out / f"{i}.png")
 """
 BULK = """
-import sys
-if not actors:
-    sys.modules["ray"] = None
 from ov_decidiffusion.bulk import generate
 def make(prompts):
     rows = [{"prompt": prompt, "seed": i} for i, prompt in enumerate(prompts)]
-    generate(rows, model_dir, out / str(len(prompts)), actors=max(1, actors), inference_precision="f32",
+    generate(rows, model_dir, out / str(len(prompts)), actors=actors or None, inference_precision="f32",
              num_inference_steps=steps)
 """
 GENAI = """

@@ -106,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     bulk = commands.add_parser("bulk", parents=[source, running], help="pictures of all prompts of a file")
     bulk.add_argument("prompts", help="a .txt file of prompts; or .csv, .jsonl or .parquet with arguments as columns")
     bulk.add_argument("--out", required=True, help="a new folder, or one to go on with")
-    bulk.add_argument("--actors", type=int, default=1, help="pipelines at once; more than one needs Ray")
-    bulk.add_argument("--ray-address", help="of a cluster; by default Ray is started here, if it is installed")
+    bulk.add_argument("--actors", type=int, help="pipelines at once, on Ray; by default one, without it")
+    bulk.add_argument("--ray-address", help="of a cluster; by default Ray is started here, for --actors")
     bulk.add_argument("--format", default="png", choices=("png", "webdataset"))
     bulk.add_argument("--preset", help="exact, balanced or fast, for rows that say nothing else")
     bulk.set_defaults(run=_bulk)
@@ -138,7 +138,7 @@ def _convert(options: argparse.Namespace) -> Path:
         revision=options.revision,
         allow_pickles=options.allow_pickles,
     )
-    print(report)
+    print(report if report.converted else f"found {report.model_dir} ({report.weight_format} weights)")
     if options.check:
         verify_model_dir(report.model_dir)
         print(f"{report.model_dir} is as it was written")
@@ -211,6 +211,7 @@ def _serve(options: argparse.Namespace) -> None:
     if local:
         on_this_machine_only(app)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn ends gracefully by itself
+    print(f"for OpenAI's clients: http://{options.host}:{options.port}/v1", flush=True)
     with _demo_beside(app, pipe, options) if options.demo else contextlib.nullcontext():
         uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=60)
     pipe.close()

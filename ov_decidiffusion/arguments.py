@@ -78,8 +78,8 @@ def check_quantized(quantized: Any, there_are: frozenset[str], possible: tuple[s
     if missing or (quantized is True and not wanted):
         raise ValueError(
             f"There is no INT8 {' and '.join(sorted(missing)) or 'model'} for this folder: make it with "
-            "quantize_models from the folder that convert_checkpoint wrote, and load the pipeline anew. A part "
-            "that was kept as it was, since INT8 harmed it too much, has none."
+            "`python -m ov_decidiffusion quantize` or quantize_models and the folder that convert_checkpoint wrote, "
+            "and load the pipeline anew. A part that was kept as it was, since INT8 harmed it too much, has none."
         )
     return wanted
 

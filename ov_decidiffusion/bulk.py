@@ -7,6 +7,7 @@ whatever is killed, the same call goes on with the chunks that have no part yet.
 import hashlib
 import io
 import json
+import logging
 import os
 import tarfile
 import time
@@ -24,6 +25,8 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.precision import choose_precision
 from ov_decidiffusion.rows import FILES, Chunk, Wish, make_chunks, make_wishes, read_rows
 
+logger = logging.getLogger(__name__)
+
 FORMATS = ("png", "webdataset")
 SMALL = 200e6  # bytes of a U-Net below which several pictures at once are quicker than one after the other
 TOGETHER = 8
@@ -37,7 +40,7 @@ def generate(
     model_dir: str | Path,
     out: str | Path,
     *,
-    actors: int = 1,
+    actors: int | None = None,
     threads: int | None = None,
     ray_address: str | None = None,
     output_format: str = "png",
@@ -55,9 +58,10 @@ def generate(
         rows: a file that ``read_rows`` reads; dictionaries; or a ``ray.data.Dataset``.
         model_dir: a folder that ``convert_checkpoint`` made, where all actors find it.
         out: a folder, new or begun by the same call; on a cluster where all actors find it.
-        actors: pipelines that work at once. More than one needs Ray, and so does ``ray_address``.
+        actors: pipelines that work at once, on Ray; None for one in this process. Without Ray installed, one in this
+            process does the same work.
         threads: of each; None for all cores divided by ``actors``.
-        ray_address: of a cluster; None starts Ray on this machine, if it is installed, and works without it if not.
+        ray_address: of a cluster, whose actors do the work; None starts Ray on this machine where actors are asked for.
         output_format: "png", files in folders of a thousand rows; or "webdataset", a tar file for each chunk.
         device, inference_precision: as of ``from_pretrained``; "auto" is decided here once, for all actors.
         defaults: arguments of the pipeline's call, for what rows leave out.
@@ -66,9 +70,11 @@ def generate(
         the manifest, a Parquet file: row, image, prompt, seed, settings (JSON), file, sha256, seconds, error.
 
     Raises:
-        ValueError: a wrong argument, or ``out`` was begun with others.
+        ValueError: a wrong argument, a cluster without Ray installed, or ``out`` was begun with other arguments.
     """
-    check_whole("actors", actors, 1)
+    if actors is not None:
+        check_whole("actors", actors, 1)
+    on_ray = _is_for_ray(actors, ray_address)
     check_choice("output_format", output_format, FORMATS)
     model_dir, out = Path(model_dir).resolve(), Path(out).resolve()
     precision = _precision(device, inference_precision)
@@ -77,12 +83,12 @@ def generate(
     _begin(out, json.loads(json.dumps(begun, default=str)))
     chunks = list(make_chunks(make_wishes(_rows(rows), defaults), together))
     waiting = [chunk for chunk in chunks if not _is_done(out, chunk)]
-    threads = threads or max(1, (os.cpu_count() or 1) // actors)
+    actors = actors or 1
+    threads = threads or max(1, (os.cpu_count() or 1) // (actors if on_ray else 1))
     options = {"model_dir": model_dir, "out": out, "device": device, "precision": precision, "threads": threads}
     options["output_format"] = output_format
     if waiting:
-        with_ray = actors > 1 or ray_address is not None or _has_ray()
-        spread = _with_ray(waiting, options, actors, ray_address) if with_ray else map(Painter(**options), waiting)
+        spread = _with_ray(waiting, options, actors, ray_address) if on_ray else map(Painter(**options), waiting)
         total = sum(len(chunk.wishes) for chunk in waiting)
         with tqdm(total=total, desc="generating", unit="picture") as progress:
             for made in spread:
@@ -159,10 +165,16 @@ class Painter:
         return place
 
 
-def _has_ray() -> bool:
+def _is_for_ray(actors: int | None, address: str | None) -> bool:
+    """Whether Ray was asked for and is there."""
+    if actors is None and address is None:
+        return False
     try:
         import ray.data  # noqa: F401
     except ImportError:
+        if address is not None:
+            raise ValueError("`ray_address` needs Ray: pip install '.[scale]'.") from None
+        logger.warning("Ray is not installed (pip install '.[scale]'): all is done in this process.")
         return False
     return True
 

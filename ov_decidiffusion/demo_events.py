@@ -133,8 +133,10 @@ def wire_generation(page: Page, studio: Studio) -> None:
 
     def run(arguments: dict[str, Any], visitor: Any, session: str, used: int) -> Iterator[dict[Any, Any]]:
         token, sitting = _sitting_of(studio, visitor)
-        if studio.knows_nothing_of(arguments["prompt"]):
-            gr.Warning("This small model knows none of these words. What it understands is listed on the left.")
+        asked = f"{arguments['prompt']} {arguments.get('negative_prompt') or ''}"
+        if unknown := studio.words_not_known(asked):
+            named = ", ".join(unknown[:8])
+            gr.Warning(f"This small model does not know: {named}. What it understands is listed on the left.")
         yield {page.visitor: {"token": token}, seed: used} | dict(zip(working, busy(True), strict=True))
         for seen in seen_by_visitor(studio, arguments, session, sitting):
             changed: dict[Any, Any] = {page.status: status_text(seen.status)}
@@ -186,6 +188,8 @@ def wire_generation(page: Page, studio: Studio) -> None:
         event.failure(
             lambda: [status_text("Nothing was made."), *busy(False)], None, [page.status, *working], **AT_ONCE
         )
+
+    seed.input(None, None, locked, js="() => true", **AT_ONCE)  # who types a seed wants that one
 
     def end(request: gr.Request) -> None:
         studio.line.stop(request.session_hash)

@@ -149,7 +149,13 @@ def _draw_basics(page: Page, studio: Studio) -> None:
         )
     with gr.Row(equal_height=True):
         page.inputs["seed"] = gr.Number(
-            0, label="Seed", info="The same one makes the same picture", precision=0, minimum=0, maximum=MAX_SEED
+            0,
+            label="Seed",
+            info="The same one makes the same picture",
+            precision=0,
+            minimum=0,
+            maximum=MAX_SEED,
+            elem_id="seed",
         )
         with gr.Column(min_width=150):
             page.inputs["locked"] = gr.Checkbox(

@@ -24,6 +24,7 @@ PREVIEW_SHARE = 0.1  # at most, of the time
 SHAPES = {"square": 1, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "3:4": 3 / 4, "2:3": 2 / 3, "9:16": 9 / 16}
 AUTOMATIC = "auto"  # a size or a solver that nobody chose
 WORD = re.compile(r"[^\W\d_]+")
+SMALL_WORDS = {"a", "an", "and", "at", "in", "large", "of", "on", "small", "the", "with"}  # of captions, besides things
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,14 @@ class Studio:
                 choices.append((f"{name}: {size}", size))
         return choices
 
-    def knows_nothing_of(self, prompt: str) -> bool:
-        """Whether a model with a small vocabulary has learned none of a prompt's words."""
+    def words_not_known(self, text: str) -> list[str]:
+        """The words that a model with a small vocabulary has not learned, in their order."""
         understood = self.pipe.defaults.get("understands")
         if not isinstance(understood, dict):
-            return False
+            return []
         known = {word for texts in understood.values() for text in texts for word in WORD.findall(text.lower())}
-        return not (set(WORD.findall(prompt.lower())) & (known - {"a", "an", "and", "in", "on", "at", "the"}))
+        words = [word.lower() for word in WORD.findall(text) if word != "BREAK"]
+        return [word for word in dict.fromkeys(words) if word not in known | SMALL_WORDS]
 
 
 def arguments_of(

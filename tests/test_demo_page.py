@@ -318,6 +318,17 @@ def test_a_picture_of_ours_dropped_on_the_page_fills_its_settings_in(page, int8_
     np.testing.assert_array_equal(np.asarray(shown(page)), np.asarray(picture))
 
 
+def test_a_seed_that_is_typed_is_the_pictures(page, int8_pipe):
+    fill(page, "Prompt", PROMPT)
+    fill(page, "Seed", 4711)
+    expect(page.get_by_label("Keep this seed")).to_be_checked()
+    page.get_by_label("Seed", exact=True).press("Enter")
+    status_is(page, "^Done")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("4711")
+    expected = int8_pipe(PROMPT, seed=4711).images[0]
+    np.testing.assert_array_equal(np.asarray(shown(page)), np.asarray(expected))
+
+
 def test_two_settings_are_compared_with_a_slider(page):
     fill(page, "Prompt", PROMPT)
     page.get_by_role("tab", name="Compare").click()
@@ -333,6 +344,10 @@ def test_what_is_wrong_is_said_in_words(page, tmp_path):
     generate(page, "  ")
     page.get_by_text("Write a prompt first").first.wait_for()
     status_is(page, "^Nothing was made")
+    fill(page, "Negative prompt", "Clouds")
+    make(page, "a large fox and an owl in the kitchen")
+    page.get_by_text("This small model does not know: kitchen, clouds.").wait_for()
+    fill(page, "Negative prompt", "")
     generate(page, "a (star:50)")
     page.get_by_text("weighs 'star' by 50").first.wait_for()
     unfold(page, "Start from a picture")

@@ -99,6 +99,8 @@ def test_wrong_settings_are_refused(int8_pipe, arguments, message):
 def test_without_int8_models_a_preset_that_needs_them_says_how_to_get_them(model_dir, tmp_path):
     alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
     pipe = OVStableDiffusionPipeline.from_pretrained(alone, inference_precision="f32")
-    with pytest.raises(ValueError, match="There is no INT8 model for this folder: make it with quantize_models"):
+    with pytest.raises(
+        ValueError, match="There is no INT8 model for this folder: make it with `python -m ov_decidiffusion quantize`"
+    ):
         pipe.denoise("a fox", preset="fast")
     assert len(list(pipe.denoise("a fox", preset="fast", quantized=False, seed=0))) == 6

@@ -3,9 +3,9 @@
   const find = (selector) => document.querySelector(selector);
   const title = document.title || "DeciDiffusion on OpenVINO";
 
-  // Enter generates from the prompts, where Shift+Enter begins a new line, and Ctrl+Enter from every field.
+  // Enter generates from the prompts and the seed, where Shift+Enter begins a new line, and Ctrl+Enter from every field.
   document.addEventListener("keydown", (event) => {
-    const inPrompt = event.target.closest?.("#prompt, #negative") && !event.shiftKey;
+    const inPrompt = event.target.closest?.("#prompt, #negative, #seed") && !event.shiftKey;
     if (event.key === "Enter" && !event.isComposing && (event.ctrlKey || event.metaKey || inPrompt)) {
       event.preventDefault();
       event.stopPropagation();
