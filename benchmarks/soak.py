@@ -46,7 +46,6 @@ MAX_GROWTH_OF_PROCESS = 40e6
 BULK_ROWS = 60
 STEPS = 12  # of a client's picture
 STOP_WITHIN = 10  # seconds; with all clients waiting, a picture takes its turn after a minute
-AT_LENGTH = ("test_bulk.py", "test_lesson.py", "test_notebook.py", "test_replicas.py")
 FUZZERS = ("test_arguments.py", "test_images.py", "test_hostile.py")
 
 
@@ -218,10 +217,7 @@ def pictures(model_dir: Path, count: int) -> list[Row]:
     made = 0
     for i in range(count):
         made += len(pipe(f"a fox in the snow {i % 90}", seed=i, **settings).images)
-    growth, descriptors, threads = (
-        now - then
-        for now, then in zip((process.memory_info().rss, process.num_fds(), process.num_threads()), before, strict=True)
-    )
+    growth, descriptors, threads = (now - then for now, then in zip(state(), before, strict=True))
     level = growth < MAX_GROWTH_OF_PROCESS and descriptors <= 0 and threads <= 0
     note = f"{growth / 1e6:+.0f} MB, {descriptors:+d} descriptors, {threads:+d} threads"
     return [Row("pictures in one process", count, made), Row("memory and descriptors level", 1, int(level), note)]
@@ -260,28 +256,19 @@ def bulk_kills(model_dir: Path, work: Path, count: int, rng: random.Random) -> R
 
 def fuzzers(length: int) -> list[Row]:
     """The fuzzing tests with many more examples."""
-    rows = []
-    for name in FUZZERS:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", f"tests/{name}", "-p", "no:cacheprovider"],
-            cwd=ROOT,
-            env=os.environ | {"FUZZ_LENGTH": str(length)},
-            capture_output=True,
-            text=True,
-        )
-        rows.append(_row_of(f"fuzzing: {name}", done, f"tests, with {length} times the examples"))
-    return rows
+    note = f"tests, with {length} times the examples"
+    return [tests(f"fuzzing: {name}", [f"tests/{name}"], note, FUZZ_LENGTH=str(length)) for name in FUZZERS]
 
 
 def at_length() -> list[Row]:
     """The tests that the plain run leaves out: killed actors and replicas, the tutorial in JupyterLab."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "at_length", *(f"tests/{name}" for name in AT_LENGTH)]
-    done = subprocess.run([*command, "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True)
-    return [_row_of("tests that take long", done, "killed actors and replicas, JupyterLab's Run All")]
+    return [tests("tests that take long", ["-m", "at_length"], "killed actors and replicas, JupyterLab's Run All")]
 
 
-def _row_of(what: str, done: subprocess.CompletedProcess, note: str) -> Row:
-    """What a run of pytest printed, as a row."""
+def tests(what: str, arguments: list[str], note: str, **environment: str) -> Row:
+    """A run of pytest, as a row."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     passed, failed = (int((re.search(rf"(\d+) {word}", done.stdout) or [0, 0])[1]) for word in ("passed", "failed"))
     if not passed or failed:
         print(done.stdout + done.stderr)

@@ -138,7 +138,7 @@ def _convert(options: argparse.Namespace) -> Path:
         revision=options.revision,
         allow_pickles=options.allow_pickles,
     )
-    print(report if report.converted else f"found {report.model_dir} ({report.weight_format} weights)")
+    print(report if report.converted else report.place)
     if options.check:
         verify_model_dir(report.model_dir)
         print(f"{report.model_dir} is as it was written")

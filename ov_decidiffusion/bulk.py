@@ -83,8 +83,8 @@ def generate(
     _begin(out, json.loads(json.dumps(begun, default=str)))
     chunks = list(make_chunks(make_wishes(_rows(rows), defaults), together))
     waiting = [chunk for chunk in chunks if not _is_done(out, chunk)]
-    actors = actors or 1
-    threads = threads or max(1, (os.cpu_count() or 1) // (actors if on_ray else 1))
+    actors = (actors or 1) if on_ray else 1
+    threads = threads or max(1, (os.cpu_count() or 1) // actors)
     options = {"model_dir": model_dir, "out": out, "device": device, "precision": precision, "threads": threads}
     options["output_format"] = output_format
     if waiting:
@@ -111,9 +111,7 @@ class Painter:
         self.pipe.set_progress_bar_config(disable=True)
 
     def __call__(self, chunk: Chunk) -> int:
-        """Make and write a chunk, unless another actor has, that died later; returns how many pictures it asks for."""
-        if _is_done(self.out, chunk):
-            return len(chunk.wishes)
+        """Make and write a chunk; returns how many pictures it asked for."""
         start = time.perf_counter()
         pictures = self._paint(chunk.wishes)
         seconds = (time.perf_counter() - start) / len(chunk.wishes)
@@ -214,7 +212,10 @@ class _Actor:
         self.painter = Painter(**options)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"made": self.painter(Chunk([Wish(**wish) for wish in json.loads(row["wishes"])]))}
+        chunk = Chunk([Wish(**wish) for wish in json.loads(row["wishes"])])
+        if _is_done(self.painter.out, chunk):  # by another actor, which died before its block was finished
+            return {"made": len(chunk.wishes)}
+        return {"made": self.painter(chunk)}
 
 
 def _rows(rows: Any) -> Iterable[dict[str, Any]]:

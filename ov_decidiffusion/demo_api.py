@@ -16,7 +16,6 @@ TEXT_TO_IMAGE = (
 )
 IMAGE_TO_IMAGE = f"{TEXT_TO_IMAGE} It starts from a picture, of which `strength` (0 to 1) is redone."
 INPAINT = f"{IMAGE_TO_IMAGE} Only what is white in the mask is made anew."
-STOP = "Stops what this client has running, which ends in the picture so far, and what it has waiting."
 
 # The names of ``arguments_of`` for what every endpoint takes, in the order in which it is taken.
 WORDS = ("prompt", "negative_prompt")
@@ -24,7 +23,7 @@ HOW = ("seed", "steps", "guidance_scale", "preset", "solver", "size")
 
 
 def offer_api(studio: Studio) -> None:
-    """``/text_to_image``, ``/image_to_image``, ``/inpaint`` and ``/stop``, for ``gradio_client`` and plain HTTP."""
+    """``/text_to_image``, ``/image_to_image`` and ``/inpaint``, for ``gradio_client`` and plain HTTP."""
 
     def make(
         request: gr.Request, words: tuple[str, str], how: tuple[float, float, float, str, str, str], **source: Any
@@ -94,9 +93,6 @@ def offer_api(studio: Studio) -> None:
             raise refused(str(error)) from error
         return make(request, (prompt, negative_prompt), how, source=image, mask=mask, strength=strength)
 
-    def stop(request: gr.Request) -> None:
-        studio.line.stop(request.session_hash)
-
     with gr.Row(visible=False):
         image = gr.Image(label="image", type="pil", image_mode=None)
         mask_image = gr.Image(label="mask_image", type="pil", image_mode=None)
@@ -124,9 +120,3 @@ def offer_api(studio: Studio) -> None:
             api_description=description,
             concurrency_limit=None,
         )
-    gr.Button(visible=False).click(
-        stop,
-        api_name="stop",
-        api_description=STOP,
-        queue=False,
-    )

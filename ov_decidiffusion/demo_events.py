@@ -23,6 +23,7 @@ from ov_decidiffusion.studio import (
 )
 
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+STOP = "Stops what this client has running, which ends in the picture so far, and what it has waiting."
 NOTE = """(editor) => editor?.background
     ? "Starts from the source picture below, as far as its strength says." : "" """
 IN_TURN = AT_ONCE | {"queue": True, "concurrency_limit": None}  # only what gradio queues can say something on the page
@@ -191,10 +192,11 @@ def wire_generation(page: Page, studio: Studio) -> None:
 
     seed.input(None, None, locked, js="() => true", **AT_ONCE)  # who types a seed wants that one
 
-    def end(request: gr.Request) -> None:
+    def stop(request: gr.Request) -> None:
         studio.line.stop(request.session_hash)
 
-    page.actions["stop"].click(end, **AT_ONCE)
+    for_programs_too = {"api_visibility": "public", "api_name": "stop", "api_description": STOP}
+    page.actions["stop"].click(stop, **AT_ONCE | for_programs_too)
 
 
 def _picked(sitting: Sitting, number: int | None) -> Any:

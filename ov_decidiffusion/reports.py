@@ -49,8 +49,13 @@ class ConversionReport:
         for part in self.parts:
             psnr = "not verified" if part.psnr is None else f"{part.psnr:.1f} dB"
             lines.append(f"{part.name:<13}{part.megabytes:>7.1f} MB{part.seconds:>7.1f} s{psnr:>25}")
+        return "\n".join([*lines, self.place])
+
+    @property
+    def place(self) -> str:
+        """Where the folder is, and whether it was there before, in a line."""
         verb = "converted to" if self.converted else "found in"
-        return "\n".join([*lines, f"{verb} {self.model_dir} ({self.weight_format} weights)"])
+        return f"{verb} {self.model_dir} ({self.weight_format} weights)"
 
 
 def existing_report(

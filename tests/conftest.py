@@ -22,6 +22,12 @@ from ov_decidiffusion.reports import ConversionReport
 from ov_decidiffusion.schedulers import make_scheduler
 
 
+def cpu_flags() -> set[str]:
+    """What the processor has, where Linux says it."""
+    file = Path("/proc/cpuinfo")
+    return set(file.read_text().split()) if file.is_file() else set()
+
+
 @pytest.fixture(scope="session")
 def conversion(tmp_path_factory) -> ConversionReport:
     """The embedded checkpoint, converted with fp16 weights, which are the checkpoint's own."""

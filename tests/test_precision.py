@@ -9,6 +9,7 @@ from pathlib import Path
 
 import openvino as ov
 import pytest
+from conftest import cpu_flags
 
 from ov_decidiffusion import models, precision
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
@@ -28,11 +29,6 @@ class SomeCore:
 
     def get_property(self, device, name):
         return "Some Processor"
-
-
-def cpu_flags() -> set[str]:
-    file = Path("/proc/cpuinfo")
-    return set(file.read_text().split()) if file.is_file() else set()
 
 
 @pytest.mark.parametrize(

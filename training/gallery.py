@@ -32,10 +32,7 @@ def beliefs(pipe: OVStableDiffusionPipeline, prompt: str, seed: int) -> list[Ima
     given = torch.randn(1, pipe.latent_channels, side, side, generator=torch.Generator().manual_seed(seed))
     for step in pipe.denoise(prompt, latents=given):
         left, right = (pipe.decode_latents(latents)[0] for latents in (given, step.predicted))
-        frame = Image.new("RGB", (left.width + right.width + 4, left.height), "white")
-        frame.paste(left, (0, 0))
-        frame.paste(right, (left.width + 4, 0))
-        frames.append(frame)
+        frames.append(picture_grid([left, right], side=200))
         given = step.latents
     return frames
 
