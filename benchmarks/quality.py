@@ -19,7 +19,8 @@ from torch import nn
 
 from benchmarks.report import machine_facts, psnr_of_pictures, table
 from benchmarks.runs import HERE, RESULTS, machine
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_vae
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.components import load_vae
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import PRESETS

@@ -54,7 +54,7 @@ def diffusers(options: dict) -> Generate:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from ov_decidiffusion.checkpoint import load_unet  # diffusers has no class for U-Net-NAS
+    from ov_decidiffusion.components import load_unet  # diffusers has no class for U-Net-NAS
 
     folder = Path(options["checkpoint"])
     pipe = StableDiffusionPipeline(

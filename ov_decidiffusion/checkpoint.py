@@ -1,25 +1,16 @@
-"""A DeciDiffusion checkpoint: what is in it, whether it is whole, and its torch modules.
+"""A DeciDiffusion checkpoint: what is in it, and whether it is whole. Needs no PyTorch.
 
 Weights and settings are all that is taken from a checkpoint: no code of it is downloaded, none is run.
 """
 
-import logging
 import shutil
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER, read_json
-from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
-
-logger = logging.getLogger(__name__)
 
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny-decidiffusion"
 KNOWN_CHECKPOINTS = {
@@ -139,7 +130,7 @@ def _check_weights(weights: Path) -> None:
             raise CheckpointError(f"{weights} is only a pointer of Git LFS: fetch the file with `git lfs pull`.")
     if weights.suffix == ".safetensors":
         try:
-            with safe_open(weights, framework="pt"):
+            with safe_open(weights, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
@@ -219,107 +210,6 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
 def weights_size(folder: str | Path) -> int:
     """Bytes of all weights files of a checked checkpoint."""
     return sum(_weights_file(Path(folder), part).stat().st_size for part in WEIGHTED_PARTS)
-
-
-def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
-    """CLIP's text encoder; token ids [b, 77] in, hidden states [b, 77, d] out.
-
-    Raises:
-        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
-    """
-    folder = Path(folder) / "text_encoder"
-    with _building(folder):
-        # The configuration may name a kernel on the hub for its attention; this goes before it.
-        model, info = CLIPTextModel.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
-        )
-        return _complete(model, info, folder)
-
-
-def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> FlexibleUNet2DConditionModel:
-    """U-Net-NAS, built from the configuration in the checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
-    """
-    return _load_model(FlexibleUNet2DConditionModel, Path(folder) / "flexible_unet", dtype)
-
-
-def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The autoencoder; pictures [b, 3, H, W] in -1…1 to latents [b, 4, H / 8, W / 8] and back.
-
-    Raises:
-        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
-    """
-    return _load_model(AutoencoderKL, Path(folder) / "vae", dtype)
-
-
-def load_tiny_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
-    """An autoencoder of a few convolutions, from a folder of its own, whose decoder takes the denoiser's latents.
-
-    Raises:
-        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
-    """
-    return _load_model(AutoencoderTiny, Path(folder), dtype)
-
-
-def _load_model(model_class: type[ModelMixin], folder: Path, dtype: torch.dtype) -> ModelMixin:
-    with _building(folder):
-        model, info = model_class.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-        return _complete(model, info, folder)
-
-
-@contextmanager
-def _building(folder: Path) -> Iterator[None]:
-    """One kind of error for the many that a wrong configuration or damaged weights lead to."""
-    try:
-        yield
-    except (CheckpointError, MemoryError):
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder} does not hold a model that can be built ({type(error).__name__}: {error}): download it again."
-        ) from error
-
-
-def _complete(model: Any, info: dict[str, Any], folder: Path) -> Any:
-    """diffusers and transformers only warn of missing weights, and leave them without values."""
-    if info["missing_keys"]:
-        raise CheckpointError(
-            f"The weights in {folder} lack {len(info['missing_keys'])} parameters that its config.json calls for, "
-            f"such as {sorted(info['missing_keys'])[0]}: download it again."
-        )
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise CheckpointError(f"The weights in {folder} hold NaN or infinity, in {name}: download it again.")
-    return model.eval()
-
-
-def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
-    """CLIP's tokenizer, padding to 77 tokens."""
-    with _building(Path(folder) / "tokenizer"):
-        return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer", local_files_only=True)
-
-
-def prompt_tokenizer(tokenizer: CLIPTokenizer) -> Tokenizer:
-    """What a tokenizer computes with, set to pad: the tokenizers library loads it in a fraction of the time.
-
-    Raises:
-        CheckpointError: its settings lack a token that begins, ends or pads a prompt.
-    """
-    known = tokenizer.get_vocab().values()
-    for name in ("bos_token", "eos_token", "pad_token"):
-        if getattr(tokenizer, f"{name}_id") not in known:
-            token = getattr(tokenizer, name)
-            raise CheckpointError(f"`tokenizer_config.json: {name}` must be a token of vocab.json, got {token!r}.")
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-    if backend.encode("").ids != [tokenizer.bos_token_id, tokenizer.eos_token_id]:
-        raise CheckpointError("The tokenizer must begin and end a prompt with a token each, as CLIP's does.")
-    return backend
 
 
 def copy_tokenizer(folder: str | Path, target: Path) -> None:

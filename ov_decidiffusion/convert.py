@@ -12,7 +12,8 @@ import torch
 from openvino_tokenizers import convert_tokenizer
 from tqdm.auto import tqdm
 
-from ov_decidiffusion.checkpoint import copy_tokenizer, load_tokenizer, prompt_tokenizer, weights_size
+from ov_decidiffusion.checkpoint import copy_tokenizer, weights_size
+from ov_decidiffusion.components import load_tokenizer, prompt_tokenizer
 from ov_decidiffusion.download import find_checkpoint, find_tiny_decoder
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
@@ -36,7 +37,7 @@ from ov_decidiffusion.folder import (
     write_json,
     write_settings,
 )
-from ov_decidiffusion.memory import release_freed_memory
+from ov_decidiffusion.memory import passing_over_what_is_there, release_freed_memory
 from ov_decidiffusion.reports import (
     ConversionReport,
     PartReport,
@@ -118,7 +119,7 @@ def _convert(
     size = weights_size(folder) * (1 if weight_format == "fp16" else 2)
     check_disk(model_dir.parent, size, "The converted folder")
     folders = _folders_of_parts(folder, find_tiny_decoder(folder, local))
-    with building(model_dir) as partial:
+    with building(model_dir) as partial, passing_over_what_is_there():
         parts = _convert_parts(folders, folder, partial, weight_format, verify)
         write_checkpoint_settings(folder, partial)
         content = {"format": FORMAT} | source

@@ -32,7 +32,6 @@ from ov_decidiffusion.checkpoint import (
     CheckpointError,
     check_checkpoint,
     check_tiny_decoder,
-    load_tiny_decoder,
     missing_files,
     missing_message,
 )
@@ -99,6 +98,8 @@ def find_tiny_decoder(checkpoint: Path, local: bool) -> Path | None:
         folder = Path(snapshot_download(TINY_DECODER_ON_HUB, allow_patterns=list(TINY_FILES)))
         _check_hashes(folder, TINY_FILES)
         check_tiny_decoder(folder, vae)
+        from ov_decidiffusion.components import load_tiny_decoder  # seconds, and most checkpoints bring none
+
         load_tiny_decoder(folder)
         return folder
     except Exception as error:  # whatever it is, the checkpoint is whole without

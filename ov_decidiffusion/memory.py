@@ -42,6 +42,17 @@ def release_freed_memory() -> None:
     trim_heap()
 
 
+@contextlib.contextmanager
+def passing_over_what_is_there() -> Iterator[None]:
+    """Within it ``release_freed_memory`` looks at what is new only: a process with its modules holds a million objects,
+    and looking through them takes a quarter of a second each time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def trim_heap() -> None:
     """What has been freed already, which glibc puts off handing back; takes some hundredths of a second."""
     with contextlib.suppress(OSError, AttributeError, TypeError):

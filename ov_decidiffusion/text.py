@@ -68,7 +68,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not file.is_file():
         from transformers import CLIPTokenizer
 
-        from ov_decidiffusion.checkpoint import prompt_tokenizer
+        from ov_decidiffusion.components import prompt_tokenizer
 
         return prompt_tokenizer(CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True))
     try:

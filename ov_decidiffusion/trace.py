@@ -13,11 +13,12 @@ import openvino as ov
 import torch
 from diffusers.models.embeddings import Timesteps
 from openvino.frontend.pytorch import ModuleExtension
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers.utils import logging as transformers_logging
 
-from ov_decidiffusion.checkpoint import load_text_encoder, load_tiny_decoder, load_unet, load_vae
+from ov_decidiffusion.components import load_text_encoder, load_tiny_decoder, load_unet, load_vae
 from ov_decidiffusion.folder import TINY_DECODER
 from ov_decidiffusion.memory import release_freed_memory
 
@@ -222,7 +223,15 @@ def trace(module: nn.Module, config: dict[str, Any], part: TracedPart) -> ov.Mod
     inputs = [(key, ov.PartialShape(shape)) for key, shape in part.shapes.items()]
     others = _remembered_by_torch()  # what the caller's own process has scripted stays
     with torch.no_grad(), _quiet_tracing():
-        model = ov.convert_model(module, example_input=traced, input=inputs, extension=[_UPCAST_EXTENSION])
+        # Without a second trace to compare the first with: what is compared is the whole model's output.
+        decoder = TorchScriptPythonDecoder(
+            module,
+            example_input=traced,
+            module_extensions={_Upcast: _UPCAST_EXTENSION},
+            trace_kwargs={"check_trace": False},
+        )
+        model = ov.convert_model(decoder, input=inputs)
+        del decoder
     if not others:
         _forget_traces()
     release_freed_memory()

@@ -6,13 +6,8 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-from ov_decidiffusion.checkpoint import (
-    EMBEDDED_CHECKPOINT,
-    load_text_encoder,
-    load_tokenizer,
-    load_unet,
-    load_vae,
-)
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.components import load_text_encoder, load_tokenizer, load_unet, load_vae
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.demo import DemoBlocks, make_demo
 from ov_decidiffusion.folder import read_json

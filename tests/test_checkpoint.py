@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError, load_text_encoder
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
+from ov_decidiffusion.components import load_text_encoder
 from ov_decidiffusion.download import find_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

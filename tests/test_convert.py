@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ov_decidiffusion import convert
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, load_text_encoder, load_tokenizer, load_unet, load_vae
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.components import load_text_encoder, load_tokenizer, load_unet, load_vae
 from ov_decidiffusion.convert import ConversionError, convert_checkpoint
 from ov_decidiffusion.trace import psnr
 from training.models import TEXT_WIDTH

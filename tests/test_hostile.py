@@ -14,10 +14,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ov_decidiffusion.checkpoint import (
-    EMBEDDED_CHECKPOINT,
-    CheckpointError,
-    check_checkpoint,
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError, check_checkpoint
+from ov_decidiffusion.components import (
     load_text_encoder,
     load_tiny_decoder,
     load_tokenizer,

@@ -1,0 +1,120 @@
+"""The torch modules of a checkpoint, and its tokenizer: built from weights and settings alone."""
+
+# ruff: noqa: E402  # diffusers is imported first, in the quick way
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ov_decidiffusion.quick_imports import import_diffusers
+
+import_diffusers()
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
+from tokenizers import Tokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ov_decidiffusion.checkpoint import CheckpointError
+from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
+
+
+def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
+    """CLIP's text encoder; token ids [b, 77] in, hidden states [b, 77, d] out.
+
+    Raises:
+        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
+    """
+    folder = Path(folder) / "text_encoder"
+    with _building(folder):
+        # The configuration may name a kernel on the hub for its attention; this goes before it.
+        model, info = CLIPTextModel.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
+        )
+        return _complete(model, info, folder)
+
+
+def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> FlexibleUNet2DConditionModel:
+    """U-Net-NAS, built from the configuration in the checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
+    """
+    return _load_model(FlexibleUNet2DConditionModel, Path(folder) / "flexible_unet", dtype)
+
+
+def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The autoencoder; pictures [b, 3, H, W] in -1…1 to latents [b, 4, H / 8, W / 8] and back.
+
+    Raises:
+        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
+    """
+    return _load_model(AutoencoderKL, Path(folder) / "vae", dtype)
+
+
+def load_tiny_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
+    """An autoencoder of a few convolutions, from a folder of its own, whose decoder takes the denoiser's latents.
+
+    Raises:
+        CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
+    """
+    return _load_model(AutoencoderTiny, Path(folder), dtype)
+
+
+def _load_model(model_class: type[ModelMixin], folder: Path, dtype: torch.dtype) -> ModelMixin:
+    with _building(folder):
+        model, info = model_class.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+        return _complete(model, info, folder)
+
+
+@contextmanager
+def _building(folder: Path) -> Iterator[None]:
+    """One kind of error for the many that a wrong configuration or damaged weights lead to."""
+    try:
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} does not hold a model that can be built ({type(error).__name__}: {error}): download it again."
+        ) from error
+
+
+def _complete(model: Any, info: dict[str, Any], folder: Path) -> Any:
+    """diffusers and transformers only warn of missing weights, and leave them without values."""
+    if info["missing_keys"]:
+        raise CheckpointError(
+            f"The weights in {folder} lack {len(info['missing_keys'])} parameters that its config.json calls for, "
+            f"such as {sorted(info['missing_keys'])[0]}: download it again."
+        )
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise CheckpointError(f"The weights in {folder} hold NaN or infinity, in {name}: download it again.")
+    return model.eval()
+
+
+def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
+    """CLIP's tokenizer, padding to 77 tokens."""
+    with _building(Path(folder) / "tokenizer"):
+        return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer", local_files_only=True)
+
+
+def prompt_tokenizer(tokenizer: CLIPTokenizer) -> Tokenizer:
+    """What a tokenizer computes with, set to pad: the tokenizers library loads it in a fraction of the time.
+
+    Raises:
+        CheckpointError: its settings lack a token that begins, ends or pads a prompt.
+    """
+    known = tokenizer.get_vocab().values()
+    for name in ("bos_token", "eos_token", "pad_token"):
+        if getattr(tokenizer, f"{name}_id") not in known:
+            token = getattr(tokenizer, name)
+            raise CheckpointError(f"`tokenizer_config.json: {name}` must be a token of vocab.json, got {token!r}.")
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    if backend.encode("").ids != [tokenizer.bos_token_id, tokenizer.eos_token_id]:
+        raise CheckpointError("The tokenizer must begin and end a prompt with a token each, as CLIP's does.")
+    return backend
