@@ -1,14 +1,9 @@
 """The torch modules of a checkpoint, and its tokenizer: built from weights and settings alone."""
 
-# ruff: noqa: E402  # diffusers is imported first, in the quick way
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from ov_decidiffusion.quick_imports import import_diffusers
-
-import_diffusers()
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin

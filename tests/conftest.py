@@ -1,5 +1,6 @@
 """What the tests share: the embedded checkpoint, converted once, and diffusers' own pipelines on the same weights."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +26,11 @@ def cpu_flags() -> set[str]:
 
 @pytest.fixture(scope="session")
 def conversion(tmp_path_factory) -> ConversionReport:
-    """The embedded checkpoint, converted with fp16 weights, which are the checkpoint's own."""
-    return convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path_factory.mktemp("models") / "tiny")
+    """The embedded checkpoint, converted with fp16 weights, which are the checkpoint's own; once for all processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return convert_checkpoint(EMBEDDED_CHECKPOINT, folder / "models" / "tiny")
 
 
 @pytest.fixture(scope="session")

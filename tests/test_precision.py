@@ -111,5 +111,7 @@ def test_a_user_without_a_home_can_use_it():
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME", "USER")}
     root = Path(__file__).parent.parent
+    if not all(folder.stat().st_mode & 1 for folder in (root, *root.parents)):
+        pytest.skip(f"another user may not enter {root}")
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
     assert done.stdout.startswith("remembers"), done.stderr
