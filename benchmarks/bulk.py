@@ -2,9 +2,9 @@
 
 The same prompts of the embedded checkpoint, made by the pipeline called one prompt after the other, by ``bulk`` in one
 process, by ``bulk`` on Ray with one actor and with two, and by OpenVINO GenAI and Optimum Intel called in a loop. Each
-row computes in f32, which all of them agree on, in a process of its own. Beside it what each chunk of work costs
-besides its pictures, with rows that are refused. Writes ``benchmarks/results/bulk.md``; with ``--model-dir``, of a
-full-size model say, ``bulk-`` and that folder's name.
+row computes in f32, which all of them agree on, in a process of its own. What starting takes, on Ray, is told apart by
+a run of a few pictures. Beside it what each chunk of work costs besides its pictures, with rows that are refused.
+Writes ``benchmarks/results/bulk.md``; with ``--model-dir``, of a full-size model say, ``bulk-`` and that folder's name.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from ov_decidiffusion.folder import config_file, read_json
 
 PROMPTS = ["a fox in the snow", "an owl in a forest at night", "a whale under water", "a rocket on a beach at sunset"]
 CHUNKS = (100, 1100)
+FEW = 8
 PLAIN = """
 from ov_decidiffusion import OVStableDiffusionPipeline
 pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
@@ -102,6 +103,16 @@ def run(code: str, actors: int, model_dir: Path, count: int, steps: int) -> dict
     return json.loads(done.stdout.rsplit("FOUND", 1)[1])
 
 
+def measure(code: str, actors: int, model_dir: Path, count: int, steps: int) -> dict[str, float]:
+    """A row, with the seconds that pass before its first picture begins, and those of each further picture."""
+    found = run(code, actors, model_dir, count, steps)
+    each = found["seconds"] / count
+    if actors:  # what is warm has nothing to start
+        few = run(code, actors, model_dir, FEW * actors, steps)["seconds"]
+        each = (found["seconds"] - few) / (count - FEW * actors)
+    return found | {"each": each, "start": found["seconds"] - each * count}
+
+
 def around_a_chunk(model_dir: Path, actors: int) -> float:
     """Milliseconds that a chunk costs besides its pictures: looked up, handed out, written down, read again."""
     few, many = (run(REFUSED, actors, model_dir, count, 1)["seconds"] for count in CHUNKS)
@@ -118,7 +129,7 @@ def main() -> None:
     model_dir = options.model_dir or convert_checkpoint(EMBEDDED_CHECKPOINT).model_dir
     found = {}
     for name, (code, actors) in ROWS.items():
-        found[name] = run(code, actors, model_dir, options.pictures, options.steps)
+        found[name] = measure(code, actors, model_dir, options.pictures, options.steps)
         print(f"{name}: {found[name]['seconds']:.1f} s", flush=True)
     plain = next(iter(found.values()))["seconds"]
     rows = [
@@ -126,15 +137,17 @@ def main() -> None:
             name,
             f"{60 * options.pictures / one['seconds']:.{0 if options.model_dir is None else 2}f}",
             f"{plain / one['seconds']:.2f}",
+            f"{one['start']:.0f} s",
+            f"{plain / options.pictures / one['each']:.2f}",
             f"{one['memory'] / 1e9:.1f} GB",
         ]
         for name, one in found.items()
     ]
-    columns = ["", "pictures a minute", "of the plain loop", "peak memory"]
+    columns = ["", "pictures a minute", "of the plain loop", "start", "of the plain loop once started", "peak memory"]
     text = (
-        f"{options.pictures} pictures of {model_dir.name} at f32, {options.steps} steps each. The rows on Ray include "
-        "starting Ray and the actors, each of which loads the models. Measured by `python -m benchmarks.bulk` on this "
-        f"machine:\n\n{machine_facts()}\n\n{table(columns, rows)}\n"
+        f"{options.pictures} pictures of {model_dir.name} at f32, {options.steps} steps each. To start is to start "
+        "Ray and the actors, each of which loads the models; pictures a minute include it. Measured by `python -m "
+        f"benchmarks.bulk` on this machine:\n\n{machine_facts()}\n\n{table(columns, rows)}\n"
     )
     if options.model_dir is None:
         costs = [f"{around_a_chunk(model_dir, actors):.1f} ms {how}" for actors, how in ((0, "alone"), (1, "on Ray"))]

@@ -2,6 +2,8 @@
 DeciDiffusion 2.0. Each is imported when it is wanted, for some of them bring SciPy."""
 
 import difflib
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -62,11 +64,27 @@ def make_scheduler(config: dict[str, Any]) -> SchedulerMixin:
         raise ValueError(f"The scheduler must be one of {', '.join(SUPPORTED_SCHEDULERS)}, got {name!r}.")
     check_whole("num_train_timesteps", config.get("num_train_timesteps", 1000), 1, MAX_TRAIN_TIMESTEPS)
     try:
-        scheduler = scheduler_class(name).from_config(config)
+        scheduler = _built(name, config)
         scheduler.set_timesteps(min(20, scheduler.config.num_train_timesteps))
     except Exception as error:  # whatever a wrong setting leads to
         raise ValueError(f"The settings of the scheduler {name} do not work: {error}") from error
-    return scheduler_class(name).from_config(config)
+    return _built(name, config)
+
+
+def _built(name: str, config: Mapping[str, Any], **settings: Any) -> SchedulerMixin:
+    """What the class's ``from_config`` builds, settings of other classes kept in its configuration.
+
+    That would import every scheduler of diffusers to ask whose settings those are, and one brings half a second of
+    SciPy.
+    """
+    made = scheduler_class(name)
+    own = set(inspect.signature(made.__init__).parameters) - {"self", "kwargs"} - set(made.ignore_for_config)
+    not_meant = {"_use_default_values", *config.get("_use_default_values", ())}  # what another class had by default
+    kept = {key: value for key, value in config.items() if key not in not_meant}
+    others = {key: value for key, value in kept.items() if key not in own}
+    scheduler = made(**{key: value for key, value in (kept | settings).items() if key in own})
+    scheduler.register_to_config(**others | {"_class_name": made.__name__})
+    return scheduler
 
 
 # Solvers by the names that people know, for any checkpoint's noise schedule: a class of diffusers, and settings in
@@ -133,7 +151,7 @@ def make_solver(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     """
     solver, settings = SOLVERS[solver_name(name)]
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("use_")}  # their own sigmas
-    return scheduler_class(solver).from_config(config, **settings)
+    return _built(solver, config, **settings)
 
 
 def peer_scheduler_config(config: dict[str, Any]) -> dict[str, Any]:

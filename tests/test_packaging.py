@@ -69,7 +69,7 @@ def test_a_picture_needs_no_more_than_torch_and_a_piece_of_diffusers(model_dir):
     code = (
         "import sys; from ov_decidiffusion import OVStableDiffusionPipeline; "
         "pipe = OVStableDiffusionPipeline.from_pretrained(sys.argv[1]); pipe('a fox', num_inference_steps=2, seed=0); "
-        "heavy = {'transformers', 'torch._dynamo', 'sympy', 'pandas', 'nncf', 'accelerate', 'matplotlib'}; "
+        "heavy = {'matplotlib', 'transformers', 'torch._dynamo', 'sympy', 'scipy', 'pandas', 'nncf', 'accelerate'}; "
         "models = [name for name in sys.modules if name.startswith('diffusers.models.')]; "
         "print(sorted(heavy & set(sys.modules)), models)"
     )

@@ -19,6 +19,7 @@ from ov_decidiffusion.schedulers import (
     SQUEEZED,
     SUPPORTED_SCHEDULERS,
     make_scheduler,
+    scheduler_class,
 )
 from ov_decidiffusion.squeezed import SqueezedDPMSolverMultistepScheduler, squeeze_timesteps
 
@@ -187,3 +188,17 @@ def test_unknown_solvers_are_answered_with_the_nearest(pipe):
         pipe("a fox", solver="dpm++ 2m karas")
     with pytest.raises(ValueError, match=r"got 7\.$"):
         pipe("a fox", solver=7)
+
+
+@pytest.mark.parametrize("name", SUPPORTED_SCHEDULERS)
+def test_settings_are_those_that_from_config_keeps(name):
+    """Those of other classes too, and without what was another class's default."""
+
+    def settings(scheduler) -> dict:
+        config = dict(scheduler.config)
+        return config | {"_use_default_values": sorted(config.get("_use_default_values", ()))}
+
+    own = read_json(EMBEDDED_CHECKPOINT / "scheduler" / "scheduler_config.json")
+    for config in (own | {"solver_order": 3}, diffusers.EulerDiscreteScheduler.from_config(own).config):
+        made = make_scheduler(dict(config) | {"_class_name": name})
+        assert settings(made) == settings(scheduler_class(name).from_config(config))
