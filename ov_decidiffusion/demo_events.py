@@ -327,7 +327,8 @@ def wire_comparison(page: Page, studio: Studio) -> None:
             values = {shared[one]: filled[one] for one in shared} | {side[one]: filled[one] for one in side}
             seen = None
             for seen in seen_by_visitor(studio, _asked(values), request.session_hash, sitting):
-                yield {page.status: status_text(f"{seen.status} ({name})")}
+                now = f"{name}: {seen.status}"
+                yield {page.status: status_text(now), page.compared_caption: now}
             if seen is None or not seen.kept:
                 return
             pair.append(str(seen.kept[0].path))

@@ -251,7 +251,9 @@ def seed_of(arguments: dict[str, Any], index: int) -> int | None:
 
 def caption_of(arguments: dict[str, Any], seed: int | None, seconds: float) -> str:
     """What is said of a picture."""
-    told = f"{arguments.get('prompt') or ''} — seed {seed}, {seconds:.1f} s"
+    solver = f" of {arguments['solver']}" if arguments.get("solver") else ""
+    steps = f"{arguments.get('num_inference_steps')} steps{solver}"
+    told = f"{arguments.get('prompt') or ''} — seed {seed}, {steps}, {seconds:.1f} s"
     if arguments.get("negative_prompt"):
         told += f", not: {arguments['negative_prompt']}"
     if arguments.get("strength") is not None:
