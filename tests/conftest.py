@@ -1,21 +1,35 @@
 """What the tests share: the embedded checkpoint, converted once, and diffusers' own pipelines on the same weights."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.components import load_text_encoder, load_tokenizer, load_unet, load_vae
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.demo import DemoBlocks, make_demo
-from ov_decidiffusion.folder import read_json
+from ov_decidiffusion.folder import TINY_DECODER, read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizationReport, quantize_models
 from ov_decidiffusion.reports import ConversionReport
 from ov_decidiffusion.schedulers import make_scheduler
+from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
+
+SMALL_BLOCKS = {
+    **{f"{side}_blocks_num_attentions": [0, 1, 0] for side in ("down", "up")},
+    **{f"down_blocks_{side}_channels": [32] * 3 for side in ("in", "out")},
+    "prev_output_channels": [32] * 3,
+    "temb_dim": 128,
+    "down_blocks_num_resnets": [1] * 3,
+    "up_blocks_num_resnets": [2] * 3,
+    "mid_num_resnets": 0,
+    "mid_num_attentions": 0,
+}
 
 
 def cpu_flags() -> set[str]:
@@ -36,6 +50,29 @@ def conversion(tmp_path_factory) -> ConversionReport:
 @pytest.fixture(scope="session")
 def model_dir(conversion) -> Path:
     return conversion.model_dir
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """The embedded checkpoint's form with hardly a layer in it: quickly converted, for all that is not its pictures."""
+    folder = shutil.copytree(
+        EMBEDDED_CHECKPOINT,
+        tmp_path_factory.mktemp("checkpoints") / "small-decidiffusion",
+        ignore=shutil.ignore_patterns("*.safetensors", TINY_DECODER),
+    )
+    unet, vae = (read_json(folder / part / "config.json") for part in ("flexible_unet", "vae"))
+    unet["block_out_channels"] = [32] * 4
+    unet["configurations"] |= SMALL_BLOCKS
+    text = CLIPTextConfig.from_pretrained(folder / "text_encoder", num_hidden_layers=1)
+    FlexibleUNet2DConditionModel.from_config(unet).save_pretrained(folder / "flexible_unet")
+    AutoencoderKL.from_config(vae | {"block_out_channels": [8] * 4}).save_pretrained(folder / "vae")
+    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_model_dir(small_checkpoint, tmp_path_factory) -> Path:
+    return convert_checkpoint(small_checkpoint, tmp_path_factory.mktemp("models") / "tiny").model_dir
 
 
 @pytest.fixture(scope="session")

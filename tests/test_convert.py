@@ -106,13 +106,13 @@ def test_a_second_call_returns_at_once_and_other_folders_are_left_alone(conversi
 
 
 @pytest.mark.parametrize("broken", ["trace.load_vae", "convert.write_tokenizer", "convert.write_checkpoint_settings"])
-def test_an_interrupted_conversion_leaves_nothing_behind(monkeypatch, tmp_path, broken):
+def test_an_interrupted_conversion_leaves_nothing_behind(small_checkpoint, monkeypatch, tmp_path, broken):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"ov_decidiffusion.{broken}", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path / "models" / "tiny", verify=False)
+        convert_checkpoint(small_checkpoint, tmp_path / "models" / "tiny", verify=False)
     assert not list((tmp_path / "models").iterdir())
 
 
@@ -134,15 +134,15 @@ def test_a_model_that_disagrees_with_pytorch_fails_the_conversion(monkeypatch, t
 
 
 def test_a_checkpoint_that_changed_or_another_one_is_not_taken_for_the_converted_one(
-    model_dir, tmp_path, monkeypatch, caplog
+    small_checkpoint, small_model_dir, tmp_path, monkeypatch, caplog
 ):
-    checkpoint = tmp_path / "tiny-decidiffusion"
-    shutil.copytree(EMBEDDED_CHECKPOINT, checkpoint)
-    assert not convert_checkpoint(checkpoint, model_dir).converted
+    checkpoint = tmp_path / "small-decidiffusion"
+    shutil.copytree(small_checkpoint, checkpoint)
+    assert not convert_checkpoint(checkpoint, small_model_dir).converted
     defaults = checkpoint / "pipeline_defaults.json"
     defaults.write_text(defaults.read_text() + "\n")
     with pytest.raises(ValueError, match="fingerprint differs"):
-        convert_checkpoint(checkpoint, model_dir)
+        convert_checkpoint(checkpoint, small_model_dir)
     monkeypatch.chdir(tmp_path)
     first = convert_checkpoint(checkpoint)
     assert first.converted and not convert_checkpoint(checkpoint).converted
@@ -153,12 +153,12 @@ def test_a_checkpoint_that_changed_or_another_one_is_not_taken_for_the_converted
     assert convert_checkpoint(checkpoint).converted, "in the default place it is made anew"
     assert "as it was before it changed" in caplog.text and not derived.exists()
     with pytest.raises(ValueError, match="checkpoint and revision differs"):
-        convert_checkpoint("Deci/tiny-decidiffusion", model_dir, revision="v2")
+        convert_checkpoint("Deci/small-decidiffusion", small_model_dir, revision="v2")
 
 
-def test_a_scheduler_that_other_tools_lack_is_kept_beside_one_that_they_know(tmp_path):
+def test_a_scheduler_that_other_tools_lack_is_kept_beside_one_that_they_know(small_checkpoint, tmp_path):
     checkpoint = tmp_path / "checkpoint"
-    shutil.copytree(EMBEDDED_CHECKPOINT, checkpoint)
+    shutil.copytree(small_checkpoint, checkpoint)
     file = checkpoint / "scheduler" / "scheduler_config.json"
     own = json.loads(file.read_text()) | {
         "_class_name": "DPMSolverMultistepScheduler",

@@ -16,8 +16,8 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 
 @pytest.fixture
-def copied(model_dir, tmp_path) -> Path:
-    return shutil.copytree(model_dir, tmp_path / "tiny")
+def copied(small_model_dir, tmp_path) -> Path:
+    return shutil.copytree(small_model_dir, tmp_path / "tiny")
 
 
 def flip_a_bit(file: Path, place: float) -> None:
@@ -40,11 +40,11 @@ def test_a_flipped_bit_is_found_on_request(copied, name):
     verify_model_dir(copied)
 
 
-def test_a_file_cut_short_is_found_whenever_the_folder_is_loaded(copied):
+def test_a_file_cut_short_is_found_whenever_the_folder_is_loaded(copied, small_checkpoint):
     os.truncate(copied / "unet" / "openvino_model.bin", 1000)
     for use in (
         OVStableDiffusionPipeline.from_pretrained,
-        lambda folder: convert_checkpoint(EMBEDDED_CHECKPOINT, folder),
+        lambda folder: convert_checkpoint(small_checkpoint, folder),
     ):
         with pytest.raises(ValueError, match="unet/openvino_model.bin is of another size than was written"):
             use(copied)
@@ -60,37 +60,37 @@ def test_any_changed_byte_of_a_checkpoint_is_seen_and_a_new_time_alone_is_none(m
         convert_checkpoint(checkpoint, model_dir)
 
 
-def test_a_folder_of_an_older_format_is_converted_anew(copied, caplog):
+def test_a_folder_of_an_older_format_is_converted_anew(copied, caplog, small_checkpoint):
     file = copied / "conversion_report.json"
     report = json.loads(file.read_text())
     for name in ("format", "read", "files"):
         del report[name]
     file.write_text(json.dumps(report | {"fingerprint": "0123"}))
     (copied / "of-old").write_text("")
-    assert convert_checkpoint(EMBEDDED_CHECKPOINT, copied, verify=False).converted
+    assert convert_checkpoint(small_checkpoint, copied, verify=False).converted
     assert "older format" in caplog.text and not (copied / "of-old").exists()
     verify_model_dir(copied)
     assert [left.name for left in copied.parent.iterdir()] == [copied.name]
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"format": 9}'])
-def test_a_broken_report_is_told_by_its_name(copied, content):
+def test_a_broken_report_is_told_by_its_name(copied, content, small_checkpoint):
     (copied / "conversion_report.json").write_text(content)
     with pytest.raises(ValueError, match="conversion_report.json"):
-        convert_checkpoint(EMBEDDED_CHECKPOINT, copied)
+        convert_checkpoint(small_checkpoint, copied)
 
 
-def test_a_folder_of_a_newer_format_is_left_alone(copied):
+def test_a_folder_of_a_newer_format_is_left_alone(copied, small_checkpoint):
     file = copied / "conversion_report.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"format": content["format"] + 1}))
     before = file.read_bytes()
     with pytest.raises(ValueError, match="is no report of this version .another format."):
-        convert_checkpoint(EMBEDDED_CHECKPOINT, copied)
+        convert_checkpoint(small_checkpoint, copied)
     assert file.read_bytes() == before
 
 
-def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_path):
+def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_path, small_checkpoint):
     target = tmp_path / "models" / "tiny"
     left = target.with_name(f".{target.name}.0123abcd.partial")
     left.mkdir(parents=True)
@@ -99,7 +99,7 @@ def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_pat
         "import sys; from ov_decidiffusion.convert import convert_checkpoint; "
         "print(convert_checkpoint(sys.argv[1], sys.argv[2], verify=False))"
     )
-    command = [sys.executable, "-c", code, str(EMBEDDED_CHECKPOINT), str(target)]
+    command = [sys.executable, "-c", code, str(small_checkpoint), str(target)]
     root = Path(__file__).parent.parent
     both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     reports = [process.communicate(timeout=300)[0] for process in both]
@@ -108,9 +108,11 @@ def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_pat
     assert [one.name for one in target.parent.iterdir()] == [target.name]
 
 
-def test_an_empty_folder_is_a_place_to_convert_to_and_names_come_from_real_ones(tmp_path, monkeypatch):
+def test_an_empty_folder_is_a_place_to_convert_to_and_names_come_from_real_ones(
+    tmp_path, monkeypatch, small_checkpoint
+):
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert convert_checkpoint(EMBEDDED_CHECKPOINT, empty, verify=False).converted
+    assert convert_checkpoint(small_checkpoint, empty, verify=False).converted
     monkeypatch.chdir(tmp_path / "empty")
     assert default_model_dir(".") == Path("models/empty-fp16")

@@ -129,6 +129,14 @@ def test_a_model_folder_with_any_odd_field_makes_a_picture_or_is_refused(folder,
             assert picture.ndim == 4 and np.isfinite(picture).all()
 
 
+@pytest.mark.parametrize("blocks", [None, [], 3, {"add_downsample": None}, {"add_downsample": [1, "x"]}])
+def test_blocks_that_are_none_are_refused_by_their_name(folder, blocks):
+    file = folder / "unet" / "config.json"
+    content = json.dumps(read_json(file) | {"configurations": blocks}).encode()
+    with Damage(file, content), pytest.raises(ValueError, match="`unet/config.json: configurations` must hold"):
+        OVStableDiffusionPipeline.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("cut", [0, 100, 0.5])
 @pytest.mark.parametrize("name", CUT)
 def test_a_model_cut_short_is_refused_by_its_folder(folder, name, cut):
@@ -140,7 +148,8 @@ def test_a_model_cut_short_is_refused_by_its_folder(folder, name, cut):
         OVStableDiffusionPipeline.from_pretrained(folder, inference_precision="f32")("a fox", num_inference_steps=1)
 
 
-def test_links_out_of_a_checkpoint_are_not_followed_and_other_files_not_copied(checkpoint, tmp_path):
+def test_links_out_of_a_checkpoint_are_not_followed_and_other_files_not_copied(small_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
     for name in ("x.txt", "run.py"):
         os.symlink("/etc/hostname", checkpoint / "tokenizer" / name)
     report = convert_checkpoint(checkpoint, tmp_path / "model", verify=False)

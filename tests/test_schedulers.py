@@ -76,9 +76,8 @@ def test_pipeline_matches_diffusers_solver_at_the_squeezed_timesteps(pipe, diffu
     assert [int(step.timestep) for step in redone] == timesteps[5:]
 
 
-def test_a_checkpoint_that_names_it_gets_it_and_peers_get_ddim_on_its_betas(tmp_path):
-    checkpoint = tmp_path / "tiny-2"
-    shutil.copytree(EMBEDDED_CHECKPOINT, checkpoint)
+def test_a_checkpoint_that_names_it_gets_it_and_peers_get_ddim_on_its_betas(small_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(small_checkpoint, tmp_path / "tiny-2")
     (checkpoint / "pipeline_defaults.json").unlink()
     config = {
         "_class_name": "SqueezedDPMSolverMultistepScheduler",

@@ -140,8 +140,8 @@ def test_the_published_one_is_downloaded_where_the_latents_are_stable_diffusions
         hub.server.shutdown()
 
 
-def test_a_local_checkpoint_without_one_converts_and_asks_no_hub(tmp_path, bare, monkeypatch):
+def test_a_local_checkpoint_without_one_converts_and_asks_no_hub(tmp_path, small_checkpoint, monkeypatch):
     monkeypatch.setattr("ov_decidiffusion.download.snapshot_download", lambda *args, **options: pytest.fail("asked"))
-    report = convert_checkpoint(bare, tmp_path / "models", verify=False)
+    report = convert_checkpoint(small_checkpoint, tmp_path / "models", verify=False)
     assert TINY_DECODER not in [part.name for part in report.parts]
     assert not graph_file(report.model_dir, TINY_DECODER).exists()
