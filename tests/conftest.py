@@ -38,6 +38,15 @@ def cpu_flags() -> set[str]:
     return set(file.read_text().split()) if file.is_file() else set()
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What tests want told though they pass, such as the notebook's slowest cells."""
+    for report in terminalreporter.getreports("passed"):
+        for name, told in report.user_properties:
+            if name == "told" and report.when == "call":
+                terminalreporter.write_sep("=", report.nodeid)
+                terminalreporter.write_line(told)
+
+
 @pytest.fixture(scope="session")
 def conversion(tmp_path_factory) -> ConversionReport:
     """The embedded checkpoint, converted with fp16 weights, which are the checkpoint's own; once for all processes."""

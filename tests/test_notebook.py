@@ -25,7 +25,7 @@ def code_cells(path: Path) -> list[dict]:
     return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 
-def test_runs_with_the_embedded_checkpoint():
+def test_runs_with_the_embedded_checkpoint(record_property):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--durations=8", "-p", "no:cacheprovider", NOTEBOOK.name],
         cwd=ROOT,
@@ -36,7 +36,7 @@ def test_runs_with_the_embedded_checkpoint():
     )
     assert done.returncode == 0, done.stdout[-5000:]
     assert "failed" not in done.stdout and "passed" in done.stdout
-    print(done.stdout[-2500:])  # the slowest cells, for `pytest -rP`
+    record_property("told", done.stdout[done.stdout.index("slowest 8 durations") :])
 
 
 def test_was_committed_executed_with_pictures_that_say_what_they_show():
