@@ -121,7 +121,7 @@ def around_a_chunk(model_dir: Path, actors: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--model-dir", type=Path)
     options = parser.parse_args()
