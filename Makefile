@@ -3,7 +3,7 @@
 # make notebook    execute the notebook and write it as it is committed
 # make benchmark   measure speed, memory and fidelity at full size, beside peers; an hour and a half
 # make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; half an hour
-# make bulk-benchmark    many pictures, and many clients of the server; a quarter of an hour
+# make bulk-benchmark    many pictures, and many clients of the server; half an hour
 # make soak        kills, many clients, hundreds of pictures, fuzzing at length; half an hour
 # make lock    pin all packages with their hashes in requirements.lock (Linux, Python 3.11)
 # LOCKED=1 installs what the lock says instead of the newest that requirements.txt allows.

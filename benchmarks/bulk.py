@@ -108,8 +108,8 @@ def measure(code: str, actors: int, model_dir: Path, count: int, steps: int) -> 
     found = run(code, actors, model_dir, count, steps)
     each = found["seconds"] / count
     if actors:  # what is warm has nothing to start
-        few = run(code, actors, model_dir, FEW * actors, steps)["seconds"]
-        each = (found["seconds"] - few) / (count - FEW * actors)
+        few = min(FEW * actors, count // 2)
+        each = (found["seconds"] - run(code, actors, model_dir, few, steps)["seconds"]) / (count - few)
     return found | {"each": each, "start": found["seconds"] - each * count}
 
 
