@@ -9,7 +9,7 @@ import torch
 from ov_decidiffusion.profiling import level_times
 from ov_decidiffusion.studies import closeness_by_steps, guidance_map, walk_down
 from ov_decidiffusion.word_maps import word_effects, word_maps
-from training.scenes import LEFT, TOP
+from training.scenes import TOP, middle_left
 from training.teach_a_word import draw_heart, teach_a_word
 
 PROMPT = "a fox in the snow"
@@ -121,7 +121,7 @@ def test_a_taught_word_is_drawn_where_it_was_not_before():
     def share(picture):
         pixels = np.asarray(picture, int)
         hot = (pixels[..., 0] > 150) & (pixels[..., 1] < 110) & (pixels[..., 2] < 130)
-        left, top = LEFT[""], TOP[""][0]
+        left, top = middle_left(""), TOP[""][0]
         return (hot[top : top + 80, left : left + 80] == red).mean()
 
     print(f"like a heart: {share(before):.2f} before, {share(after):.2f} after")

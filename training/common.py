@@ -57,9 +57,9 @@ def held_rate(step: int, steps: int, warmup: int = 100) -> float:
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1, steps // 5))
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
+def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The randomness of one step, so that a resumed run draws what an unbroken one would have drawn."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> list[float]:

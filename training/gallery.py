@@ -17,10 +17,10 @@ PROMPTS = [
     "a robot on a beach at sunset",
     "a ghost in a forest at night",
     "a lion in the mountains at sunset",
-    "a castle on the sea",
-    "a rabbit in the mountains at night",
+    "a blue car in the desert",
+    "a castle and a balloon in a meadow",
     "a hamburger in space",
-    "a penguin in a city at night",
+    "a penguin and a snowman in the mountains at night",
 ]
 PICTURES, SHEET, FILM = (Path("docs") / name for name in ("pictures.png", "never-trained-on.png", "belief.gif"))
 

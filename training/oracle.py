@@ -1,7 +1,7 @@
 """Reads a little scene back without any network: which objects, at which size, in which place.
 
 The place is the drawn one whose rim is nearest to the picture's. On that place, every object at every size
-is laid in turn, and the one that leaves the smallest difference is what the picture shows; how much more
+is laid on every spot in turn, and the one that leaves the smallest difference is what the picture shows; how much more
 the runner-up leaves is the margin. Pairs are read as two objects, each at its own spot.
 """
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from training.artwork import HUES, ICONS, OWN_HUES, template
 from training.places import VARIANTS, draw_place, is_plain, place_names
-from training.scenes import APART, FLYING, LEFT, SIDE, SIZES, TOP
+from training.scenes import APART, FLYING, LEFTS, SIDE, SIZES, TOP
 
 SCALE = 2  # pictures are read at half their size: what an object is shows there
 RIM = 6  # pixels of the picture, around it, that no object reaches
@@ -65,35 +65,56 @@ def _rim() -> np.ndarray:
     return mask
 
 
+@dataclass(frozen=True)
+class _Templates:
+    """All objects that stand, or all that fly, at one size: what they add to a ground, and how much of it they cover.
+
+    Laid on a ground g, an object of colours c (times its cover) and cover a gives c + (1 - a) g. Of a picture that
+    differs from the ground by d, it leaves (d - c + a g)²; what follows is that square's sum multiplied out, so that
+    each term is a product of a matrix over all objects with a vector of the picture.
+    """
+
+    keys: list[tuple[str, str | None]]
+    colors: np.ndarray  # c, float32 [objects, s * s * 3]
+    cover: np.ndarray  # a, [objects, s * s]
+    colors_cover: np.ndarray  # c a
+    cover_squared: np.ndarray
+    colors_squared: np.ndarray  # the sum of c², [objects]
+
+    def left_over(self, picture: np.ndarray, ground: np.ndarray) -> np.ndarray:
+        """What each leaves of the difference between two squares [s, s, 3], beyond or below all of it: [objects]."""
+        difference, ground_squared = picture - ground, np.square(ground).sum(axis=2).ravel()
+        along = self.colors @ difference.ravel() - self.cover @ (difference * ground).sum(axis=2).ravel()
+        own = self.colors_squared - 2 * self.colors_cover @ ground.ravel() + self.cover_squared @ ground_squared
+        return own - 2 * along
+
+
 @cache
-def _objects(size: str) -> tuple[list[tuple[str, str | None]], np.ndarray, np.ndarray]:
-    """(name, colour) of every object, its colours [n, s, s, 3] and its cover [n, s, s, 1] at half a size."""
-    keys = [(name, None) for name in ICONS]
-    keys += [(name, color) for name in OWN_HUES for color in HUES]
-    drawn = [template(name, SIZES[size], color) for name, color in keys]
+def _templates(size: str, flying: bool) -> _Templates:
+    keys = [(name, None) for name in ICONS] + [(name, color) for name in OWN_HUES for color in HUES]
+    keys = [(name, color) for name, color in keys if (name in FLYING) == flying]
     side = SIZES[size] // SCALE
-    pixels = np.stack(
-        [np.asarray(one.convert("RGBa").resize((side, side), Image.Resampling.BOX), np.float32) for one in drawn]
-    )
-    cover = pixels[..., 3:] / 255
-    return keys, pixels[..., :3], cover
+    drawn = [template(name, SIZES[size], color).convert("RGBa") for name, color in keys]
+    pixels = np.stack([np.asarray(one.resize((side, side), Image.Resampling.BOX), np.float32) for one in drawn])
+    colors, cover = pixels[..., :3].reshape(len(keys), -1), pixels[..., 3].reshape(len(keys), -1) / 255
+    colors_cover = colors * np.repeat(cover, 3, axis=1)
+    return _Templates(keys, colors, cover, colors_cover, np.square(cover), np.square(colors).sum(axis=1))
 
 
-def _laid(picture: np.ndarray, ground: np.ndarray, size: str, left: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each object, laid so far from the left where it would stand or fly: what it leaves of the picture's difference
-    to the ground, beyond or below all of it; and what that difference is in its square. Both [objects]."""
-    keys, colors, cover = _objects(size)
+def _laid(
+    picture: np.ndarray, ground: np.ndarray, size: str, left: int
+) -> tuple[list[tuple[str, str | None]], np.ndarray, np.ndarray]:
+    """Every object's name and colour; laid so far from the left where it would stand or fly, what it leaves of the
+    picture's difference to the ground, beyond or below all of it; and what that difference is in its square."""
     side, left = SIZES[size] // SCALE, left // SCALE
-    flying = np.array([name in FLYING for name, _ in keys])
-    left_over, there = np.empty(len(keys)), np.empty(len(keys))
-    for kind, top in enumerate(TOP[size]):
+    keys, left_over, there = [], [], []
+    for flying, top in enumerate(TOP[size]):
         box = (slice(top // SCALE, top // SCALE + side), slice(left, left + side))
-        mine = flying == kind
-        before = np.square(picture[box] - ground[box]).sum()
-        laid = colors[mine] + (1 - cover[mine]) * ground[box]
-        left_over[mine] = np.square(picture[box] - laid).sum(axis=(1, 2, 3)) - before
-        there[mine] = before
-    return left_over, there
+        known = _templates(size, bool(flying))
+        keys += known.keys
+        left_over.append(known.left_over(picture[box], ground[box]))
+        there.append(np.full(len(known.keys), np.square(picture[box] - ground[box]).sum()))
+    return keys, np.concatenate(left_over), np.concatenate(there)
 
 
 def read_place(picture: Image.Image) -> tuple[str, int]:
@@ -109,13 +130,13 @@ def read_picture(picture: Image.Image) -> Reading:
     place, variant = read_place(picture)
     keys, grounds = _places()
     pixels, ground = _small(picture), grounds[keys.index((place, variant))]
-    found = [_read_at(pixels, ground, place, size) for size in SIZES]
+    found = [_read_at(pixels, ground, place, size, left) for size in SIZES for left in LEFTS[size]]
     return min(found, key=lambda one: one[0])[1]
 
 
-def _read_at(pixels: np.ndarray, ground: np.ndarray, place: str, size: str) -> tuple[float, Reading]:
-    """What the best objects of a size leave of the difference to the ground, and the reading."""
-    lefts = (LEFT[size], LEFT[size] + APART) if size == "pair" else (LEFT[size],)
+def _read_at(pixels: np.ndarray, ground: np.ndarray, place: str, size: str, left: int) -> tuple[float, Reading]:
+    """What the best objects of a size, so far from the left, leave of the difference to the ground; and the reading."""
+    lefts = (left, left + APART) if size == "pair" else (left,)
     found = [_best_at(pixels, ground, size, left) for left in lefts]
     (names, colors), margins = zip(*(one[0] for one in found), strict=True), [one[1] for one in found]
     whole = float(np.square(pixels - ground).sum())
@@ -127,8 +148,7 @@ def _best_at(
 ) -> tuple[tuple[str, str | None], float, float]:
     """The object that leaves least so far from the left; how much more the best one of another name leaves, as a share
     of the difference in the square; and what it leaves."""
-    keys = _objects(size)[0]
-    left_over, there = _laid(pixels, ground, size, left)
+    keys, left_over, there = _laid(pixels, ground, size, left)
     best = int(left_over.argmin())
     others = np.array([name != keys[best][0] for name, _ in keys])
     least = float(left_over[best])

@@ -4,7 +4,7 @@ describe. Objects (``artwork.py``) stand in places (``places.py``), at a few siz
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -14,12 +14,13 @@ from training.places import VARIANTS, draw_place, is_plain, place_names
 
 SIDE = 128  # of the pictures that the measures below are for, in pixels
 SIZES = {"small": 48, "": 80, "large": 112, "pair": 48}  # of an object, in pixels
-# One spot each, where a caption names one object: between two of them a small network draws something of both. Those of
-# a pair lie 32 pixels from the small one's, a step of the U-Net's third level: down to it an object looks the same on
-# all of them, so that it is learned once.
-LEFT = {"small": 40, "": 24, "large": 8, "pair": 8}
+# Left edges of where an object may stand; the middle one is the example's. Those of a small one and of a pair lie a
+# step of the U-Net's third level apart, those of the usual size a step of its second: down to it an object looks the
+# same on all of them, so that it is learned once.
+LEFTS = {"small": (8, 40, 72), "": (8, 24, 40), "large": (8,), "pair": (8,)}
 APART = 64  # two objects of a pair
 TOP = {"small": (64, 32), "": (32, 16), "large": (8, 8), "pair": (64, 32)}  # of what stands and of what flies
+SHARES = {"": 36, "large": 18, "small": 12, "pair": 34}  # of scenes to train on, in percent
 FLYING = {"butterfly", "bee", "rocket", "airplane", "balloon", "ufo", "sun", "moon", "rainbow", "star"}
 PLURAL = {"cherries"}
 PLACES = tuple(place_names())
@@ -73,11 +74,16 @@ def is_held_out(name: str, place: str) -> bool:
     return zlib.crc32(f"{name} {place}".encode()) % 5 == 0
 
 
+def middle_left(size: str) -> int:
+    """The left edge of an object in the middle, or of the first of two."""
+    return LEFTS[size][len(LEFTS[size]) // 2]
+
+
 def make_scene(names: tuple[str, ...], place: str, size: str, rng: random.Random, colors: bool = True) -> Scene:
     """Put one object of a size, or two, into a place; the rest is drawn from ``rng``."""
     size = "pair" if len(names) == 2 else size
     side = SIZES[size]
-    left = LEFT[size]
+    left = rng.choice(LEFTS[size])
     objects = []
     for name in names:
         color = rng.choice(list(HUES)) if colors and name in OWN_HUES and rng.random() < 0.5 else None
@@ -88,7 +94,7 @@ def make_scene(names: tuple[str, ...], place: str, size: str, rng: random.Random
 
 def random_scene(rng: random.Random) -> Scene:
     """A scene to train on: mostly one object, never a held-out combination."""
-    kind = rng.choices(("", "large", "small", "pair"), (46, 24, 8, 22))[0]
+    kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
     while True:
         place = rng.choice(PLACES)
         names = tuple(rng.sample(list(ICONS), 2 if kind == "pair" else 1))
@@ -118,8 +124,17 @@ def draw_scene(scene: Scene, side: int = SIDE, objects: Callable[..., Image.Imag
 
 
 def example_picture(name: str, place: str, size: str = "", side: int = SIDE) -> Image.Image:
-    """A true picture of one object in its own colours, always the same; needs no network."""
-    return draw_scene(make_scene((name,), place, size, random.Random(0), colors=False), side, template)
+    """A true picture of one object in its own colours, in the middle, always the same; needs no network."""
+    scene = make_scene((name,), place, size, random.Random(0), colors=False)
+    return draw_scene(replace(scene, objects=(replace(scene.objects[0], left=middle_left(size)),)), side, template)
+
+
+def draw_some(count: int, seed: str) -> tuple[list[Scene], list[str], np.ndarray]:
+    """Scenes to train on, what somebody would call each, and their pictures, uint8 [count, SIDE, SIDE, 3]."""
+    rng = random.Random(seed)
+    scenes = [random_scene(rng) for _ in range(count)]
+    captions = [reword(scene, rng) for scene in scenes]
+    return scenes, captions, np.stack([np.asarray(draw_scene(scene, SIDE)) for scene in scenes])
 
 
 def _with_shadow(picture: Image.Image, where: tuple[int, int], width: int) -> Image.Image:

@@ -14,7 +14,8 @@ from ov_decidiffusion.components import load_tokenizer, load_vae
 from training.checkpoint_files import load_parts
 from training.models import MAX_TOKENS, make_scheduler
 from training.places import PLAIN, draw_place
-from training.scenes import LEFT, SIDE, SIZES, TOP, with_article
+from training.sampling import sample_latents
+from training.scenes import SIDE, SIZES, TOP, middle_left, with_article
 
 BATCH, RATE, GUIDANCE, STEPS = 16, 5e-4, 3.0, 20
 
@@ -39,7 +40,7 @@ def _pictures() -> tuple[list[str], torch.Tensor]:
         for size in ("", "large"):
             heart = draw_heart(SIZES[size])
             picture = draw_place(place, 0, SIDE).copy()
-            picture.paste(heart, (LEFT[size], TOP[size][0]), heart)
+            picture.paste(heart, (middle_left(size), TOP[size][0]), heart)
             captions.append(with_article(f"{size} heart".strip()) + f" {place}")
             pictures.append(np.asarray(picture))
     return captions, torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -86,12 +87,9 @@ def teach_a_word(
 
 @torch.no_grad()
 def _draw(vae: nn.Module, unet: nn.Module, text: torch.Tensor, seed: int) -> Image.Image:
-    """A picture for hidden states [2, n, d] of the empty prompt and of the prompt, by DDIM."""
-    scheduler, side = make_scheduler(), unet.config["sample_size"]
-    scheduler.set_timesteps(STEPS)
-    latents = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(seed))
-    for timestep in scheduler.timesteps:
-        against, wanted = unet(torch.cat([latents] * 2), timestep, text).sample.chunk(2)
-        latents = scheduler.step(against + GUIDANCE * (wanted - against), timestep, latents).prev_sample
+    """A picture for hidden states [2, n, d] of the empty prompt and of the prompt."""
+    side = unet.config["sample_size"]
+    noise = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(seed))
+    latents = sample_latents(unet, text, noise, GUIDANCE, STEPS)
     pixels = vae.decode(latents / vae.config.scaling_factor).sample[0].permute(1, 2, 0)
     return Image.fromarray(((pixels + 1) * 127.5).clamp(0, 255).byte().numpy())

@@ -7,15 +7,15 @@ before. What is written is the exponential moving average of the weights.
 """
 
 import argparse
-import random
+import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
@@ -34,11 +34,12 @@ from training.common import (
 )
 from training.models import MAX_TOKENS, SIDE, VAE_FACTOR, make_scheduler, make_text_encoder, make_unet
 from training.optimizers import MatrixOptimizer
-from training.scenes import APART, LEFT, SIZES, TOP, Scene, draw_scene, random_scene, reword
+from training.scenes import APART, LEFTS, SHARES, SIZES, TOP, Scene, draw_some
 from training.teach_to_read import teach_to_read
 from training.tokenizer import make_tokenizer
 
 RUNS = Path(__file__).parent / "runs"
+CHUNK = 32  # pictures that a process draws at a time
 CAPTION_DROPOUT = 0.1
 OBJECT_WEIGHT = 3.0  # of an error where an object stands, against one elsewhere
 EMA_DECAY = 0.9995
@@ -53,29 +54,41 @@ def object_weights(scene: Scene) -> torch.Tensor:
     return (weights / weights.mean()).half()
 
 
+class Drawings(Dataset):
+    """Scenes to train on, CHUNK at a time: pixels uint8 [CHUNK, SIDE, SIDE, 3], their positions' weights, captions."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed = count, seed
+
+    def __len__(self) -> int:
+        return -(-self.count // CHUNK)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        scenes, captions, pictures = draw_some(min(CHUNK, self.count - i * CHUNK), f"{self.seed} {i}")
+        return torch.from_numpy(pictures), torch.stack([object_weights(scene) for scene in scenes]), captions
+
+
 def draw_and_encode(
     vae: AutoencoderKL, count: int, seed: int, precision: str, cache: Path
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Scaled latents [count, 4, SIDE / 8, SIDE / 8] in float16, the weights of their positions, and their captions;
-    kept in a file for a resumed run."""
-    key = [count, seed, fingerprint(vae.parameters()), OBJECT_WEIGHT, [SIZES, LEFT, TOP, APART]]
+    kept in a file for a resumed run. All cores draw while the device encodes."""
+    key = [count, seed, fingerprint(vae.parameters()), OBJECT_WEIGHT, [SIZES, LEFTS, TOP, APART, SHARES]]
     if (kept := read_file(cache, key)) is not None:
         return kept["latents"], kept["weights"], kept["captions"]
-    rng, device = random.Random(seed), pick_device()
+    device = pick_device()
     vae = vae.to(device)
     latents, weights, captions = [], [], []
     with tqdm(total=count, desc="drawing and encoding", unit="picture") as progress:
-        while len(captions) < count:
-            scenes = [random_scene(rng) for _ in range(min(50, count - len(captions)))]
-            captions += [reword(scene, rng) for scene in scenes]
-            weights += [object_weights(scene) for scene in scenes]
-            pictures = np.stack([np.asarray(draw_scene(scene, SIDE)) for scene in scenes])
-            x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        for pictures, weight, said in DataLoader(Drawings(count, seed), batch_size=None, num_workers=os.cpu_count()):
+            x = pictures.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             with torch.no_grad(), autocast(device, precision):
                 mean = vae.encode(x).latent_dist.mean
-            latents.append((mean.float().cpu() * vae.config.scaling_factor).half())
-            progress.update(len(scenes))
-    latents, weights = torch.cat(latents), torch.stack(weights)
+            latents.append((mean.float() * vae.config.scaling_factor).half().cpu())
+            weights.append(weight)
+            captions += said
+            progress.update(len(said))
+    latents, weights = torch.cat(latents), torch.cat(weights)
     write_file(cache, {"key": key, "latents": latents, "weights": weights, "captions": captions})
     return latents, weights, captions
 
@@ -100,8 +113,10 @@ def draw_timesteps(count: int, total: int, generator: torch.Generator) -> torch.
     of the schedule, where the caption decides what there is: later, it can be seen through the noise. Evenly spaced
     draws, each moved by a little, vary less than independent ones.
     """
+    device = generator.device
     uniform, shaping = (
-        (torch.arange(n) + torch.rand(n, generator=generator)) / n for n in (count // 2, count - count // 2)
+        (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
+        for n in (count // 2, count - count // 2)
     )
     normal = torch.special.ndtri(shaping.clamp(1e-4, 1 - 1e-4))
     share = torch.cat([uniform, torch.sigmoid(0.9 * normal + 0.1)])
@@ -124,9 +139,9 @@ def make_denoiser(tokenizer: CLIPTokenizer, start_from: Path | None, seed: int, 
     else:
         denoiser = Denoiser(make_unet(), make_text_encoder(len(tokenizer)))
         denoiser.text_encoder.load_state_dict(_reading_encoder(tokenizer, reading, seed))
-    # On CPUs the fused attention is slower than plain matrix products at these small widths.
-    denoiser.unet.set_attn_processor(AttnProcessor())
-    denoiser.text_encoder.config._attn_implementation = "eager"
+    if pick_device().type == "cpu":  # there the fused attention is slower than plain products at these small widths
+        denoiser.unet.set_attn_processor(AttnProcessor())
+        denoiser.text_encoder.config._attn_implementation = "eager"
     return denoiser.train()
 
 
@@ -154,35 +169,35 @@ def train(
     device, state_file = pick_device(), RUNS / "denoiser.pt"
     scheduler = make_scheduler()
     denoiser.to(device)
-    optimizer = MatrixOptimizer(denoiser, options.rate)
+    optimizer = MatrixOptimizer(denoiser, options.rate, torch.bfloat16 if precision == "bf16" else torch.float32)
     average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True)
     settings = [options.batch, options.rate, options.seed]  # not the steps: a run may be made longer
     key = [fingerprint(denoiser.parameters()), fingerprint([latents, weights]), *settings]
     start = resume(state_file, key, denoiser=denoiser, optimizer=optimizer, average=average)
     average.to(device)
-    smooth, run = None, torch.compile(denoiser) if options.compile else denoiser
+    latents, weights, input_ids, empty = (kept.to(device) for kept in (latents, weights, input_ids, empty))
+    losses, run = [], torch.compile(denoiser) if options.compile else denoiser
     progress = tqdm(
         range(start, options.steps), initial=start, total=options.steps, desc=f"denoiser ({precision})", unit="step"
     )
     for step in progress:
-        generator = step_generator(options.seed, step)
-        which = torch.randint(len(latents), (options.batch,), generator=generator)
-        noise = torch.randn((options.batch, *latents.shape[1:]), generator=generator)
+        generator = step_generator(options.seed, step, device)
+        which = torch.randint(len(latents), (options.batch,), generator=generator, device=device)
+        clean, ids = latents[which].float(), input_ids[which]
+        noise = torch.randn(clean.shape, generator=generator, device=device)
         timesteps = draw_timesteps(options.batch, scheduler.config.num_train_timesteps, generator)
-        ids = input_ids[which]
-        ids[torch.rand(options.batch, generator=generator) < CAPTION_DROPOUT] = empty
-        clean = latents[which].float()
-        noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
-        target = scheduler.get_velocity(clean, noise, timesteps).to(device)
+        dropped = torch.rand(options.batch, generator=generator, device=device) < CAPTION_DROPOUT
+        ids = torch.where(dropped[:, None], empty, ids)
         with autocast(device, precision):
-            v = run(noisy, timesteps.to(device), ids.to(device))
-        loss = ((v - target).square() * weights[which].to(device).float()).mean()
+            v = run(scheduler.add_noise(clean, noise, timesteps), timesteps, ids)
+        target = scheduler.get_velocity(clean, noise, timesteps)
+        loss = ((v - target).square() * weights[which].float()).mean()
         optimizer.step(loss, options.rate * held_rate(step, options.steps))
         average.step(denoiser.parameters())
-        smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
+        losses.append(loss.detach())  # read below only: a GPU would wait for it
         if (step + 1) % 250 == 0 or step + 1 == options.steps:
             save_state(state_file, key, step + 1, denoiser=denoiser, optimizer=optimizer, average=average)
-            progress.write(f"step {step + 1}: loss {smooth:.4f}")
+            progress.write(f"step {step + 1}: loss {torch.stack(losses[-250:]).mean().item():.4f}")
     return average
 
 

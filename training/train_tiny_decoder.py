@@ -1,20 +1,19 @@
 """Train the embedded checkpoint's tiny autoencoder: ``python -m training.train_tiny_decoder CHECKPOINT``.
 
-Its decoder learns to make the whole decoder's pictures of the same latents, those of scenes, and mixtures of two
-scenes, which is what a denoiser predicts before it has made up its mind; its encoder learns the whole encoder's
-latents. It is diffusers' ``AutoencoderTiny``, narrower than the one published for Stable Diffusion's latents (TAESD,
-https://github.com/madebyollin/taesd), for pictures of 128 pixels need less.
+Its decoder learns to make the whole decoder's pictures of the same latents: those of scenes; mixtures of two scenes,
+which is what a denoiser predicts before it has made up its mind; and those that the denoiser makes. Its encoder learns
+the whole encoder's latents. It is diffusers' ``AutoencoderTiny``, narrower than the one published for Stable
+Diffusion's latents (TAESD, https://github.com/madebyollin/taesd), for pictures of 128 pixels need less.
 """
 
 import argparse
-import random
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 
 from ov_decidiffusion.folder import TINY_DECODER
 from training.checkpoint_files import write_part
@@ -26,11 +25,15 @@ from training.common import (
     pick_device,
     step_generator,
 )
-from training.models import SIDE
-from training.scenes import draw_scene, random_scene
+from training.models import SIDE, VAE_FACTOR
+from training.sampling import sample_latents
+from training.scenes import draw_some
+from training.train_denoiser import Denoiser, make_denoiser, token_ids
 
-MIXED_SHARE = 1 / 3  # of the latents
-CHECKED = 200  # pictures at the end, none of them trained on
+CHUNK = 60  # pictures at a time, a third of each kind
+KINDS = ("scenes", "mixtures", "generated")
+CHECKED = 4 * CHUNK  # pictures at the end, none of them trained on
+GUIDANCE, STEPS = 3.0, 10  # of the generated ones
 
 
 def make_tiny_autoencoder() -> AutoencoderTiny:
@@ -44,24 +47,30 @@ def make_tiny_autoencoder() -> AutoencoderTiny:
 
 
 @torch.no_grad()
-def make_examples(vae: AutoencoderKL, count: int, seed: int, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents as the denoiser has them, float32 [count, 4, SIDE / 8, SIDE / 8], and the whole decoder's pictures of
-    them, uint8 [count, 3, SIDE, SIDE]."""
-    rng, generator, device = random.Random(seed), torch.Generator().manual_seed(seed), pick_device()
-    vae = vae.to(device)
-    all_latents, pictures = [], []
-    for _ in tqdm(range(0, count, 20), desc="drawing, encoding and decoding", unit_scale=20, unit="picture"):
-        scenes = np.stack([np.asarray(draw_scene(random_scene(rng), SIDE)) for _ in range(20)])
-        x = torch.from_numpy(scenes).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+def make_examples(
+    vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer, count: int, seed: int, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents as the pipeline has them, float32 [count, 4, SIDE / 8, SIDE / 8], and the whole decoder's pictures of
+    them, uint8 [count, 3, SIDE, SIDE]. Of every CHUNK, the first third is of scenes, the next of mixtures, and the last
+    is made by the denoiser."""
+    generator, device = torch.Generator().manual_seed(seed), pick_device()
+    vae, denoiser = vae.to(device), denoiser.to(device).eval()
+    all_latents, pictures, factor = [], [], vae.config.scaling_factor
+    for number in tqdm(range(-(-count // CHUNK)), desc="making latents and pictures", unit=f"{CHUNK} pictures"):
+        _, captions, drawn = draw_some(CHUNK, f"{seed} {number}")
+        x = torch.from_numpy(drawn).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        noise = torch.randn((CHUNK // 3, 4, *(SIDE // VAE_FACTOR,) * 2), generator=generator).to(device)
+        ids = token_ids(tokenizer, [""] * len(noise) + captions[: len(noise)]).to(device)
+        share = torch.rand(CHUNK // 3, 1, 1, 1, generator=generator).to(device)
         with autocast(device, precision):
-            latents = vae.encode(x).latent_dist.mode().float()
-            mixed = torch.rand(20, 1, 1, 1, generator=generator) < MIXED_SHARE
-            share = torch.where(mixed, torch.rand(20, 1, 1, 1, generator=generator), torch.ones(())).to(device)
-            latents = share * latents + (1 - share) * latents.roll(1, 0)
+            plain, one, other = vae.encode(x).latent_dist.mode().float().chunk(3)
+            hidden_states = denoiser.text_encoder(ids).last_hidden_state
+            made = sample_latents(denoiser.unet, hidden_states, noise, GUIDANCE, STEPS)
+            latents = torch.cat([plain, share * one + (1 - share) * other, made / factor])
             decoded = vae.decode(latents).sample.float()
-        all_latents.append((latents * vae.config.scaling_factor).cpu())
+        all_latents.append((latents * factor).cpu())
         pictures.append((decoded.clamp(-1, 1) * 127.5 + 127.5).round().byte().cpu())
-    return torch.cat(all_latents)[:count], torch.cat(pictures)[:count]
+    return torch.cat(all_latents), torch.cat(pictures)
 
 
 def pixels(pictures: torch.Tensor) -> torch.Tensor:
@@ -80,11 +89,13 @@ def train(
     """
     device = pick_device()
     tiny.to(device).train()
+    latents, pictures = latents.to(device), pictures.to(device)
     optimizer = torch.optim.AdamW(tiny.parameters(), weight_decay=1e-4)
     bar = tqdm(range(options.steps), desc=f"tiny decoder ({precision})", unit="step")
     for step in bar:
-        which = torch.randint(len(latents), (options.batch,), generator=step_generator(options.seed, step))
-        codes, target = latents[which].to(device), pixels(pictures[which]).to(device)
+        generator = step_generator(options.seed, step, device)
+        which = torch.randint(len(latents), (options.batch,), generator=generator, device=device)
+        codes, target = latents[which], pixels(pictures[which])
         with autocast(device, precision):
             made, read = tiny.decoder(codes).float(), tiny.encoder(target).float()
         loss = nn.functional.mse_loss(made, target) + 0.1 * nn.functional.l1_loss(made, target)
@@ -113,13 +124,17 @@ def main() -> None:
     options = parser.parse_args()
     precision = options.precision or fastest_precision(pick_device())
     vae = AutoencoderKL.from_pretrained(options.checkpoint / "vae").eval()
-    latents, pictures = make_examples(vae, options.pictures + CHECKED, options.seed, precision)
+    tokenizer = CLIPTokenizer.from_pretrained(options.checkpoint / "tokenizer")
+    denoiser = make_denoiser(tokenizer, options.checkpoint, options.seed, reading=0)
+    latents, pictures = make_examples(vae, denoiser, tokenizer, options.pictures + CHECKED, options.seed, precision)
     torch.manual_seed(options.seed)
     tiny = make_tiny_autoencoder()
     train(tiny, latents[CHECKED:], pictures[CHECKED:], options, precision)
     tiny = tiny.cpu().eval()
     found = agreement(tiny, latents[:CHECKED], pictures[:CHECKED])
-    print(f"{found.mean():.1f} dB against the whole decoder, lowest {found.min():.1f}, on {CHECKED} latents")
+    by_kind = found.view(-1, 3, CHUNK // 3).mean(dim=(0, 2))
+    said = ", ".join(f"{name} {value:.1f}" for name, value in zip(KINDS, by_kind.tolist(), strict=True))
+    print(f"{found.mean():.1f} dB against the whole decoder ({said}), lowest {found.min():.1f}, on {CHECKED} latents")
     # What diffusers writes of the widths beside those that it takes would make it warn.
     write_part(tiny, options.checkpoint / TINY_DECODER, without=("block_out_channels",))
 

@@ -97,7 +97,7 @@ def fix_posterior(vae: AutoencoderKL) -> None:
 @torch.no_grad()
 def measure(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[float, float]:
     """Reconstruction PSNR in dB (peak 255) and the latents' standard deviation."""
-    x = pictures.float() / 127.5 - 1
+    x = pictures.to(vae.device).float() / 127.5 - 1
     latents = vae.encode(x).latent_dist.mean
     y = vae.decode(latents).sample.clamp(-1, 1)
     error = ((x - y) * 127.5).square().mean().item()

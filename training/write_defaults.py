@@ -24,8 +24,8 @@ EXAMPLES = [
     ["a robot on a beach at sunset", ""],
     ["a ghost in a forest at night", ""],
     ["a lion in the mountains at sunset", ""],
-    ["a castle on the sea", ""],
-    ["a rabbit in the mountains at night", ""],
+    ["a blue car in the desert", ""],
+    ["a penguin and a snowman in the mountains at night", ""],
 ]
 
 
