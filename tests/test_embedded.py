@@ -1,15 +1,22 @@
 """The embedded checkpoint understands its captions, as far as the oracle can tell on a few pictures."""
 
-from training.evaluate import SINGLE, choose_cases, generate, shares
+from training.evaluate import SINGLE, choose_cases, choose_coloured, generate, shares
 from training.oracle import read_picture
 from training.scenes import example_picture
 
 
 def test_pictures_of_captions_never_trained_on_match_them(pipe):
-    cases = [case for case in choose_cases(40)["never trained on"] if case.scene.size in SINGLE]
-    found = shares(cases, generate(pipe, cases))
-    print(len(cases), found)
-    assert found["object"] >= 85 and found["place"] >= 90 and found["both"] >= 80, found
+    everything = choose_cases(40)["never trained on"]
+    bounds = {"one object": 95, "two objects": 80, "in a colour": 75}
+    groups = [
+        [case for case in everything if case.scene.size in SINGLE],
+        [case for case in everything if case.scene.size == "pair"],
+        choose_coloured(8),
+    ]
+    for (name, bound), cases in zip(bounds.items(), groups, strict=True):
+        found = shares(cases, generate(pipe, cases))
+        print(name, len(cases), found)
+        assert found["both"] >= bound, (name, found)
 
 
 def test_a_negative_prompt_drives_what_it_names_away(pipe):
@@ -26,5 +33,5 @@ def test_image_to_image_changes_what_the_prompt_says_and_keeps_what_it_can(pipe)
     source = example_picture("house", "in a meadow")
     made = pipe(["a castle in a meadow"] * 8, image=source, strength=0.85, seed=list(range(8))).images
     readings = [read_picture(picture) for picture in made]
-    assert sum("castle" in reading.objects for reading in readings) >= 6
-    assert sum(reading.place == "in a meadow" for reading in readings) >= 6
+    assert sum("castle" in reading.objects for reading in readings) >= 7
+    assert sum(reading.place == "in a meadow" for reading in readings) >= 7

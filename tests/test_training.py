@@ -1,6 +1,8 @@
 """The drawn world, the oracle that reads it, and the rule that keeps captions from training."""
 
+import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,7 +12,8 @@ from torch import nn
 from training import scenes
 from training.artwork import ICONS, template
 from training.common import fingerprint, optimizer_step, resume, save_state, step_generator
-from training.evaluate import choose_cases, shares
+from training.evaluate import choose_cases, choose_coloured, shares
+from training.optimizers import MatrixOptimizer
 from training.oracle import read_picture
 from training.places import draw_place
 from training.train_denoiser import draw_timesteps
@@ -21,6 +24,11 @@ def test_oracle_reads_true_scenes_and_accepts_neither_noise_nor_other_pictures()
     pictures = [scenes.draw_scene(case.scene, scenes.SIDE, template) for case in cases]
     assert shares(cases, pictures)["both"] >= 99
     assert shares(cases, pictures[1:] + pictures[:1])["both"] <= 2
+    coloured = choose_coloured(40)
+    drawn = [scenes.draw_scene(case.scene, scenes.SIDE, template) for case in coloured]
+    assert shares(coloured, drawn)["both"] == 100
+    plain = [replace(case.scene, objects=(replace(case.scene.objects[0], color=None),)) for case in coloured]
+    assert shares(coloured, [scenes.draw_scene(scene, scenes.SIDE, template) for scene in plain])["object"] == 0
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)) for _ in range(20)]
     assert shares(cases[:20], noise)["object"] == 0
@@ -51,6 +59,33 @@ def test_training_goes_on_where_it_stopped_and_only_where_it_is_the_same(tmp_pat
     assert all(torch.equal(value, fresh[name]) for name, value in other.state_dict().items())
     assert resume(tmp_path / "state.pt", key, model=other, optimizer=torch.optim.AdamW(other.parameters())) == 7
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_matrices_move_as_torch_moves_them_one_by_one():
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3), nn.Flatten(), *(nn.Linear(128, 128) for _ in "ab"))
+    theirs = copy.deepcopy(ours)
+    before = [parameter.detach().clone() for parameter in ours.parameters()]
+    matrices = [parameter for parameter in theirs.parameters() if parameter.ndim >= 2]
+    flat = [nn.Parameter(parameter.data.flatten(1)) for parameter in matrices]  # they share the layers' memory
+    rest = torch.optim.AdamW([p for p in theirs.parameters() if p.ndim < 2], lr=1e-2, weight_decay=1e-2)
+    muon = torch.optim.Muon(flat, lr=1e-2, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw")
+    optimizer = MatrixOptimizer(ours, 1e-2, torch.bfloat16)
+    for _ in range(4):
+        x = torch.randn(4, 8, 8, 8)
+        optimizer.step(ours(x).square().mean(), 1e-2)
+        theirs.zero_grad()
+        theirs(x).square().mean().backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        for parameter, matrix in zip(matrices, flat, strict=True):
+            matrix.grad = parameter.grad.flatten(1)
+        muon.step()
+        rest.step()
+    for start, mine, other in zip(before, ours.parameters(), theirs.parameters(), strict=True):
+        moved, reference = (mine - start).flatten(), (other - start).flatten()
+        # torch orthogonalizes in bfloat16, so that the two part by some percent
+        # bfloat16 rounds what is added in another order differently
+        assert (moved - reference).norm() < 0.2 * reference.norm(), mine.shape
 
 
 def test_timesteps_cover_the_schedule_and_dwell_where_captions_decide():

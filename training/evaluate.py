@@ -2,14 +2,15 @@
 
 First the oracle proves itself: on true scenes, on the same through the autoencoder, on noise, and on pictures of other
 captions. Then 480 pictures are made with the OpenVINO pipeline at the checkpoint's defaults, half of combinations that
-training never saw, first seeds, none left out, and the oracle reads them back. Writes a contact sheet to look at.
+training never saw, first seeds, none left out, and the oracle reads them back; and 48 of things in colours ("a blue
+car"). Writes a contact sheet to look at.
 """
 
 import argparse
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,18 @@ from tqdm import tqdm
 
 from ov_decidiffusion import OVStableDiffusionPipeline
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from training.artwork import ICONS, template
+from training.artwork import HUE_REACH, HUES, ICONS, OWN_HUES, template
 from training.oracle import Reading, read_picture
 from training.scenes import PLACES, SIDE, Scene, draw_scene, is_held_out, make_scene
 
 BATCH = 8
 KINDS = {"": 0.4, "large": 0.3, "small": 0.1, "pair": 0.2}  # of scenes, and their shares
 SINGLE = ("", "large")  # the kinds that the main score is of
+
+
+def shade(name: str, color: str | None) -> str:
+    """The colour of an object; "own" also where it is said by name: a red apple is an apple."""
+    return "own" if color is None or abs((HUES[color] - OWN_HUES[name] + 0.5) % 1 - 0.5) < HUE_REACH else color
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,13 @@ class Case:
         return self.scene.caption
 
     def rights(self, reading: Reading) -> dict[str, bool]:
-        """Whether the objects and the place are right, the objects only where they are clear."""
-        names = tuple(item.name for item in self.scene.objects)
-        found = reading.clear and sorted(reading.objects) == sorted(names)
+        """Whether the objects, in the colours that the caption says, and the place are right; the objects only where
+        they are clear."""
+        wanted = [(item.name, shade(item.name, item.color)) for item in self.scene.objects]
+        seen = [(name, shade(name, color)) for name, color in zip(reading.objects, reading.colors, strict=True)]
+        if not any(item.color for item in self.scene.objects):  # no colour was asked for
+            wanted, seen = ([(name, "") for name, _ in pairs] for pairs in (wanted, seen))
+        found = reading.clear and sorted(seen) == sorted(wanted)
         place = reading.place == self.scene.place
         return {"object": found, "place": place, "both": found and place}
 
@@ -57,6 +67,18 @@ def choose_cases(per_half: int, seed: int = 0) -> dict[str, list[Case]]:
             for _ in range(round(share * per_half)):
                 halves[half].append(Case(_draw(kind, held_out, rng), rng.randrange(2**31)))
     return halves
+
+
+def choose_coloured(count: int, seed: int = 0) -> list[Case]:
+    """Single objects in a colour that they seldom have, in combinations that training never saw."""
+    rng, cases = random.Random(seed), []
+    while len(cases) < count:
+        name, color, place = rng.choice(list(OWN_HUES)), rng.choice(list(HUES)), rng.choice(PLACES)
+        if is_held_out(name, place) and shade(name, color) != "own":
+            scene = make_scene((name,), place, "", rng, colors=False)
+            scene = replace(scene, objects=(replace(scene.objects[0], color=color),))
+            cases.append(Case(scene, rng.randrange(2**31)))
+    return cases
 
 
 def _draw(kind: str, held_out: bool, rng: random.Random) -> Scene:
@@ -144,6 +166,8 @@ def main() -> None:
     groups["one object, all"] = single
     groups["one small object"] = [pair for pair in everything if pair[0].scene.size == "small"]
     groups["two objects"] = [pair for pair in everything if pair[0].scene.size == "pair"]
+    coloured = choose_coloured(options.pictures // 10)
+    groups["one coloured object"] = list(zip(coloured, generate(pipe, coloured, **arguments), strict=True))
     for name, pairs in groups.items():
         found = shares([case for case, _ in pairs], [picture for _, picture in pairs])
         print(f"| {name} | {len(pairs)} | " + " | ".join(f"{share:.1f} %" for share in found.values()) + " |")
