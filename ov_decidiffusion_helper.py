@@ -216,7 +216,7 @@ def picture_grid(
         if titles:
             draw.multiline_text((x + 2, y + header - 4), wrapped[i], "black", font, anchor="ld", spacing=3)
     # A palette keeps the notebook small; of an RGB picture, Jupyter would store a PNG and a JPEG.
-    return grid.quantize(256)
+    return grid.quantize(256, kmeans=3)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -97,7 +97,11 @@ def test_without_ray_one_pipeline_here_does_the_actors_work(alone, model_dir, tm
     without_ray(monkeypatch)
     here = generate(ROWS[:2], model_dir, tmp_path / "here", actors=2, **EXACT, **SHORT)
     assert "Ray is not installed" in caplog.text
-    assert sums(here) == {name: value for name, value in sums(alone).items() if name in ("0-0", "1-0")}
+    mine, theirs = records(here), records(alone)[:2]
+    for one, other in zip(mine, theirs, strict=True):  # in other batches, which round differently
+        pictures = [Image.open(manifest.parent / row["file"]) for manifest, row in ((here, one), (alone, other))]
+        assert settings_of(pictures[0]) == settings_of(pictures[1])
+        assert np.abs(np.subtract(*(np.asarray(picture, int) for picture in pictures))).max() <= 1
     with pytest.raises(ValueError, match="`ray_address` needs Ray"):
         generate(ROWS[:2], model_dir, tmp_path / "there", ray_address="ray://nowhere:10001", **EXACT, **SHORT)
 
