@@ -55,7 +55,7 @@ def make_defaults(vae: AutoencoderKL, steps: int, guidance_scale: float) -> dict
         "guidance_scale": guidance_scale,
         "guidance_rescale": 0.0,
         "example_prompts": EXAMPLES,
-        "negative_example": ["a castle", "in the mountains"],
+        "negative_example": ["a castle", "at night"],
         "image_example": ["a house in a meadow", "a castle in the snow at night"],
         "calibration_prompts": [scene.caption for scene in scenes[:24]],
         "understands": {
