@@ -51,11 +51,11 @@ def test_the_page_on_speed_says_what_the_presets_are():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_negative_prompts_keep_things_away(int8_pipe, preset):
     prompt, negative = int8_pipe.defaults["negative_example"]
-    plain = int8_pipe([prompt] * 8, seed=list(range(8)), preset=preset).images
-    kept_away = int8_pipe([prompt] * 8, negative_prompt=negative, seed=list(range(8)), preset=preset).images
+    plain = int8_pipe([prompt] * 8, seed=list(range(1, 9)), preset=preset).images
+    kept_away = int8_pipe([prompt] * 8, negative_prompt=negative, seed=list(range(1, 9)), preset=preset).images
     there = [sum(negative in read_picture(picture).place for picture in some) for some in (plain, kept_away)]
     print(f"{preset}: {there[0]} of 8 are {negative}, {there[1]} with the negative prompt")
-    assert there[1] <= min(there[0], 1)
+    assert there[1] < there[0] and there[1] <= 1
 
 
 def test_an_argument_goes_before_the_preset(int8_pipe):

@@ -37,7 +37,7 @@ def test_quantized_models_agree_on_runs_they_were_not_calibrated_with(int8_pipe,
             made.append(np.concatenate([model(row)[0].ravel() for row in rows[part.name]]))
         agreement = psnr(made[1], made[0])
         print(f"{part.name} on another prompt: {agreement:.1f} dB")
-        assert agreement >= BUDGETS[part.name] - 5
+        assert agreement >= BUDGETS[part.name] - 3
 
 
 OUTPUTS = """
