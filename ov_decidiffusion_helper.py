@@ -215,7 +215,8 @@ def picture_grid(
         grid.paste(picture.convert("RGB").resize(size, sharp), (x + (side - size[0]) // 2, y + header))
         if titles:
             draw.multiline_text((x + 2, y + header - 4), wrapped[i], "black", font, anchor="ld", spacing=3)
-    # A palette keeps the notebook small; of an RGB picture, Jupyter would store a PNG and a JPEG.
+    # A palette keeps the notebook small: of an RGB picture, Jupyter would store a PNG and a JPEG. Refining its colours
+    # keeps skies smooth.
     return grid.quantize(256, kmeans=3)
 
 

@@ -51,8 +51,9 @@ def generate(
     """Make a picture of each row, or as many as its ``num_images`` says.
 
     A row without a ``seed`` gets one from its content and number, so the same row gives the same picture however the
-    work is spread; with ``inference_precision="f32"`` and the same ``threads`` bit for bit. Interrupted or killed, the
-    same call goes on where it was. A row that cannot be made is an error in the manifest.
+    work is spread: with ``inference_precision="f32"`` and the same ``threads`` bit for bit, and among other rows to
+    1/255 in a pixel, for batches of other sizes round differently. Interrupted or killed, the same call goes on where
+    it was. A row that cannot be made is an error in the manifest.
 
     Args:
         rows: a file that ``read_rows`` reads; dictionaries; or a ``ray.data.Dataset``.

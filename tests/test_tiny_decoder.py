@@ -35,7 +35,7 @@ def test_it_is_diffusers_own_and_near_the_whole_decoder(pipe, latents):
     for one, other in zip(tiny, whole, strict=True):
         decibels = -10 * np.log10(np.mean((one - other) ** 2))
         print(f"{decibels:.1f} dB from the whole decoder")
-        assert decibels > 26  # its training prints 28.5 in the mean of scenes, mixtures and generated latents
+        assert decibels > 26  # 28.5 in the mean of scenes, mixtures and generated latents
 
 
 def test_a_call_decodes_with_it_and_its_settings_say_so(int8_pipe):

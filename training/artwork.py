@@ -98,6 +98,11 @@ HUES = {"red": 0.0, "yellow": 0.14, "green": 0.36, "blue": 0.6, "purple": 0.77, 
 HUE_REACH = 0.09  # how far from its own hue a pixel still takes the new one
 
 
+def shade(name: str, color: str | None) -> str:
+    """The colour of an object; "own" also where it is said by name: a red apple is an apple."""
+    return "own" if color is None or abs((HUES[color] - OWN_HUES[name] + 0.5) % 1 - 0.5) < HUE_REACH else color
+
+
 def fetch_artwork(folder: Path = RUNS / "artwork") -> Path:
     """The package's archive, downloaded by npm unless it is there already.
 

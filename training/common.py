@@ -58,7 +58,8 @@ def held_rate(step: int, steps: int, warmup: int = 100) -> float:
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The randomness of one step, so that a resumed run draws what an unbroken one would have drawn."""
+    """The randomness of one step, so that a resumed run draws what an unbroken one would have
+    drawn, on the same kind of device."""
     return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 

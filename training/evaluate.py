@@ -2,8 +2,8 @@
 
 First the oracle proves itself: on true scenes, on the same through the autoencoder, on noise, and on pictures of other
 captions. Then 480 pictures are made with the OpenVINO pipeline at the checkpoint's defaults, half of combinations that
-training never saw, first seeds, none left out, and the oracle reads them back; and 48 of things in colours ("a blue
-car"). Writes a contact sheet to look at.
+training never saw, first seeds, none left out, and the oracle reads them back; and 48 of things in another colour than
+their own ("a blue car"), where training never saw them. Writes a contact sheet to look at.
 """
 
 import argparse
@@ -20,18 +20,13 @@ from tqdm import tqdm
 
 from ov_decidiffusion import OVStableDiffusionPipeline
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from training.artwork import HUE_REACH, HUES, ICONS, OWN_HUES, template
+from training.artwork import HUES, ICONS, OWN_HUES, shade, template
 from training.oracle import Reading, read_picture
 from training.scenes import PLACES, SIDE, Scene, draw_scene, is_held_out, make_scene
 
 BATCH = 8
 KINDS = {"": 0.4, "large": 0.3, "small": 0.1, "pair": 0.2}  # of scenes, and their shares
 SINGLE = ("", "large")  # the kinds that the main score is of
-
-
-def shade(name: str, color: str | None) -> str:
-    """The colour of an object; "own" also where it is said by name: a red apple is an apple."""
-    return "own" if color is None or abs((HUES[color] - OWN_HUES[name] + 0.5) % 1 - 0.5) < HUE_REACH else color
 
 
 @dataclass(frozen=True)
@@ -48,11 +43,11 @@ class Case:
     def rights(self, reading: Reading) -> dict[str, bool]:
         """Whether the objects, in the colours that the caption says, and the place are right; the objects only where
         they are clear."""
-        wanted = [(item.name, shade(item.name, item.color)) for item in self.scene.objects]
-        seen = [(name, shade(name, color)) for name, color in zip(reading.objects, reading.colors, strict=True)]
-        if not any(item.color for item in self.scene.objects):  # no colour was asked for
-            wanted, seen = ([(name, "") for name, _ in pairs] for pairs in (wanted, seen))
-        found = reading.clear and sorted(seen) == sorted(wanted)
+        wanted = [(item.name, item.color) for item in self.scene.objects]
+        seen = list(zip(reading.objects, reading.colors, strict=True))
+        asked = any(color for _, color in wanted)  # for a colour
+        wanted, seen = (sorted((n, shade(n, color) if asked else "") for n, color in one) for one in (wanted, seen))
+        found = reading.clear and seen == wanted
         place = reading.place == self.scene.place
         return {"object": found, "place": place, "both": found and place}
 
@@ -70,7 +65,7 @@ def choose_cases(per_half: int, seed: int = 0) -> dict[str, list[Case]]:
 
 
 def choose_coloured(count: int, seed: int = 0) -> list[Case]:
-    """Single objects in a colour that they seldom have, in combinations that training never saw."""
+    """Single objects in another colour than their own, in places where training never saw them."""
     rng, cases = random.Random(seed), []
     while len(cases) < count:
         name, color, place = rng.choice(list(OWN_HUES)), rng.choice(list(HUES)), rng.choice(PLACES)

@@ -29,11 +29,11 @@ class MatrixOptimizer:
 
     The rate is AdamW's: Muon's steps are scaled to the same size. Muon moves a matrix by as much in its rare
     directions as in its common ones, which helps where each of many words must find its own picture.
-    It does what ``torch.optim.Muon`` does, on all matrices of a shape at once: one by one, the 170 of this network
+    It does what ``torch.optim.Muon`` does, on all matrices of a shape at once: one by one, the 159 of this network
     keep a GPU waiting longer than the rest of a step takes; and in float32 where bfloat16 would be emulated.
     """
 
-    def __init__(self, model: nn.Module, rate: float, precision: torch.dtype = torch.bfloat16):
+    def __init__(self, model: nn.Module, rate: float, precision: torch.dtype):
         self.parameters, self.precision = list(model.parameters()), precision
         matrices = [parameter for name, parameter in model.named_parameters() if _is_inner_matrix(name, parameter)]
         chosen = {id(parameter) for parameter in matrices}
@@ -48,6 +48,7 @@ class MatrixOptimizer:
 
     @torch.no_grad()
     def _muon_step(self, rate: float) -> None:
+        """Move the matrices of each shape, [k, out, in * height * width] together."""
         for shape, group in self._groups.items():
             gradients = torch.stack([parameter.grad.flatten(1) for parameter in group])
             momentum = self._momenta[shape]

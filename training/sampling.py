@@ -10,7 +10,7 @@ from training.models import make_scheduler
 def sample_latents(
     unet: nn.Module, hidden_states: torch.Tensor, noise: torch.Tensor, guidance_scale: float, steps: int
 ) -> torch.Tensor:
-    """Scaled latents [b, 4, h, w], made from as much noise.
+    """Scaled latents [b, 4, h, w] made from noise [b, 4, h, w].
 
     Args:
         hidden_states: the text encoder's, [2 b, n, d]: of the empty prompts, then of the prompts.

@@ -14,9 +14,9 @@ from training.places import VARIANTS, draw_place, is_plain, place_names
 
 SIDE = 128  # of the pictures that the measures below are for, in pixels
 SIZES = {"small": 48, "": 80, "large": 112, "pair": 48}  # of an object, in pixels
-# Left edges of where an object may stand; the middle one is the example's. Those of a small one and of a pair lie a
-# step of the U-Net's third level apart, those of the usual size a step of its second: down to it an object looks the
-# same on all of them, so that it is learned once.
+# Left edges of where an object may stand; the middle one is the example's. Those of a small one lie a step of the
+# U-Net's third level apart (32 pixels), those of a pair two, those of the usual size a step of its second: down to that
+# level an object looks the same on all of them, so that it is learned once.
 LEFTS = {"small": (8, 40, 72), "": (8, 24, 40), "large": (8,), "pair": (8,)}
 APART = 64  # two objects of a pair
 TOP = {"small": (64, 32), "": (32, 16), "large": (8, 8), "pair": (64, 32)}  # of what stands and of what flies

@@ -8,6 +8,7 @@ before. What is written is the exponential moving average of the weights.
 
 import argparse
 import os
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
+from training.artwork import fetch_artwork
 from training.checkpoint_files import load_parts, write_checkpoint
 from training.common import (
     autocast,
@@ -73,9 +75,10 @@ def draw_and_encode(
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Scaled latents [count, 4, SIDE / 8, SIDE / 8] in float16, the weights of their positions, and their captions;
     kept in a file for a resumed run. All cores draw while the device encodes."""
-    key = [count, seed, fingerprint(vae.parameters()), OBJECT_WEIGHT, [SIZES, LEFTS, TOP, APART, SHARES]]
+    key = [count, CHUNK, seed, fingerprint(vae.parameters()), OBJECT_WEIGHT, [SIZES, LEFTS, TOP, APART, SHARES]]
     if (kept := read_file(cache, key)) is not None:
         return kept["latents"], kept["weights"], kept["captions"]
+    fetch_artwork()  # once, before every process asks for it
     device = pick_device()
     vae = vae.to(device)
     latents, weights, captions = [], [], []
@@ -171,12 +174,13 @@ def train(
     denoiser.to(device)
     optimizer = MatrixOptimizer(denoiser, options.rate, torch.bfloat16 if precision == "bf16" else torch.float32)
     average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True)
-    settings = [options.batch, options.rate, options.seed]  # not the steps: a run may be made longer
+    # Not the steps, for a run may be made longer; the device, for each kind draws other random numbers.
+    settings = [options.batch, options.rate, options.seed, device.type]
     key = [fingerprint(denoiser.parameters()), fingerprint([latents, weights]), *settings]
     start = resume(state_file, key, denoiser=denoiser, optimizer=optimizer, average=average)
     average.to(device)
     latents, weights, input_ids, empty = (kept.to(device) for kept in (latents, weights, input_ids, empty))
-    losses, run = [], torch.compile(denoiser) if options.compile else denoiser
+    losses, run = deque(maxlen=250), torch.compile(denoiser) if options.compile else denoiser
     progress = tqdm(
         range(start, options.steps), initial=start, total=options.steps, desc=f"denoiser ({precision})", unit="step"
     )
@@ -197,7 +201,7 @@ def train(
         losses.append(loss.detach())  # read below only: a GPU would wait for it
         if (step + 1) % 250 == 0 or step + 1 == options.steps:
             save_state(state_file, key, step + 1, denoiser=denoiser, optimizer=optimizer, average=average)
-            progress.write(f"step {step + 1}: loss {torch.stack(losses[-250:]).mean().item():.4f}")
+            progress.write(f"step {step + 1}: loss {torch.stack(list(losses)).mean().item():.4f}")
     return average
 
 

@@ -50,9 +50,9 @@ def make_tiny_autoencoder() -> AutoencoderTiny:
 def make_examples(
     vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer, count: int, seed: int, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents as the pipeline has them, float32 [count, 4, SIDE / 8, SIDE / 8], and the whole decoder's pictures of
-    them, uint8 [count, 3, SIDE, SIDE]. Of every CHUNK, the first third is of scenes, the next of mixtures, and the last
-    is made by the denoiser."""
+    """Latents as the pipeline has them, float32 [n, 4, SIDE / 8, SIDE / 8], and the whole decoder's pictures of them,
+    uint8 [n, 3, SIDE, SIDE]; n is ``count`` in whole CHUNKs. Of each, the first third is of scenes, the next of
+    mixtures, and the last is made by the denoiser."""
     generator, device = torch.Generator().manual_seed(seed), pick_device()
     vae, denoiser = vae.to(device), denoiser.to(device).eval()
     all_latents, pictures, factor = [], [], vae.config.scaling_factor

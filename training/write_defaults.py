@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from training.artwork import HUES, ICONS, OWN_HUES
+from training.artwork import HUES, ICONS, OWN_HUES, shade
 from training.scenes import PLACES, SIDE, draw_scene, random_scene, with_article
 
 PICTURES = 256  # to fit the colours on
@@ -60,7 +60,9 @@ def make_defaults(vae: AutoencoderKL, steps: int, guidance_scale: float) -> dict
         "calibration_prompts": [scene.caption for scene in scenes[:24]],
         "understands": {
             "objects": [with_article(name) for name in ICONS],
-            "coloured objects": [with_article(f"{rng.choice(list(HUES))} {name}") for name in OWN_HUES],
+            "coloured objects": [
+                with_article(f"{rng.choice([c for c in HUES if shade(name, c) != 'own'])} {name}") for name in OWN_HUES
+            ],
             "places": list(PLACES),
         },
         "quick_look": fit_colours(vae, pictures),
