@@ -88,7 +88,7 @@ def train(
         options: ``steps``, ``batch``, ``rate`` and ``seed``.
     """
     device = pick_device()
-    tiny.to(device).train()
+    tiny.float().to(device).train()
     latents, pictures = latents.to(device), pictures.to(device)
     optimizer = torch.optim.AdamW(tiny.parameters(), weight_decay=1e-4)
     bar = tqdm(range(options.steps), desc=f"tiny decoder ({precision})", unit="step")
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: whichever is faster here")
+    parser.add_argument("--start-from", type=Path, help="a tiny decoder's folder whose weights to train on")
     options = parser.parse_args()
     precision = options.precision or fastest_precision(pick_device())
     vae = AutoencoderKL.from_pretrained(options.checkpoint / "vae").eval()
@@ -128,7 +129,7 @@ def main() -> None:
     denoiser = make_denoiser(tokenizer, options.checkpoint, options.seed, reading=0)
     latents, pictures = make_examples(vae, denoiser, tokenizer, options.pictures + CHECKED, options.seed, precision)
     torch.manual_seed(options.seed)
-    tiny = make_tiny_autoencoder()
+    tiny = AutoencoderTiny.from_pretrained(options.start_from) if options.start_from else make_tiny_autoencoder()
     train(tiny, latents[CHECKED:], pictures[CHECKED:], options, precision)
     tiny = tiny.cpu().eval()
     found = agreement(tiny, latents[:CHECKED], pictures[:CHECKED])
