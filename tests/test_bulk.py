@@ -95,13 +95,9 @@ def test_actors_make_the_same_pictures(alone, cluster, model_dir, tmp_path, acto
 
 def test_without_ray_one_pipeline_here_does_the_actors_work(alone, model_dir, tmp_path, monkeypatch, caplog):
     without_ray(monkeypatch)
-    here = generate(ROWS[:2], model_dir, tmp_path / "here", actors=2, **EXACT, **SHORT)
+    here = generate(ROWS, model_dir, tmp_path / "here", actors=2, **EXACT, **SHORT)  # in the same batches
     assert "Ray is not installed" in caplog.text
-    mine, theirs = records(here), records(alone)[:2]
-    for one, other in zip(mine, theirs, strict=True):  # in other batches, which round differently
-        pictures = [Image.open(manifest.parent / row["file"]) for manifest, row in ((here, one), (alone, other))]
-        assert settings_of(pictures[0]) == settings_of(pictures[1])
-        assert np.abs(np.subtract(*(np.asarray(picture, int) for picture in pictures))).max() <= 1
+    assert sums(here) == sums(alone)
     with pytest.raises(ValueError, match="`ray_address` needs Ray"):
         generate(ROWS[:2], model_dir, tmp_path / "there", ray_address="ray://nowhere:10001", **EXACT, **SHORT)
 

@@ -58,7 +58,7 @@ def make_examples(
     all_latents, pictures, factor = [], [], vae.config.scaling_factor
     for number in tqdm(range(-(-count // CHUNK)), desc="making latents and pictures", unit=f"{CHUNK} pictures"):
         _, captions, drawn = draw_some(CHUNK, f"{seed} {number}")
-        x = torch.from_numpy(drawn).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        x = pixels(torch.from_numpy(drawn).permute(0, 3, 1, 2).to(device))
         noise = torch.randn((CHUNK // 3, 4, *(SIDE // VAE_FACTOR,) * 2), generator=generator).to(device)
         ids = token_ids(tokenizer, [""] * len(noise) + captions[: len(noise)]).to(device)
         share = torch.rand(CHUNK // 3, 1, 1, 1, generator=generator).to(device)
