@@ -1,12 +1,14 @@
 """What breaks when it is used hard and long: ``python -m benchmarks.soak``, about half an hour on two cores.
 
 Kills of conversions, quantizations and of bulk generation, many clients of one demo at once, hundreds of pictures in
-one process, the fuzzing tests at length, and a full disk. Prints one table and writes it to ``results/soak.md``.
+one process, the fuzzing tests at length, an emulated processor, and a full disk. Prints one table and writes it to
+``results/soak.md``.
 """
 
 import argparse
 import contextlib
 import csv
+import functools
 import hashlib
 import os
 import random
@@ -18,12 +20,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 from gradio_client import Client
@@ -31,7 +34,7 @@ from gradio_client.exceptions import AppError
 from gradio_client.utils import Status
 from PIL import Image
 
-from benchmarks.report import machine_facts, table
+from benchmarks.report import machine_facts, psnr_of_pictures, table
 from benchmarks.runs import RESULTS
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.folder import describe_files, quantized_sibling, verify_model_dir
@@ -46,6 +49,14 @@ MAX_GROWTH_OF_PROCESS = 40e6
 BULK_ROWS = 60
 STEPS = 12  # of a client's picture
 STOP_WITHIN = 10  # seconds; with all clients waiting, a picture takes its turn after a minute
+CLOSE = {"exact": 40, "fast": 30}  # dB; INT8 rounds elsewhere where it is added up in other bits
+TWO_PICTURES = """
+import sys
+from ov_decidiffusion import OVStableDiffusionPipeline
+pipe = OVStableDiffusionPipeline.from_pretrained(sys.argv[1], inference_precision="f32")
+for name, settings in (("exact", {"num_inference_steps": 3}), ("fast", {"preset": "fast", "quantized": True})):
+    pipe("a fox in the snow", seed=1, **settings).images[0].save(f"{sys.argv[2]}/{name}.png")
+"""
 FUZZERS = ("test_arguments.py", "test_images.py", "test_hostile.py")
 
 
@@ -77,19 +88,43 @@ def conversion(target: Path) -> list[str]:
     return command("convert", "--checkpoint", str(EMBEDDED_CHECKPOINT), "--model-dir", str(target))
 
 
+def run(make: list[str]) -> None:
+    """A command of ours to its end.
+
+    Raises:
+        RuntimeError: it failed; what it said.
+    """
+    done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(make[1:])} failed:\n{done.stderr[-2000:]}")
+
+
+def holds(check: Callable[[], bool]) -> bool:
+    """What a check finds; an error of it is shown and counted as not held, and the rest goes on."""
+    try:
+        return check()
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"did not hold: {error}", flush=True)
+        return False
+
+
 def kills(make: list[str], target: Path, count: int, rng: random.Random) -> Row:
     """Kill a maker of a folder at any moment: there is no folder then or a whole one, and the next run ends in it."""
     start = time.perf_counter()
-    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+    run(make)
     seconds, expected, held = time.perf_counter() - start, describe_files(target), 0
-    for _ in range(count):
-        shutil.rmtree(target)
+
+    def kill_one() -> bool:
+        shutil.rmtree(target, ignore_errors=True)
         killed(make, rng.uniform(0.1, 1.0) * seconds)
         if target.exists():
             verify_model_dir(target)
-        subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+        run(make)
         left = [path.name for path in target.parent.iterdir() if path.name.endswith(".partial")]
-        held += describe_files(target) == expected and not left
+        return describe_files(target) == expected and not left
+
+    for _ in range(count):
+        held += holds(kill_one)
     return Row(f"kill -9 of {make[3]}, and the next run", count, held, "byte-identical folders, nothing left behind")
 
 
@@ -238,20 +273,46 @@ def bulk_kills(model_dir: Path, work: Path, count: int, rng: random.Random) -> R
         """Of all pictures, each file read anew: its hash is the manifest's."""
         table = pq.read_table(out / "manifest.parquet").to_pylist()
         read = [hashlib.sha256((out / record["file"]).read_bytes()).hexdigest() for record in table]
-        assert read == [record["sha256"] for record in table]
+        if read != [record["sha256"] for record in table]:
+            raise ValueError(f"files in {out} are not those of the manifest")
         return read
 
     start = time.perf_counter()
-    subprocess.run(make(work / "whole"), cwd=ROOT, check=True, capture_output=True)
+    run(make(work / "whole"))
     seconds, expected, held = time.perf_counter() - start, sums(work / "whole"), 0
-    for i in range(count):
-        out = work / f"killed-{i}"
+
+    def kill_one(out: Path) -> bool:
         killed(make(out), rng.uniform(0.1, 1.0) * seconds)
         kept = {part: part.read_bytes() for part in out.glob("manifest/*.parquet")}
-        subprocess.run(make(out), cwd=ROOT, check=True, capture_output=True)
+        run(make(out))
         nothing_twice = all(part.read_bytes() == data for part, data in kept.items())
-        held += nothing_twice and sums(out) == expected and not list(out.rglob(".*"))
+        return nothing_twice and sums(out) == expected and not list(out.rglob(".*"))
+
+    for i in range(count):
+        held += holds(functools.partial(kill_one, work / f"killed-{i}"))
     return Row("kill -9 of bulk, and the next run", count, held, f"{BULK_ROWS} pictures each, the same to the bit")
+
+
+def older_processor(model_dir: Path, work: Path) -> Row:
+    """The exact and the fast picture on an emulated Haswell, which has AVX2 and no VNNI: nearly this processor's."""
+    what = "exact and fast on an emulated Haswell"
+    emulator = shutil.which("qemu-x86_64")
+    if emulator is None:
+        return Row(what, 0, 0, "not tried: it needs qemu-x86_64, of Debian's qemu-user")
+    found = {}
+
+    def close() -> bool:
+        for where, before in (("here", []), ("there", [emulator, "-cpu", "Haswell"])):
+            (work / where).mkdir()
+            run([*before, sys.executable, "-c", TWO_PICTURES, str(model_dir), str(work / where)])
+        for name in CLOSE:
+            pictures = [np.asarray(Image.open(work / where / f"{name}.png")) for where in ("here", "there")]
+            found[name] = psnr_of_pictures(*pictures)
+        return all(found[name] >= least for name, least in CLOSE.items())
+
+    held = holds(close)
+    note = ", ".join(f"{name} {value:.1f} dB (at least {CLOSE[name]})" for name, value in found.items())
+    return Row(what, 1, int(held), f"from this processor's: {note}")
 
 
 def fuzzers(length: int) -> list[Row]:
@@ -317,13 +378,15 @@ def main() -> None:
         work = Path(folder)
         model_dir, another = work / "models" / "tiny-fp16", work / "killed" / "tiny-fp16"
         quantize = command("quantize", str(model_dir), "--mode", "int8-weights", "--prompts", "2")
-        subprocess.run(conversion(model_dir), cwd=ROOT, check=True, capture_output=True)
+        run(conversion(model_dir))
         fuzzed = beside.submit(fuzzers, times(10))  # one core; the killed processes use the other
         tell([kills(conversion(another), another, times(20), rng)])
         tell([kills(quantize, quantized_sibling(model_dir, "int8-weights"), times(10), rng)])
         tell([bulk_kills(model_dir, work, times(3), rng)])
         tell([full_disk(work)])
         tell(fuzzed.result())
+        run(command("quantize", str(model_dir)))
+        tell([older_processor(model_dir, work)])
         tell(clients(model_dir, work, 600 * options.share))
         tell(pictures(model_dir, times(500)))
         tell(at_length())

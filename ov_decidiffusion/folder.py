@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the reports; a folder of another one is converted anew
+FORMAT = 2  # of a conversion's report; a folder of another one is converted anew
+QUANTIZATION_FORMAT = 3  # models of an older one may saturate where VNNI is missing: not used, and made anew
 
 MAX_TOKENS = 77  # that a folder's text encoder and U-Net take
 PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
@@ -236,12 +237,22 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: {"size": (folder / name).stat().st_size, "sha256": sha256} for name, sha256 in found.items()}
 
 
+def are_described(files: Any) -> bool:
+    """Whether these are files by name with the size and sha256 of each, as ``describe_files`` has them."""
+    return isinstance(files, dict) and all(
+        isinstance(file, dict) and isinstance(file.get("size"), int) and isinstance(file.get("sha256"), str)
+        for file in files.values()
+    )
+
+
 def _written_files(folder: Path) -> dict[str, dict[str, Any]]:
     """What the latest report says of the files of a folder; nothing where there is none."""
     for name in (QUANTIZATION_REPORT, CONVERSION_REPORT):
         if (folder / name).is_file():
-            files = read_json(folder / name).get("files")
-            return files if isinstance(files, dict) else {}
+            files = read_json(folder / name).get("files", {})
+            if not are_described(files):
+                raise ValueError(_damage(folder, [name], "not what was written"))
+            return files
     return {}
 
 

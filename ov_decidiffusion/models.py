@@ -22,6 +22,7 @@ from ov_decidiffusion.devices import find_device, fix_shapes, needs_static_shape
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
     PARTS,
+    QUANTIZATION_FORMAT,
     QUANTIZATION_REPORT,
     TINY_DECODER,
     check_model_dir,
@@ -366,7 +367,11 @@ def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
         return frozenset()
     if quantization.get("mode") != "int8":  # its weights are stored in fewer bits, and that is all
         return frozenset()
-    return frozenset(part["name"] for part in quantization["parts"] if part["quantized"])
+    if quantization.get("format") != QUANTIZATION_FORMAT:
+        logger.warning("%s is of an older format: not used. `quantize_models` makes it anew.", folder)
+        return frozenset()
+    with explaining(folder, f"reading {QUANTIZATION_REPORT}"):
+        return frozenset(part["name"] for part in quantization["parts"] if part["quantized"])
 
 
 def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None) -> list[np.ndarray]:

@@ -27,6 +27,7 @@ from ov_decidiffusion.arguments import check_whole
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
     QUANTIZABLE,
+    QUANTIZATION_FORMAT,
     QUANTIZATION_REPORT,
     QUANTIZED_KINDS,
     building,
@@ -43,6 +44,7 @@ from ov_decidiffusion.folder import (
     write_json,
 )
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.reports import read_parts
 from ov_decidiffusion.rewrites import merge_upsampling
 from ov_decidiffusion.trace import psnr
 
@@ -57,7 +59,6 @@ WEIGHT_MODES = {
 MODES = QUANTIZED_KINDS
 PLAIN_METRIC = 100.0
 STEPS = 8  # of a calibration run
-FORMAT = 3  # of the report; models of an older one may saturate where VNNI is missing, and are made anew
 CALIBRATED = 4  # one step in so many: all take twice the time and come a decibel closer (35.1 dB, 34.0 with a quarter)
 HELD_OUT = 4  # every so many prompts, one is for checking only
 CROP = 32  # latent positions: a decoder's input for calibration, cut out to save memory
@@ -122,7 +123,7 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
     check_model_dir(model_dir)
     target = quantized_sibling(model_dir, mode)
     with only_one(target):
-        found = None if is_free(target) else _existing_report(target, model_dir)
+        found = None if is_free(target) else existing_quantization(target, model_dir)
         return found or _quantize(model_dir, target, mode, prompts)
 
 
@@ -140,23 +141,24 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
             for name in tqdm(names, desc=f"quantizing ({mode})", unit="part")
         ]
         report = QuantizationReport(target, mode, tuple(parts))
-        content = {"format": FORMAT, "mode": mode, "nncf": nncf.__version__, "files": describe_files(partial)}
-        write_json(partial / QUANTIZATION_REPORT, content | {"parts": [asdict(part) for part in parts]})
+        content = {"format": QUANTIZATION_FORMAT, "mode": mode, "nncf": nncf.__version__}
+        content |= {"files": describe_files(partial), "parts": [asdict(part) for part in parts]}
+        write_json(partial / QUANTIZATION_REPORT, content)
     return report
 
 
-def _existing_report(target: Path, model_dir: Path) -> QuantizationReport | None:
+def existing_quantization(target: Path, model_dir: Path) -> QuantizationReport | None:
     """The report of a complete folder, or None for one of an older format; anything else is left alone and refused."""
     if not (target / QUANTIZATION_REPORT).is_file():
         raise ValueError(f"{target} exists and holds no quantized models of ours: delete or move it.")
     content, copied = read_json(target / QUANTIZATION_REPORT), read_json(target / CONVERSION_REPORT)
-    if content.get("format") != FORMAT:
+    if content.get("format") != QUANTIZATION_FORMAT:
         logger.warning("%s is of an older format: quantizing anew.", target)
         return None
     if copied.get("fingerprint") != read_json(model_dir / CONVERSION_REPORT).get("fingerprint"):
         raise ValueError(f"{target} was made from another checkpoint than {model_dir}: delete or move it.")
     check_model_dir(target)
-    return QuantizationReport(target, content["mode"], tuple(QuantizedPart(**part) for part in content["parts"]))
+    return QuantizationReport(target, content.get("mode", "?"), read_parts(target, content, QuantizedPart))
 
 
 @torch.no_grad()

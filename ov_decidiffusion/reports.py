@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ov_decidiffusion.checkpoint import checkpoint_files
 from ov_decidiffusion.folder import (
@@ -13,7 +13,9 @@ from ov_decidiffusion.folder import (
     FORMAT,
     PARTS,
     QUANTIZED_KINDS,
+    are_described,
     check_model_dir,
+    explaining,
     hashes,
     quantized_sibling,
     read_json,
@@ -22,6 +24,7 @@ from ov_decidiffusion.folder import (
 
 logger = logging.getLogger(__name__)
 
+Part = TypeVar("Part")
 REPORT_FIELDS = ("format", "checkpoint", "revision", "weight_format", "fingerprint", "read", "files", "parts")
 
 
@@ -86,6 +89,7 @@ def existing_report(
         logger.warning("%s is of an older format, without hashes of what it was made of: converting anew.", model_dir)
         return None
     lacking = [name for name in REPORT_FIELDS if name not in report]
+    lacking += [name for name in ("read", "files") if name in report and not are_described(report[name])]
     if lacking or report["format"] != FORMAT:
         raise ValueError(
             f"{report_file} is no report of this version ({', '.join(lacking) or 'another format'}): delete "
@@ -106,8 +110,24 @@ def existing_report(
             f"{report['weight_format']} weights), and its {' and '.join(differing)} differs from what is asked for "
             f"({checkpoint}, revision {revision}, {weight_format}): delete it or choose another folder."
         )
-    parts = tuple(PartReport(**part) for part in report["parts"])
+    parts = read_parts(model_dir, report, PartReport)
     return ConversionReport(model_dir, weight_format, parts, converted=False)
+
+
+def read_parts(folder: Path, report: dict[str, Any], kind: type[Part]) -> tuple[Part, ...]:
+    """What a folder's report says of each part, as a dataclass.
+
+    Raises:
+        ValueError: a part lacks a field, or has one of another type.
+    """
+    with explaining(folder, "reading its report"):
+        parts = tuple(kind(**part) for part in report["parts"])
+        for part in parts:
+            for field in fields(part):
+                value = getattr(part, field.name)
+                if not isinstance(value, field.type):
+                    raise TypeError(f"{field.name} is {value!r}")
+    return parts
 
 
 def quantized_from(model_dir: Path) -> list[Path]:

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,21 @@ from ov_decidiffusion.components import (
     prompt_tokenizer,
 )
 from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.folder import TINY_DECODER, read_json
+from ov_decidiffusion.folder import (
+    CONVERSION_REPORT,
+    QUANTIZATION_FORMAT,
+    QUANTIZATION_REPORT,
+    TINY_DECODER,
+    describe_files,
+    quantized_sibling,
+    read_json,
+    verify_model_dir,
+    write_json,
+)
+from ov_decidiffusion.models import Models
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.quantize import QuantizedPart, existing_quantization
+from ov_decidiffusion.reports import existing_report
 from ov_decidiffusion.schedulers import make_scheduler
 
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
@@ -127,6 +141,44 @@ def test_a_model_folder_with_any_odd_field_makes_a_picture_or_is_refused(folder,
             assert str(error)
         else:
             assert picture.ndim == 4 and np.isfinite(picture).all()
+
+
+@pytest.fixture(scope="module")
+def reported(checkpoint, small_model_dir, tmp_path_factory) -> Path:
+    """A model folder and beside it one of INT8 models, by their reports: what is in them does not matter here."""
+    folder = shutil.copytree(small_model_dir, tmp_path_factory.mktemp("reported") / "small-fp16")
+    quantized = shutil.copytree(folder, quantized_sibling(folder))
+    part = asdict(QuantizedPart("unet", True, 1.0, 2.0, 3.0, 40.0))
+    content = {"format": QUANTIZATION_FORMAT, "mode": "int8", "files": describe_files(quantized), "parts": [part]}
+    write_json(quantized / QUANTIZATION_REPORT, content)
+    return folder
+
+
+@settings(max_examples=100 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
+@given(data=st.data())
+def test_a_report_with_any_odd_field_is_taken_or_refused(reported, small_checkpoint, data):
+    quantized = quantized_sibling(reported)
+    files = [reported / CONVERSION_REPORT, quantized / CONVERSION_REPORT, quantized / QUANTIZATION_REPORT]
+    file = data.draw(st.sampled_from(files))
+    with Damage(file, json.dumps(changed(json.loads(file.read_text()), data)).encode()):
+        for look in (
+            lambda: str(existing_report(reported, small_checkpoint, None, "fp16", False)),
+            lambda: str(existing_quantization(quantized, reported)),
+            lambda: verify_model_dir(quantized),
+            lambda: Models(reported, inference_precision="f32").wait(),
+        ):
+            try:
+                look()
+            except ValueError as error:
+                assert str(error)
+
+
+def test_models_of_an_older_format_are_not_used(reported, caplog):
+    report = quantized_sibling(reported) / QUANTIZATION_REPORT
+    assert Models(reported, inference_precision="f32").quantized_parts == {"unet"}
+    with Damage(report, json.dumps(read_json(report) | {"format": QUANTIZATION_FORMAT - 1}).encode()):
+        assert not Models(reported, inference_precision="f32").quantized_parts
+    assert "older format: not used" in caplog.text
 
 
 @pytest.mark.parametrize("blocks", [None, [], 3, {"add_downsample": None}, {"add_downsample": [1, "x"]}])
