@@ -1,7 +1,11 @@
 """DeciDiffusion on OpenVINO: a checkpoint to a model folder, and words to pictures."""
 
 import importlib
+import os
 from typing import Any
+
+if os.path.expanduser("~") == "~":  # a bare user id, as containers have: OpenVINO asks for a home when it is imported
+    os.environ["HOME"] = "/nonexistent"  # what Debian gives to users without one
 
 _PLACES = {
     "OVStableDiffusionPipeline": "pipeline",

@@ -174,10 +174,10 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _check_port(options: argparse.Namespace) -> None:
-    """A port that is taken is told now, not after everything was loaded."""
-    if options.port is not None:
-        with socket.create_server((options.host, options.port)):
-            pass
+    """A port that is taken, or a host that is not this machine's, is told now, not after everything was loaded."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.create_server((options.host, options.port or 0), family=family):
+        pass
 
 
 def _prepared(options: argparse.Namespace) -> Path:

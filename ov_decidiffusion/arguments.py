@@ -12,6 +12,7 @@ MAX_GUIDANCE = 1000  # far beyond all use; at 1e38 numbers overflow
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DECODERS = ("whole", "tiny")
 SHOWN = 120  # characters of a value in a message
+MAX_PROMPT = 100_000  # characters; some 8,000 fit into the 1,500 tokens that are read
 
 
 def shown(value: Any) -> str:
@@ -29,6 +30,8 @@ def check_prompts(prompt: str | list[str], name: str = "prompt") -> list[str]:
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
         raise ValueError(f"`{name}` must be a string or a list of strings, got {shown(prompt)}.")
     for text in prompts:
+        if len(text) > MAX_PROMPT:
+            raise ValueError(f"`{name}` must have at most {MAX_PROMPT} characters, got {len(text)}: {shown(text)}.")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -51,14 +54,14 @@ def check_negative_prompts(negative_prompt: str | list[str] | None, count: int) 
     return negatives
 
 
-def check_schedule(name: str, values: Any, high: float) -> list[Any] | None:
-    """None, or timesteps or noise levels, falling, from ``high`` to 0."""
+def check_schedule(name: str, values: Any, high: float, most: int) -> list[Any] | None:
+    """None, or at most so many timesteps or noise levels, falling, from ``high`` to 0."""
     if values is None:
         return None
     if hasattr(values, "tolist"):  # an array, or a tensor
         values = values.tolist()
-    if not isinstance(values, (list, tuple)) or not values:
-        raise ValueError(f"`{name}` must be a list of falling numbers, got {shown(values)}.")
+    if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= most:
+        raise ValueError(f"`{name}` must be a list of at most {most} falling numbers, got {shown(values)}.")
     check = check_whole if name == "timesteps" else check_range
     checked = [check(f"{name}[{i}]", value, 0, high) for i, value in enumerate(values)]
     if any(later >= earlier for earlier, later in zip(checked, checked[1:], strict=False)):
@@ -68,6 +71,8 @@ def check_schedule(name: str, values: Any, high: float) -> list[Any] | None:
 
 def check_quantized(quantized: Any, there_are: frozenset[str], possible: tuple[str, ...]) -> frozenset[str]:
     """The parts to run in INT8: all that there are for True, else those named."""
+    if isinstance(quantized, np.bool_):
+        quantized = bool(quantized)
     if quantized is False:
         return frozenset()
     named = isinstance(quantized, (list, tuple, set, frozenset)) and all(one in possible for one in quantized)

@@ -77,7 +77,7 @@ def generate(
         check_whole("actors", actors, 1)
     on_ray = _is_for_ray(actors, ray_address)
     check_choice("output_format", output_format, FORMATS)
-    model_dir, out = Path(model_dir).resolve(), Path(out).resolve()
+    model_dir, out = (Path(folder).expanduser().resolve() for folder in (model_dir, out))
     precision = _precision(device, inference_precision)
     together = TOGETHER if weights_file(model_dir, "unet").stat().st_size < SMALL else 1
     begun = {"model": read_origin(model_dir), "precision": precision, "format": output_format, "defaults": defaults}
@@ -256,13 +256,25 @@ def _part(out: Path, chunk: Chunk) -> Path:
 
 
 def _is_done(out: Path, chunk: Chunk) -> bool:
-    """Whether a chunk is in the manifest, and not with an error that may have passed."""
+    """Whether a chunk is in the manifest with its pictures, and not with an error that may have passed."""
     import pyarrow.parquet
 
     part = _part(out, chunk)
     if not part.is_file():
         return False
-    return all(record["for_good"] or not record["error"] for record in pyarrow.parquet.read_table(part).to_pylist())
+    try:
+        records = pyarrow.parquet.read_table(part).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError):  # damaged
+        return False
+    if any(record["file"] and not _picture(out, record["file"]).is_file() for record in records):
+        return False
+    return all(record["for_good"] or not record["error"] for record in records)
+
+
+def _picture(out: Path, file: str) -> Path:
+    """Where a picture lies, or the shard that it is in."""
+    place = out / file
+    return place.parent if place.parent.suffix == ".tar" else place
 
 
 def _record(wish: Wish, seconds: float) -> dict[str, Any]:
@@ -270,7 +282,7 @@ def _record(wish: Wish, seconds: float) -> dict[str, Any]:
         "row": wish.row,
         "image": wish.image,
         "prompt": str(wish.arguments["prompt"]),
-        "seed": wish.arguments["seed"] if isinstance(wish.arguments["seed"], int) else -1,
+        "seed": wish.arguments["seed"],
         "settings": "",
         "file": "",
         "sha256": "",

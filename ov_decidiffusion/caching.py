@@ -75,4 +75,5 @@ def full_steps(total: int, interval: int, power: float = 1.0) -> list[bool]:
     for j in range(1, count + 1):
         position = math.floor(last * (j / count) ** power + 0.5)
         whole.append(max(position, whole[-1] + 1))
-    return [index in whole for index in range(total)]
+    there = set(whole)
+    return [index in there for index in range(total)]

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ov_decidiffusion.arguments import MAX_GUIDANCE, check_callback_result, check_range
+from ov_decidiffusion.arguments import check_callback_result
 
 if TYPE_CHECKING:
     from ov_decidiffusion.denoise import DenoisingStep
@@ -32,17 +32,31 @@ class RunState:
     @contextlib.contextmanager
     def _running(self) -> Iterator[Callable[[DenoisingStep], None]]:
         """A run of this thread: tell it each step, and ask ``interrupt`` after it."""
+        around = dict(self._current.__dict__)  # of a call that this one is made in
+        self._current.__dict__.clear()
         self._current.stops = self._stops
         try:
             yield lambda step: setattr(self._current, "step", step)
         finally:
             self._current.__dict__.clear()
+            self._current.__dict__.update(around)
 
     @property
     def guidance_scale(self) -> float:
         """Of the run that this thread is in, as it is now; outside of one, the checkpoint's own."""
         step = getattr(self._current, "step", None)
         return self.defaults["guidance_scale"] if step is None else step.guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        """As ``guidance_scale``."""
+        step = getattr(self._current, "step", None)
+        return self.defaults["guidance_rescale"] if step is None else step.guidance_rescale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether guidance acts in the run that this thread is in."""
+        return self.guidance_scale > 1
 
     @property
     def num_timesteps(self) -> int | None:
@@ -56,10 +70,25 @@ class RunState:
 
     @_guidance_scale.setter
     def _guidance_scale(self, value: float) -> None:
+        self._step_to_change("guidance_scale").guidance_scale = value
+
+    @property
+    def _guidance_rescale(self) -> float:
+        return self.guidance_rescale
+
+    @_guidance_rescale.setter
+    def _guidance_rescale(self, value: float) -> None:
+        self._step_to_change("guidance_rescale").guidance_rescale = value
+
+    @property
+    def _num_timesteps(self) -> int | None:
+        return self.num_timesteps
+
+    def _step_to_change(self, name: str) -> DenoisingStep:
         step = getattr(self._current, "step", None)
         if step is None:
-            raise ValueError("`_guidance_scale` can be set in a callback only; give `guidance_scale` to the call.")
-        step.guidance_scale = check_range("guidance_scale", value, 0, MAX_GUIDANCE)
+            raise ValueError(f"`_{name}` can be set in a callback only; give `{name}` to the call.")
+        return step
 
     @property
     def interrupt(self) -> bool:
@@ -82,16 +111,8 @@ class RunState:
 
 def call_back(callback: Callable, pipe: RunState, step: DenoisingStep, names: list[str]) -> None:
     """Show a step to a callback, and go on from what it returns."""
-    from ov_decidiffusion.tensors import check_embeds  # there is a step, so torch is there
-
     negative = step.prompt_embeds[: len(step.latents)]
     tensors = {"latents": step.latents, "prompt_embeds": step.prompt_embeds, "negative_prompt_embeds": negative}
     result = check_callback_result(callback(pipe, step.index, step.timestep, {name: tensors[name] for name in names}))
     step.latents = result.get("latents", step.latents)
-    if result.get("prompt_embeds", step.prompt_embeds) is not step.prompt_embeds:
-        text = step.prompt_embeds
-        step.prompt_embeds = check_embeds("prompt_embeds", result["prompt_embeds"], text.shape[-1])
-        if len(step.prompt_embeds) not in (len(step.latents), len(text)):
-            raise ValueError(
-                f"`prompt_embeds` must be of {len(step.latents)} or {len(text)} prompts, got {len(step.prompt_embeds)}."
-            )
+    step.prompt_embeds = result.get("prompt_embeds", step.prompt_embeds)

@@ -54,6 +54,7 @@ OPTIONAL_FILES = (
 LFS_POINTER = b"version https://git-lfs"
 MAX_NUMBER = 1_000_000  # of any size, width or count in a configuration
 MAX_LAYERS = 100
+LIMITS = {"sample_size": 4096, "cross_attention_dim": 65_536}
 COUNTS = ("num_hidden_layers", "layers_per_block", "num_encoder_blocks", "num_decoder_blocks")  # of layers
 REMEDY = "download it again"
 
@@ -125,6 +126,8 @@ def _refuse_links_out(file: Path, folder: Path) -> None:
 
 
 def _check_weights(weights: Path) -> None:
+    for index in weights.parent.glob("*.index.json"):  # which diffusers and transformers would follow to other files
+        raise CheckpointError(f"{index} stands for weights in several files, which are not taken: put them in one.")
     with weights.open("rb") as opened:
         if opened.read(len(LFS_POINTER)) == LFS_POINTER:
             raise CheckpointError(f"{weights} is only a pointer of Git LFS: fetch the file with `git lfs pull`.")
@@ -146,7 +149,7 @@ def _check_numbers(folder: Path) -> None:
 
 def _check_file_numbers(file: Path) -> None:
     for name, number in _numbers(read_json(file, REMEDY)):
-        most = MAX_LAYERS if name in COUNTS or "_num_" in name else MAX_NUMBER
+        most = MAX_LAYERS if name in COUNTS or "_num_" in name else LIMITS.get(name, MAX_NUMBER)
         if not abs(number) <= most:
             raise CheckpointError(f"{file} has {name} = {number}, which no such model has: {REMEDY}.")
 

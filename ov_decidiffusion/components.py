@@ -1,5 +1,6 @@
 """The torch modules of a checkpoint, and its tokenizer: built from weights and settings alone."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
 from tokenizers import Tokenizer
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ov_decidiffusion.checkpoint import CheckpointError
+from ov_decidiffusion.checkpoint import CheckpointError, copy_tokenizer
+from ov_decidiffusion.folder import check_token_ids
 from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 
@@ -91,9 +93,18 @@ def _complete(model: Any, info: dict[str, Any], folder: Path) -> Any:
 
 
 def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
-    """CLIP's tokenizer, padding to 77 tokens."""
-    with _building(Path(folder) / "tokenizer"):
-        return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer", local_files_only=True)
+    """CLIP's tokenizer, padding to 77 tokens, from the files of it that are known and no others.
+
+    Raises:
+        CheckpointError: it cannot be built, or has a token that the text encoder has no row for.
+    """
+    folder = Path(folder)
+    with _building(folder / "tokenizer"), tempfile.TemporaryDirectory() as known:
+        copy_tokenizer(folder, Path(known))
+        tokenizer = CLIPTokenizer.from_pretrained(known, local_files_only=True)
+        check_token_ids(tokenizer.get_vocab(), folder)
+    tokenizer.name_or_path = str(folder / "tokenizer")
+    return tokenizer
 
 
 def prompt_tokenizer(tokenizer: CLIPTokenizer) -> Tokenizer:

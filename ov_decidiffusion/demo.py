@@ -10,13 +10,13 @@ from gradio.exceptions import ComponentProcessingError
 from gradio.utils import ipython_check
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ov_decidiffusion.demo_api import offer_api
 from ov_decidiffusion.demo_events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
 from ov_decidiffusion.demo_page import lay_out, make_theme
+from ov_decidiffusion.guards import THIS_MACHINE_ONLY
 from ov_decidiffusion.limits import LOOPBACK, MAX_UPLOAD
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.sittings import IDLE_SECONDS
@@ -69,8 +69,7 @@ class DemoBlocks(gr.Blocks):
             DemoBlocks._in_notebook = self
         middleware = [Middleware(_StayLocal)]
         if kwargs.get("server_name", "127.0.0.1") in LOOPBACK and not kwargs.get("share"):
-            # A page elsewhere whose name was made to point to this machine would send its own name as Host.
-            middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
+            middleware += THIS_MACHINE_ONLY
         defaults = _page_options() | {
             "server_name": "127.0.0.1",
             "share": False,

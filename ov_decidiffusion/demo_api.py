@@ -30,7 +30,8 @@ def offer_api(studio: Studio) -> None:
     ) -> tuple[str, dict[str, Any]]:
         """What all three give; ``words`` and ``how`` are their arguments in the order of the fields below."""
         filled = dict(zip(WORDS, words, strict=True)) | dict(zip(HOW, how, strict=True)) | source
-        filled |= {"seed": None if filled["seed"] < 0 else filled["seed"], "steps": filled["steps"] or None}
+        seed = filled["seed"]
+        filled |= {"seed": None if seed is None or seed < 0 else seed, "steps": filled["steps"] or None}
         session = request.session_hash
         try:
             arguments = arguments_of(**filled)
@@ -70,6 +71,8 @@ def offer_api(studio: Studio) -> None:
         request: gr.Request,
     ):
         how = (seed, num_inference_steps, guidance_scale, preset, solver, size)
+        if image is None:
+            raise refused("`image` is missing: /text_to_image needs none.")
         return make(request, (prompt, negative_prompt), how, source=image, strength=strength)
 
     def inpaint(

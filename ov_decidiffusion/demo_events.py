@@ -1,5 +1,6 @@
 """What happens on the demo's page: each function wires a part of it."""
 
+import logging
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import gradio as gr
 from PIL import Image, ImageColor
 
 from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text, steps_of
+from ov_decidiffusion.folder import ModelDirError
 from ov_decidiffusion.limits import MAX_SEED
 from ov_decidiffusion.settings import settings_of
 from ov_decidiffusion.sittings import LineIsFull, Sitting
@@ -21,6 +23,8 @@ from ov_decidiffusion.studio import (
     mask_of,
     seed_of,
 )
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 STOP = "Stops what this client has running, which ends in the picture so far, and what it has waiting."
@@ -37,10 +41,18 @@ def seen_by_visitor(studio: Studio, arguments: dict[str, Any], session: str, sit
     """A run for the page: what is wrong is told there, in words."""
     try:
         yield from studio.make(arguments, session, sitting)
+    except ModelDirError as error:
+        logger.error("%s", error)
+        raise refused("The models cannot be used here: whoever started the demo sees why.") from error
     except (ValueError, FloatingPointError) as error:
         raise refused(str(error)) from error
     except LineIsFull as error:
         raise refused("Too many are waiting already: try again in a minute.") from error
+    except gr.Error:
+        raise
+    except Exception as error:  # neither a path nor a traceback for the page
+        logger.exception("a picture could not be made")
+        raise refused(f"The picture could not be made ({type(error).__name__}).") from error
 
 
 def _asked(filled: dict[str, Any]) -> dict[str, Any]:
@@ -330,6 +342,9 @@ def wire_comparison(page: Page, studio: Studio) -> None:
                 now = f"{name}: {seen.status}"
                 yield {page.status: status_text(now), page.compared_caption: now}
             if seen is None or not seen.kept:
+                return
+            if seen.stopped:  # both sides
+                yield dict(zip(_showing(page), _shown(sitting, 0), strict=True))
                 return
             pair.append(str(seen.kept[0].path))
             told.append(f"**{name}**: {seen.status.removeprefix('Done after ').rstrip('.')}")

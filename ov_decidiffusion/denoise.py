@@ -11,11 +11,12 @@ import torch
 from diffusers import SchedulerMixin
 from tqdm.auto import tqdm
 
+from ov_decidiffusion.arguments import MAX_GUIDANCE, check_range
 from ov_decidiffusion.caching import DEEP_FEATURES
 from ov_decidiffusion.folder import MAX_TOKENS
 from ov_decidiffusion.models import ATTENTION, TOP_LEVEL, Models
 from ov_decidiffusion.plan import Plan, noise_levels
-from ov_decidiffusion.tensors import check_latents
+from ov_decidiffusion.tensors import check_embeds, check_latents
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class DenoisingStep:
             the end would lead.
         prompt_embeds: hidden states [b, n, d] of the prompts, behind those of the negative prompts, [2 b, n, d], in a
             run that is guided.
-        guidance_scale: of the next steps.
+        guidance_scale, guidance_rescale: of the next steps.
         quantized, decoder: parts that run in INT8, and which decoder does, for ``decode_latents``.
         finishing: what ``finish`` needs to know of the run.
     """
@@ -63,14 +64,44 @@ class DenoisingStep:
         latents: torch.Tensor,
         predicted: torch.Tensor,
         prompt_embeds: torch.Tensor,
-        scale: float,
+        guidance: tuple[float, float],
         finishing: Any = None,
     ):
         self.index, self.total, self.timestep = index, len(plan.timesteps), plan.timesteps[index]
         self.sample, self.predicted, self.finishing = sample, predicted, finishing
         self.quantized, self.decoder = plan.quantized, plan.decoder
-        self.prompt_embeds, self.guidance_scale = prompt_embeds, scale
+        self._prompt_embeds, self._guidance_scale, self._guidance_rescale = prompt_embeds, *guidance
         self._latents = latents
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @guidance_scale.setter
+    def guidance_scale(self, value: float) -> None:
+        self._guidance_scale = check_range("guidance_scale", value, 0, MAX_GUIDANCE)
+
+    @property
+    def guidance_rescale(self) -> float:
+        return self._guidance_rescale
+
+    @guidance_rescale.setter
+    def guidance_rescale(self, value: float) -> None:
+        self._guidance_rescale = check_range("guidance_rescale", value, 0, 1)
+
+    @property
+    def prompt_embeds(self) -> torch.Tensor:
+        return self._prompt_embeds
+
+    @prompt_embeds.setter
+    def prompt_embeds(self, embeds: torch.Tensor) -> None:
+        if embeds is self._prompt_embeds:
+            return
+        checked = check_embeds("prompt_embeds", embeds, self._prompt_embeds.shape[-1])
+        counts = sorted({len(self._latents), len(self._prompt_embeds)})
+        if len(checked) not in counts:
+            raise ValueError(f"`prompt_embeds` must be of {' or '.join(map(str, counts))} prompts, got {len(checked)}.")
+        self._prompt_embeds = checked
 
     @property
     def latents(self) -> torch.Tensor:
@@ -158,12 +189,13 @@ class Denoiser:
         Raises:
             FloatingPointError: a step ended in NaN or infinity.
         """
-        if prompt_embeds.shape[1] != MAX_TOKENS:
-            self._models.allow_long_prompts()
-        scheduler, deep, direction, scale = plan.scheduler, None, None, plan.guidance_scale
+        scheduler, deep, direction = plan.scheduler, None, None
+        scale, rescale = plan.guidance_scale, plan.guidance_rescale
         extra = _extra_step_arguments(scheduler, plan)
         keeps, quantized = not all(plan.whole), "unet" in plan.quantized
         for index, timestep in enumerate(tqdm(plan.timesteps, **{"desc": "denoising", **bar})):
+            if prompt_embeds.shape[1] != MAX_TOKENS:
+                self._models.allow_long_prompts()
             guided = plan.guided[index] and scale > 1 and len(prompt_embeds) == 2 * len(latents)
             both = guided and (plan.directed[index] or direction is None)
             text = prompt_embeds if both else prompt_embeds[-len(latents) :]
@@ -175,9 +207,9 @@ class Denoiser:
             if both:
                 unconditional, conditional = prediction.chunk(2)
                 direction = conditional - unconditional
-                prediction = rescaled(unconditional + scale * direction, conditional, plan.guidance_rescale)
+                prediction = rescaled(unconditional + scale * direction, conditional, rescale)
             elif guided:
-                prediction = rescaled(prediction + (scale - 1) * direction, prediction, plan.guidance_rescale)
+                prediction = rescaled(prediction + (scale - 1) * direction, prediction, rescale)
             sample = batch[-len(latents) :]
             predicted = predicted_end(scheduler, prediction, sample, timestep)
             latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
@@ -187,12 +219,13 @@ class Denoiser:
             if not torch.isfinite(latents).all():
                 raise FloatingPointError(
                     f"Step {index + 1} of {len(plan.timesteps)} gave NaN or infinity instead of a picture: the weights "
-                    'may be damaged, or the numbers too large for the format; try inference_precision="f32", or a '
-                    "lower guidance_scale."
+                    "may be damaged, the numbers too large for the format, or the steps too few for the solver; try "
+                    'inference_precision="f32", a lower guidance_scale, or more steps.'
                 )
-            step = DenoisingStep(index, plan, sample, latents, predicted, prompt_embeds, scale, finishing)
+            step = DenoisingStep(index, plan, sample, latents, predicted, prompt_embeds, (scale, rescale), finishing)
             yield step
-            latents, prompt_embeds, scale = step.latents, step.prompt_embeds, step.guidance_scale
+            latents = check_latents("latents", step.latents, tuple(latents.shape))  # may have been changed in place
+            prompt_embeds, scale, rescale = step.prompt_embeds, step.guidance_scale, step.guidance_rescale
 
 
 def _unet_inputs(sample: torch.Tensor, timestep: torch.Tensor) -> dict[str, np.ndarray]:

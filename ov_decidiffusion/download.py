@@ -7,7 +7,6 @@ import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
-import httpx
 from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
@@ -144,13 +143,22 @@ def _download(repo_id: str, revision: str | None) -> Path:
         if error.errno == errno.ENOSPC:
             raise CheckpointError(f"The disk filled up while {place} was downloaded: {error}") from error
         raise _unavailable(place, error) from error
-    except (HfHubHTTPError, httpx.HTTPError, EntryNotFoundError, XetDownloadError, OfflineModeIsEnabled) as error:
+    except (HfHubHTTPError, EntryNotFoundError, XetDownloadError, OfflineModeIsEnabled) as error:
         raise _unavailable(place, error) from error
-    except (ValueError, KeyError, TypeError) as error:  # what its answers are read with
+    except MemoryError:
+        raise
+    except Exception as error:  # of what its answers are fetched and read with, which changes from version to version
+        if _is_of_the_connection(error):
+            raise _unavailable(place, error) from error
         raise CheckpointError(
             f"{place} cannot be downloaded: {constants.ENDPOINT} does not answer as a hub does "
             f"({type(error).__name__}: {error}); is HF_ENDPOINT right? {LOCAL_HINT}"
         ) from error
+
+
+def _is_of_the_connection(error: BaseException) -> bool:
+    """By the name that HTTP libraries give to such errors: which of them the hub's uses is its own affair."""
+    return isinstance(error, ConnectionError) or "TransportError" in {kind.__name__ for kind in type(error).__mro__}
 
 
 def _unavailable(place: str, error: BaseException) -> CheckpointError:
@@ -163,7 +171,7 @@ def _unavailable(place: str, error: BaseException) -> CheckpointError:
         why = "HF_HUB_OFFLINE is set and it is not in the cache"
     elif status is not None:
         why = f"the hub answers {status}"
-    elif isinstance(error, (LocalEntryNotFoundError, ConnectionError, httpx.TransportError)):
+    elif isinstance(error, LocalEntryNotFoundError) or _is_of_the_connection(error):
         why = "no connection"
     else:
         why = str(error)

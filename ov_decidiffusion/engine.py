@@ -3,6 +3,7 @@
 This is where torch and diffusers come in; ``pipeline.py`` imports it while models compile.
 """
 
+import inspect
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from PIL import Image
+from tqdm import tqdm
 
 from ov_decidiffusion.arguments import (
     OUTPUT_TYPES,
@@ -19,6 +21,7 @@ from ov_decidiffusion.arguments import (
     check_flag,
     check_quantized,
     check_whole,
+    shown,
 )
 from ov_decidiffusion.denoise import Denoiser, DenoisingStep
 from ov_decidiffusion.folder import (
@@ -35,7 +38,7 @@ from ov_decidiffusion.plan import Plan, make_plan
 from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
 from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
 from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start
-from ov_decidiffusion.tensors import check_latents, make_generator, unseeded_generator
+from ov_decidiffusion.tensors import check_batch, check_latents, make_generator, unseeded_generator
 from ov_decidiffusion.text import Text, TextEncoder, check_text, load_tokenizer
 from ov_decidiffusion.vae import Autoencoder
 
@@ -76,6 +79,14 @@ class Engine:
     def scheduler(self, scheduler: SchedulerMixin) -> None:
         check_scheduler(scheduler)
         self._scheduler = scheduler
+
+    def set_progress_bar_config(self, options: dict[str, Any]) -> None:
+        """Arguments as ``OVStableDiffusionPipeline.set_progress_bar_config`` says."""
+        known = inspect.signature(tqdm.__init__).parameters
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise ValueError(f"tqdm has no option {unknown[0]!r}; it has {', '.join(list(known)[1:])}.")
+        self.progress_bar_config = options
 
     def denoise(
         self,
@@ -175,9 +186,17 @@ class Engine:
             "versions": versions(),
         }
 
+    def encode_image(self, pixels: Any, generator: Any = None) -> torch.Tensor:
+        """Latents of pixels; arguments as ``OVStableDiffusionPipeline.encode_image`` says."""
+        pixels = check_batch("pixels", pixels, 3, self.vae.scale_factor)
+        check_memory(self.models.estimated_memory(0, (pixels.shape[3], pixels.shape[2])))
+        return self.vae.encode(pixels, make_generator(generator, None, len(pixels)))
+
     def finish(self, step: DenoisingStep, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
         """The pictures of a step; arguments as ``OVStableDiffusionPipeline.finish`` says."""
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
+        if not isinstance(step, DenoisingStep):
+            raise ValueError(f"`step` must be one that denoise gave, got {shown(step)}.")
         finishing = step.finishing
         if output_type != "pil" and finishing.overlay is None:
             return self.decode(step.latents, output_type, step.quantized, step.decoder)
@@ -199,5 +218,8 @@ class Engine:
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
         parts = check_quantized(quantized, self.models.quantized_parts, QUANTIZABLE)
         check_decoder(decoder, self.models.has_tiny_decoder)
+        latents = check_batch("latents", latents, self.latent_channels)
+        size = latents.shape[3] * self.vae.scale_factor, latents.shape[2] * self.vae.scale_factor
+        check_memory(self.models.estimated_memory(0, self.vae.decoded_at_once(size)))
         decoded = self.vae.decode(latents, "vae_decoder" in parts, decoder)
         return self.image_processor.postprocess(decoded, output_type=output_type)

@@ -6,6 +6,7 @@ folder needs no torch weights, no hub and no checkpoint.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -76,6 +77,10 @@ DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_resc
 DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8} | SUITING_PHOTOGRAPHS
 
 
+class ModelDirError(ValueError):
+    """A model folder is not whole, or what is in it does not work."""
+
+
 def default_model_dir(checkpoint: str | Path, weight_format: str = "fp16") -> Path:
     """``models/<name>-<format>`` in the current folder, the name being the last part of the folder or hub id."""
     path = Path(checkpoint).expanduser()
@@ -88,7 +93,8 @@ def is_checkpoint(model: str | Path) -> bool:
     folder = Path(model).expanduser()
     if folder.exists():
         return (folder / "flexible_unet").is_dir()
-    return not folder.is_absolute() and str(model).count("/") == 1 and not str(model).startswith((".", "~"))
+    name = str(model).rstrip("/")
+    return not folder.is_absolute() and name.count("/") == 1 and not name.startswith((".", "~"))
 
 
 def quantized_sibling(folder: Path, kind: str = "int8") -> Path:
@@ -126,6 +132,26 @@ def tokenizer_dir(folder: Path) -> Path:
 def prompt_tokenizer_file(folder: Path) -> Path:
     """The tokenizer as the tokenizers library reads it, in a fraction of the time that transformers takes."""
     return tokenizer_dir(folder) / "prompt_tokenizer.json"
+
+
+def check_token_ids(vocabulary: dict[str, int], folder: Path) -> None:
+    """Refuse a tokenizer with tokens that the text encoder has no row for: they would be read as some other.
+
+    Args:
+        vocabulary: all tokens with their numbers.
+        folder: of a checkpoint or of models.
+
+    Raises:
+        ValueError: names the token.
+    """
+    config = config_file(folder, "text_encoder")
+    rows = read_json(config).get("vocab_size") if config.is_file() else None
+    token = max(vocabulary, key=vocabulary.get, default=None)
+    if isinstance(rows, int) and token is not None and vocabulary[token] >= rows:
+        raise ValueError(
+            f"The tokenizer of {folder} has {token!r} as number {vocabulary[token]}, and the text encoder knows those "
+            f"below {rows} only: make the folder anew, of files that belong together."
+        )
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:
@@ -171,12 +197,12 @@ def check_model_dir(folder: Path) -> None:
     missing = [file.relative_to(folder).as_posix() for file in needed if not file.is_file()]
     if missing:
         what = "does not exist" if not folder.exists() else f"lacks {', '.join(missing)}"
-        raise ValueError(f"`model_dir` {folder} {what}: make it with convert_checkpoint.")
+        raise ModelDirError(f"`model_dir` {folder} {what}: make it with convert_checkpoint.")
     damaged = [
         name for name, written in _written_files(folder).items() if not _has_size(folder / name, written["size"])
     ]
     if damaged:
-        raise ValueError(_damage(folder, damaged, "of another size than was written"))
+        raise ModelDirError(_damage(folder, damaged, "of another size than was written"))
 
 
 def verify_model_dir(folder: str | Path) -> None:
@@ -193,7 +219,7 @@ def verify_model_dir(folder: str | Path) -> None:
     found = hashes(folder, written)
     damaged = [name for name, hashed in found.items() if hashed != written[name]["sha256"]]
     if damaged:
-        raise ValueError(_damage(folder, damaged, "not what was written"))
+        raise ModelDirError(_damage(folder, damaged, "not what was written"))
 
 
 @contextlib.contextmanager
@@ -208,12 +234,13 @@ def explaining(folder: Path, doing: str) -> Iterator[None]:
     except (ValueError, MemoryError, NotImplementedError):
         raise
     except Exception as error:
+        remedy = "If its files were changed, delete the folder and convert anew."
         with contextlib.suppress(OSError):
             if _written_files(folder):
                 verify_model_dir(folder)
-        raise ValueError(
-            f"`model_dir` {folder}: {doing} failed ({type(error).__name__}: {error}). If its files were changed, "
-            "delete the folder and convert anew."
+                remedy = "Its files are as they were written, so that what was asked for does not fit them."
+        raise ModelDirError(
+            f"`model_dir` {folder}: {doing} failed ({type(error).__name__}: {error}). {remedy}"
         ) from error
 
 
@@ -251,7 +278,7 @@ def _written_files(folder: Path) -> dict[str, dict[str, Any]]:
         if (folder / name).is_file():
             files = read_json(folder / name).get("files", {})
             if not are_described(files):
-                raise ValueError(_damage(folder, [name], "not what was written"))
+                raise ModelDirError(_damage(folder, [name], "not what was written"))
             return files
     return {}
 
@@ -316,7 +343,7 @@ def only_one(target: Path) -> Iterator[None]:
         logger.warning("Another process is writing %s: waiting for it.", target)
         lock.acquire()
     try:
-        for left in target.parent.glob(f".{target.name}.*.partial"):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
             shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
@@ -373,8 +400,11 @@ def write_whole(file: Path, data: bytes) -> None:
     """Write beside the file's place and move it there: never half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, file)
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)  # of a full disk, say
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

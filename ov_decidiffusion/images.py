@@ -29,9 +29,9 @@ def to_pictures(image: Any, name: str = "image", behind: str = "white") -> list[
     """Source pictures in whatever form, as upright RGB ones.
 
     Args:
-        image: a PIL picture, an array [H, W], [H, W, 3] or [b, H, W, 3], a tensor [H, W], [3, H, W] or [b, 3, H, W],
-            or a list of such. Whole numbers are 0…255. Others are 0…1, and tensors with negative numbers -1…1, as in
-            diffusers.
+        image: a PIL picture; an array [H, W], [H, W, 3] or [b, H, W, 3], or with 4 for 3, the fourth being opacity; a
+            tensor [H, W], [3, H, W] or [b, 3, H, W]; or a list of such. Whole numbers are 0…255. Others are 0…1, and
+            tensors with negative numbers -1…1, as in diffusers.
         name: of the argument, for messages.
         behind: the colour that shows where a picture is transparent.
 
@@ -45,7 +45,7 @@ def to_pictures(image: Any, name: str = "image", behind: str = "white") -> list[
     if isinstance(image, torch.Tensor):
         return _tensor_to_pictures(image, name)
     if isinstance(image, np.ndarray):
-        return _array_to_pictures(image, name)
+        return _array_to_pictures(image, name, behind)
     raise ValueError(f"`{name}` must be a PIL picture, an array or a tensor, got {type(image).__name__}.")
 
 
@@ -82,19 +82,19 @@ def _tensor_to_pictures(tensor: torch.Tensor, name: str) -> list[Image.Image]:
     batch = batch[(None,) * max(0, 4 - batch.ndim)] if batch.ndim > 1 else batch
     if batch.ndim != 4 or batch.shape[1] not in (1, 3) or batch.is_complex():
         raise ValueError(f"`{name}` as a tensor must be [H, W], [3, H, W] or [b, 3, H, W], got {tuple(tensor.shape)}.")
-    if batch.is_floating_point() and batch.numel() and batch.min() < 0:
+    if batch.is_floating_point() and batch.numel() and batch.min() < -0.5 / 255:  # less is what rounding leaves
         batch = batch / 2 + 0.5
     array = batch.permute(0, 2, 3, 1)
-    return _array_to_pictures(array.float().numpy() if array.is_floating_point() else array.numpy(), name)
+    return _array_to_pictures(array.float().numpy() if array.is_floating_point() else array.numpy(), name, "white")
 
 
-def _array_to_pictures(array: np.ndarray, name: str) -> list[Image.Image]:
-    batch = array[None] if array.ndim in (2, 3) and not (array.ndim == 3 and array.shape[-1] not in (1, 3)) else array
-    batch = batch[..., None] if batch.ndim == 3 else batch
-    if batch.ndim != 4 or batch.shape[-1] not in (1, 3) or 0 in batch.shape or array.dtype.kind not in "fiub":
+def _array_to_pictures(array: np.ndarray, name: str, behind: str) -> list[Image.Image]:
+    batch = array[..., None] if array.ndim == 2 else array
+    batch = batch[None] if batch.ndim == 3 else batch
+    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4) or 0 in batch.shape or array.dtype.kind not in "fiub":
         raise ValueError(
-            f"`{name}` as an array must be [H, W], [H, W, 3] or [b, H, W, 3] of numbers, got {array.shape} of "
-            f"{array.dtype}."
+            f"`{name}` as an array must be [H, W], [H, W, 3 or 4] or [b, H, W, 3 or 4] of numbers, got {array.shape} "
+            f"of {array.dtype}."
         )
     values = batch.astype(np.float32) * (255 if array.dtype.kind in "fb" else 1)
     if not np.isfinite(values).all() or values.min() < -0.5 or values.max() > 255.5:
@@ -102,8 +102,9 @@ def _array_to_pictures(array: np.ndarray, name: str) -> list[Image.Image]:
         raise ValueError(
             f"`{name}` as an array of {array.dtype} must be in {allowed}, got {array.min()} to {array.max()}."
         )
-    rgb = np.broadcast_to(values.round().clip(0, 255).astype(np.uint8), (*batch.shape[:3], 3))
-    return [Image.fromarray(np.ascontiguousarray(one)) for one in rgb]
+    pixels = values.round().clip(0, 255).astype(np.uint8)
+    pixels = np.broadcast_to(pixels, (*batch.shape[:3], max(3, batch.shape[3])))
+    return [to_rgb(Image.fromarray(np.ascontiguousarray(one)), name, behind) for one in pixels]
 
 
 def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Image.Image:
@@ -134,10 +135,11 @@ def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Im
 
 
 def _wide_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """16 bits are 0…65535. "I" and "F" do not say their range: up to 1 (F) and up to 255 are taken for it."""
+    """16 bits are 0…65535. "I" and "F" do not say their range: up to 1 (F) and up to 255 are taken for it, and for 1
+    whatever scaling makes of it beyond its edges."""
     grey = np.asarray(image, np.float32)
     largest = grey[np.isfinite(grey)].max(initial=0)
-    if image.mode == "F" and largest <= 1:
+    if image.mode == "F" and largest <= 1.5:
         grey = grey * 255
     elif image.mode.startswith("I;16") or largest > 255:
         grey = grey / 257  # 65535 / 255
@@ -181,7 +183,8 @@ def choose_size(
     """The size of the pictures to make, in pixels.
 
     Args:
-        width, height: as asked for; None for the default's, or with ``images`` for what is closest to their shape.
+        width, height: as asked for; None for the default's, or with ``images`` for what is closest to their shape,
+            beside the other side where that is given.
         default: (width, height).
         factor: sides are multiples of it.
         fixed: whether the default is the only size there is.
@@ -194,6 +197,11 @@ def choose_size(
         if len({image.size for image in images}) > 1:
             raise ValueError("`image` holds pictures of different sizes: give `height` and `width`.")
         own = fit_size(*images[0].size, default[0] * default[1], factor)
+        shape = images[0].width / images[0].height
+        if height is not None:  # the other side follows
+            own = (_nearest(check_whole("height", height, 1) * shape, factor), own[1])
+        elif width is not None:
+            own = (own[0], _nearest(check_whole("width", width, 1) / shape, factor))
     chosen = []
     for name, asked, otherwise in (("width", width, own[0]), ("height", height, own[1])):
         value = otherwise if asked is None else check_whole(name, asked, 1)
@@ -211,6 +219,11 @@ def choose_size(
     return chosen[0], chosen[1]
 
 
+def _nearest(pixels: float, factor: int) -> int:
+    """The multiple of a factor that is closest to a length, and at least the factor."""
+    return max(1, round(pixels / factor)) * factor
+
+
 def resize(picture: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
     """Bring a picture to a size (width, height).
 
@@ -224,7 +237,9 @@ def resize(picture: Image.Image, size: tuple[int, int], mode: str) -> Image.Imag
         return picture.resize(size, Image.Resampling.LANCZOS)
     if mode == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    inside = ImageOps.contain(picture, size, Image.Resampling.LANCZOS)
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    within = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    inside = picture.resize(within, Image.Resampling.LANCZOS)
     left, top = ((size[i] - inside.size[i]) // 2 for i in (0, 1))
     around = ((top, size[1] - inside.height - top), (left, size[0] - inside.width - left), (0, 0))
     around = around[: np.asarray(inside).ndim]

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -26,8 +27,10 @@ def check_memory(needed: int) -> None:
     told = os.environ.get(LIMIT_VARIABLE)
     try:
         free = float(told) * 1e9 if told else psutil.virtual_memory().available
-    except ValueError as error:
-        raise ValueError(f"{LIMIT_VARIABLE} must be a number of gigabytes, got {told!r}.") from error
+    except ValueError:
+        free = math.nan
+    if math.isnan(free):
+        raise ValueError(f"{LIMIT_VARIABLE} must be a number of gigabytes, got {told!r}.")
     if needed > free:
         raise ValueError(
             f"`width`, `height` and the number of pictures need about {needed / 1e9:.1f} GB of memory, and "

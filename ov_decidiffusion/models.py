@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_decidiffusion.arguments import check_choice, check_range, check_whole, shown
+from ov_decidiffusion.arguments import check_choice, check_whole, shown
 from ov_decidiffusion.attention import cross_attention_model
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
+from ov_decidiffusion.configs import check_configs, unet_factor, vae_factor
 from ov_decidiffusion.devices import find_device, fix_shapes, needs_static_shapes, precision_hint
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
@@ -35,6 +35,7 @@ from ov_decidiffusion.folder import (
 )
 from ov_decidiffusion.memory import forgetting_mapped_weights, trim_heap
 from ov_decidiffusion.precision import INFERENCE_PRECISIONS, WORTH_IT, choose_precision, int8_speedup, runs_on_cpu
+from ov_decidiffusion.processes import OfOneProcess
 from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ FIRST = ("unet", "text_encoder", "vae_decoder")  # compiled at once, the longest
 CUT_OUT = {TOP_LEVEL: cut_shallow_model, ATTENTION: cross_attention_model}
 
 
-class Models:
+class Models(OfOneProcess):
     """The compiled models of a folder, and beside them those of its INT8 sibling, compiled when first asked for.
 
     Compiling begins at once, in threads; ``wait`` before running anything.
@@ -78,32 +79,32 @@ class Models:
         threads: int | None = None,
         ov_config: dict[str, Any] | None = None,
     ):
+        super().__init__()
+        self._closed = False
+        self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
         check_model_dir(folder)
         check_choice("inference_precision", inference_precision, INFERENCE_PRECISIONS)
         self._core = ov.Core()
         device = find_device(self._core, device)
-        self.folder, self._device, self._process = folder, device, os.getpid()
+        self.folder, self._device = folder, device
         self._config = _openvino_config(cache_dir, threads, ov_config)
         self.unet_config = read_json(config_file(folder, "unet"))
         self.vae_config = read_json(config_file(folder, "vae_decoder"))
-        _check_configs(self.unet_config, self.vae_config)
+        check_configs(self.unet_config, self.vae_config)
         self._precision, self.inference_precision = inference_precision, f"{inference_precision}, as asked for"
         if inference_precision == "auto":
             self._precision, self.inference_precision = choose_precision(self._core, device)
             logger.info("inference_precision: %s", self.inference_precision)
-        self.size_factor = _vae_factor(self.vae_config) * _unet_factor(self.unet_config)
+        self.size_factor = vae_factor(self.vae_config) * unet_factor(self.unet_config)
         self.static_shapes = needs_static_shapes(device)
         self._quantized_folder = quantized_sibling(folder)
         self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
         self.has_tiny_decoder = weights_file(folder, TINY_DECODER).is_file()
         self._long_prompts = False
-        self._closed = False
         self.seconds: Counter[str] = Counter()
-        self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
         self._packed: set[tuple[str, bool]] = set()  # those that have run
         self._latest_part: str | None = None  # whose model ran last
         self._large = self._weights("unet", False).stat().st_size > LARGE
-        self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
         # Compiling lets go of Python's lock: meanwhile the caller can import what takes as long.
         begin = ThreadPoolExecutor(len(FIRST) + 1, "compile").submit
         wanted = [name for name in FIRST if name not in self.quantized_parts]  # of the others who knows which of two
@@ -119,6 +120,7 @@ class Models:
     @functools.cached_property
     def int8_pays(self) -> bool:
         """Whether INT8 models are faster here than the plain ones, as far as a probe can tell."""
+        self.refuse_forks()
         speedup = int8_speedup(self._core, self._device, self._precision)
         pays = speedup is None or speedup > 1 / WORTH_IT
         if not pays:
@@ -135,7 +137,7 @@ class Models:
         Raises:
             ValueError: a model is damaged.
         """
-        with self._running:
+        with self._in_turn():
             wait([*self._begun.values(), *self._readable])  # all: after an error nothing is left at work on the files
             for name, compiling in self._begun.items():
                 self._compiled[name, False] = compiling.result()
@@ -151,12 +153,7 @@ class Models:
         Raises:
             RuntimeError: in a process that was forked after loading; or the inputs do not fit.
         """
-        if os.getpid() != self._process:  # its threads are not here, and waiting for them would last for ever
-            raise RuntimeError(
-                "This pipeline was loaded in another process, before a fork: call from_pretrained in each process, or "
-                "start them with multiprocessing's 'spawn'."
-            )
-        with self._running:
+        with self._in_turn():
             model = self._get(name, quantized)
             packs_weights = (name, quantized) not in self._packed
             self._hand_over(model_part(name))
@@ -175,11 +172,12 @@ class Models:
 
     def compiled(self, name: str, quantized: bool = False) -> ov.CompiledModel:
         """A model as OpenVINO runs it, for those who want its properties or its graph; compiled if it was not yet."""
-        with self._running:
+        with self._in_turn():
             return self._get(name, quantized)
 
     def accounting(self, name: str) -> ov.CompiledModel:
         """A copy of a model that keeps account of the time each of its nodes takes."""
+        self.refuse_forks()
         return self._compile(name, False, None, {"PERF_COUNT": True})
 
     def _get(self, name: str, quantized: bool) -> ov.CompiledModel:
@@ -209,7 +207,7 @@ class Models:
             size: (width, height) in pixels.
         """
         pixels = size[0] * size[1]
-        positions = pixels // _vae_factor(self.vae_config) ** 2
+        positions = pixels // vae_factor(self.vae_config) ** 2
         unet = 20 * rows * positions * self.unet_config["block_out_channels"][0]
         decoder = 6 * pixels * self.vae_config["block_out_channels"][0]
         return 4 * max(unet, decoder)
@@ -251,7 +249,7 @@ class Models:
         """
         if self.static_shapes:
             raise ValueError("On this device a prompt has 77 hidden states: give `prompt_embeds` of that length.")
-        with self._running:
+        with self._in_turn():
             if not self._long_prompts:
                 self._long_prompts = True
                 for name, quantized in list(self._compiled):
@@ -265,7 +263,7 @@ class Models:
         Raises:
             ValueError: the U-Net cannot be cut.
         """
-        with self._running:
+        with self._in_turn():
             if (TOP_LEVEL, quantized) not in self._compiled:
                 top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
                 self._compiled.pop(("unet", quantized), None)  # else there were two of them for a while
@@ -318,6 +316,8 @@ def _openvino_config(cache_dir: str | Path | None, threads: int | None, ov_confi
     """What models are compiled with: OpenVINO's properties by their names; the caller's go last."""
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if cache_dir is not None:
+        if not isinstance(cache_dir, (str, os.PathLike)):
+            raise ValueError(f"`cache_dir` must be a folder, got {shown(cache_dir)}.")
         config["CACHE_DIR"] = str(Path(cache_dir).expanduser())
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = check_whole("threads", threads, 1, MAX_THREADS)
@@ -326,29 +326,6 @@ def _openvino_config(cache_dir: str | Path | None, threads: int | None, ov_confi
     if not isinstance(ov_config, dict) or not all(isinstance(name, str) for name in ov_config):
         raise ValueError(f"`ov_config` must be a dictionary of OpenVINO's properties by name, got {shown(ov_config)}.")
     return config | ov_config
-
-
-def _check_configs(unet: dict[str, Any], vae: dict[str, Any]) -> None:
-    """What sizes and scales are computed from."""
-    for name, most in (("sample_size", 4096), ("in_channels", 64), ("cross_attention_dim", 65_536)):
-        check_whole(f"unet/config.json: {name}", unet.get(name), 1, most)
-    for where, config in (("unet", unet), ("vae_decoder", vae)):
-        widths = config.get("block_out_channels")
-        if not isinstance(widths, list) or not 1 <= len(widths) <= 8:
-            raise ValueError(f"`{where}/config.json: block_out_channels` must be 1 to 8 widths, got {shown(widths)}.")
-        for width in widths:
-            check_whole(f"{where}/config.json: block_out_channels", width, 1, 65_536)
-    downsamples = _downsamples(unet)
-    if (
-        not isinstance(downsamples, list)
-        or not all(isinstance(one, bool) for one in downsamples)
-        or len(downsamples) > 8
-    ):
-        raise ValueError(
-            "`unet/config.json: configurations` must hold `add_downsample`, up to 8 of true and false, or be left out, "
-            f"got {shown(unet.get('configurations'))}."
-        )
-    check_range("vae_decoder/config.json: scaling_factor", vae.get("scaling_factor"), 1e-4, 1e4)
 
 
 def model_part(name: str) -> str:
@@ -390,20 +367,3 @@ def _allow_long_prompts(model: ov.Model) -> None:
     """The folder's U-Net takes 77 hidden states, as other tools feed it; longer prompts have more."""
     text = model.input("encoder_hidden_states")
     model.reshape({text.any_name: ov.PartialShape([-1, -1, text.partial_shape[2]])})
-
-
-def _vae_factor(config: dict[str, Any]) -> int:
-    return 2 ** (len(config["block_out_channels"]) - 1)
-
-
-def _unet_factor(config: dict[str, Any]) -> int:
-    """How often the U-Net halves the latents' sides."""
-    return 2 ** sum(_downsamples(config))
-
-
-def _downsamples(config: dict[str, Any]) -> Any:
-    """Whether each level of the U-Net halves them; in Stable Diffusion's all but the last do."""
-    nas = config.get("configurations", {})
-    if nas == {}:
-        return [True] * (len(config["block_out_channels"]) - 1)
-    return nas.get("add_downsample") if isinstance(nas, dict) else None

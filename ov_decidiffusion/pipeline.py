@@ -6,6 +6,7 @@ Nothing here is imported that takes long: OpenVINO begins to compile while torch
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,9 @@ class OVStableDiffusionPipeline(RunState):
                 devices are written to OpenVINO's documentation and untested.
             inference_precision: what the models compute in, "f32", "bf16" or "f16". "auto" takes the fastest,
                 found by a probe that is run once on a machine; ``inference_precision`` of the pipeline says which.
-                With "f32" pictures are diffusers' own, and the same for any number of threads to 0.001/255; with
-                "bf16" they change by up to 41/255 where the number of threads does. OpenVINO's default picks bf16 on
-                processors that have its instructions, even where that is slower. The autoencoder never computes in f16.
+                With "f32" pictures are diffusers' own, and the same for any number of threads to 1/255 in a pixel;
+                with "bf16" another number of threads can move an edge. OpenVINO's default picks bf16 on processors
+                that have its instructions, even where that is slower. The autoencoder never computes in f16.
             cache_dir: where OpenVINO keeps compiled models so that the next start is quicker; None keeps none.
             threads: how many to compute with; None for all cores.
             ov_config: OpenVINO's own properties by name, passed on as they are.
@@ -100,8 +101,10 @@ class OVStableDiffusionPipeline(RunState):
         Raises:
             ValueError: a wrong argument, or a folder that lacks a part or is damaged; the message names it.
         """
+        if not isinstance(model, (str, os.PathLike)):
+            raise ValueError(f"`model` must be a folder or a hub id, got {shown(model)}.")
         if is_checkpoint(model):
-            from ov_decidiffusion.convert import convert_checkpoint  # nobody else needs a hub or torch's weights
+            from ov_decidiffusion.convert import convert_checkpoint
 
             model = convert_checkpoint(model).model_dir
         folder = Path(model).expanduser()
@@ -147,8 +150,12 @@ class OVStableDiffusionPipeline(RunState):
         self.models.close()
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """Options of the progress bar, as tqdm takes them; ``disable=True`` hides it."""
-        self._engine.progress_bar_config = kwargs
+        """Options of the progress bar, as tqdm takes them; ``disable=True`` hides it.
+
+        Raises:
+            ValueError: tqdm has no such option.
+        """
+        self._engine.set_progress_bar_config(kwargs)
 
     def __call__(
         self,
@@ -314,8 +321,10 @@ class OVStableDiffusionPipeline(RunState):
 
         With ``step.predicted`` they show what becomes of a run from its first step on.
         """
+        from ov_decidiffusion.tensors import check_batch
         from ov_decidiffusion.vae import quick_look
 
+        latents = check_batch("latents", latents, self._engine.latent_channels)
         return quick_look(latents, self.defaults["quick_look"], self.vae_scale_factor)
 
     def encode_prompt(self, prompt: str | list[str], prompt_syntax: bool = True) -> torch.Tensor:
@@ -325,15 +334,15 @@ class OVStableDiffusionPipeline(RunState):
         """
         return self._engine.text_encoder.encode(check_prompts(prompt), prompt_syntax)
 
-    def token_ids(self, prompts: list[str]) -> np.ndarray:
+    def token_ids(self, prompts: str | list[str]) -> np.ndarray:
         """What the text encoder takes: whole numbers [prompts, 77], padded; of a longer prompt the beginning."""
-        return self._engine.text_encoder.token_ids(prompts)
+        return self._engine.text_encoder.token_ids(check_prompts(prompts, "prompts"))
 
     def encode_image(
         self, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> torch.Tensor:
         """Scaled latents [b, 4, H / 8, W / 8] of pixels [b, 3, H, W] in -1…1, drawn from the encoder's distribution."""
-        return self._engine.vae.encode(pixels, generator)
+        return self._engine.encode_image(pixels, generator)
 
     def decode_latents(
         self,

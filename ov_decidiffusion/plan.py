@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -78,56 +79,59 @@ def make_plan(
     chosen = apply_preset(preset, num_inference_steps=num_inference_steps, **options)
     solver = None if chosen["solver"] is None else solver_name(chosen["solver"])
     scheduler = copy.deepcopy(scheduler) if solver is None else make_solver(solver, scheduler)
-    last = scheduler.config.num_train_timesteps - 1
-
-    def given(name: str, value: Any) -> Any:
-        return defaults[name] if value is None else value
-
-    steps = check_whole("num_inference_steps", given("num_inference_steps", chosen["num_inference_steps"]), 1, last + 1)
-    timesteps = check_schedule("timesteps", timesteps, last)
-    sigmas = check_schedule("sigmas", sigmas, MAX_SIGMA)
-    if timesteps is not None and sigmas is not None:
-        raise ValueError("Give `timesteps` or `sigmas`, not both.")
-    interval = check_guidance_interval(chosen["guidance_interval"])
-    cache_interval = check_whole("cache_interval", chosen["cache_interval"], 1)
-    cache_power = check_range("cache_power", chosen["cache_power"], 1, 3)
-    every = check_whole("guidance_cache_interval", chosen["guidance_cache_interval"], 1)
-    running = set_timesteps(scheduler, steps, strength, timesteps, sigmas)
-    guidance_scale = check_range("guidance_scale", given("guidance_scale", guidance_scale), 0, MAX_GUIDANCE)
-    guidance_rescale = check_range("guidance_rescale", given("guidance_rescale", guidance_rescale), 0, 1)
-    guided = guided_steps(scheduler, running, interval)
-    chosen |= _without_what_is_no_gain(chosen, options, models)
+    chosen |= {"timesteps": timesteps, "sigmas": sigmas, "eta": eta}
+    chosen |= {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+    arguments = {"solver": solver} | _checked(chosen, defaults, scheduler.config.num_train_timesteps - 1)
+    own_steps = (arguments.get(name) for name in ("num_inference_steps", "timesteps", "sigmas"))
+    running = set_timesteps(scheduler, strength, *own_steps)
+    guided = guided_steps(scheduler, running, arguments["guidance_interval"])
+    chosen |= _without_what_is_no_gain(chosen, options, models)  # last, for it may have to measure
     quantized = check_quantized(chosen["quantized"], models.quantized_parts, QUANTIZABLE)
-    decoder = check_decoder(chosen["decoder"], models.has_tiny_decoder)
-    eta = check_range("eta", eta, 0, 1)
-    own_steps = {"timesteps": timesteps} if sigmas is None else {"sigmas": sigmas}
+    arguments["quantized"] = sorted(quantized) or False
+    arguments["decoder"] = check_decoder(chosen["decoder"], models.has_tiny_decoder)
     return Plan(
         scheduler=scheduler,
         timesteps=running,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
+        guidance_scale=arguments["guidance_scale"],
+        guidance_rescale=arguments["guidance_rescale"],
         guided=guided,
-        directed=directed_steps(guided, every),
-        whole=full_steps(len(running), cache_interval, cache_power),
+        directed=directed_steps(guided, arguments["guidance_cache_interval"]),
+        whole=full_steps(len(running), arguments["cache_interval"], arguments["cache_power"]),
         quantized=quantized,
-        decoder=decoder,
+        decoder=arguments["decoder"],
         generator=generator,
-        eta=eta,
+        eta=arguments["eta"],
         preset=preset,
-        arguments={
-            **({"num_inference_steps": steps} if timesteps is None and sigmas is None else own_steps),
-            "guidance_scale": guidance_scale,
-            "guidance_rescale": guidance_rescale,
-            "eta": eta,
-            "solver": solver,
-            "quantized": sorted(quantized) or False,
-            "cache_interval": cache_interval,
-            "cache_power": cache_power,
-            "guidance_interval": interval,
-            "guidance_cache_interval": every,
-            "decoder": decoder,
-        },
+        arguments=arguments,
     )
+
+
+def _checked(chosen: dict[str, Any], defaults: dict[str, Any], last: int) -> dict[str, Any]:
+    """Arguments of a call that hold for any models: defaults filled in, and every value checked.
+
+    Args:
+        last: timestep of the schedule.
+    """
+
+    def given(name: str) -> Any:
+        return defaults[name] if chosen[name] is None else chosen[name]
+
+    timesteps = check_schedule("timesteps", chosen["timesteps"], last, last + 1)
+    sigmas = check_schedule("sigmas", chosen["sigmas"], MAX_SIGMA, last + 1)
+    if timesteps is not None and sigmas is not None:
+        raise ValueError("Give `timesteps` or `sigmas`, not both.")
+    steps = check_whole("num_inference_steps", given("num_inference_steps"), 1, last + 1)
+    own_steps = {"timesteps": timesteps} if sigmas is None else {"sigmas": sigmas}
+    return {
+        **({"num_inference_steps": steps} if timesteps is None and sigmas is None else own_steps),
+        "guidance_scale": check_range("guidance_scale", given("guidance_scale"), 0, MAX_GUIDANCE),
+        "guidance_rescale": check_range("guidance_rescale", given("guidance_rescale"), 0, 1),
+        "eta": check_range("eta", chosen["eta"], 0, 1),
+        "cache_interval": check_whole("cache_interval", chosen["cache_interval"], 1),
+        "cache_power": check_range("cache_power", chosen["cache_power"], 1, 3),
+        "guidance_interval": check_guidance_interval(chosen["guidance_interval"]),
+        "guidance_cache_interval": check_whole("guidance_cache_interval", chosen["guidance_cache_interval"], 1),
+    }
 
 
 def _without_what_is_no_gain(chosen: dict[str, Any], asked: dict[str, Any], models: Models) -> dict[str, Any]:
@@ -157,8 +161,8 @@ def guided_steps(
 
 def directed_steps(guided: list[bool], interval: int) -> list[bool]:
     """Which steps compute guidance's direction: of those that are guided the first and every so many."""
-    counted = [sum(guided[:i]) for i in range(len(guided))]
-    return [acts and count % interval == 0 for acts, count in zip(guided, counted, strict=True)]
+    counted = accumulate(guided, initial=0)
+    return [acts and count % interval == 0 for acts, count in zip(guided, counted, strict=False)]
 
 
 def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> np.ndarray:
@@ -170,8 +174,8 @@ def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> np.ndarr
 
 def set_timesteps(
     scheduler: SchedulerMixin,
-    num_inference_steps: int,
     strength: float | None,
+    num_inference_steps: int | None,
     timesteps: list[int] | None = None,
     sigmas: list[float] | None = None,
 ) -> torch.Tensor:
@@ -181,6 +185,8 @@ def set_timesteps(
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
             raise ValueError(f"`{name}` cannot be given to {type(scheduler).__name__}: it lays out its own.")
         scheduler.set_timesteps(**{name: given})
+        if not len(scheduler.timesteps):
+            raise ValueError(f"`{name}` of {given} leave {type(scheduler).__name__} no step to run: give more.")
     else:
         try:
             scheduler.set_timesteps(num_inference_steps)

@@ -28,6 +28,10 @@ Part = TypeVar("Part")
 REPORT_FIELDS = ("format", "checkpoint", "revision", "weight_format", "fingerprint", "read", "files", "parts")
 
 
+class ConversionError(RuntimeError):
+    """A converted model does not agree with the PyTorch model that it came from."""
+
+
 @dataclass(frozen=True)
 class PartReport:
     """One converted component."""

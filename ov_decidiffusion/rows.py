@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ov_decidiffusion.arguments import shown
+import numpy as np
+
+from ov_decidiffusion.arguments import check_prompts, check_whole, shown
 from ov_decidiffusion.limits import MAX_SEED
 from ov_decidiffusion.settings import ARGUMENTS
 
 FILES = ("image", "mask_image")  # columns that name picture files
 COLUMNS = (*(name for name in ARGUMENTS if name != "num_images_per_prompt"), "preset", "num_images", *FILES)
 OWN = ("prompt", "negative_prompt", "seed", *FILES)  # what pictures that run together may differ in
+MAX_IMAGES = 1000  # of a row
 READERS = (".txt", ".csv", ".jsonl", ".parquet")
 
 
@@ -64,9 +67,20 @@ def read_rows(file: str | Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: another ending, or a line that is no JSON object; the message names it.
     """
-    file = Path(file)
+    file = Path(file).expanduser()
     if file.suffix not in READERS:
         raise ValueError(f"Prompts are read from files that end in {', '.join(READERS)}, got {shown(file.name)}.")
+    from pyarrow import ArrowInvalid
+
+    try:
+        yield from _read_rows(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}): save it as that.") from error
+    except (csv.Error, ArrowInvalid) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
     if file.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -88,7 +102,7 @@ def _json_lines(file: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number} is no JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{file}, line {number} is no JSON object: {shown(row)}")
@@ -105,12 +119,13 @@ def make_wishes(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> Ite
         defaults: arguments for what a row leaves out.
     """
     for number, row in enumerate(rows):
-        given = {key: _value(key, value) for key, value in row.items() if value is not None and value != ""}
+        error = _refusal_of_columns(row)
+        given = {} if error else {key: _value(key, value) for key, value in row.items() if not _is_empty(value)}
         arguments = defaults | given
         images = arguments.pop("num_images", 1)
-        error = _refusal(arguments, images)
+        error = error or _refusal(arguments, images)
         if error:
-            yield Wish(number, 0, f"{number:08d}", {"prompt": "", "seed": 0} | given, error)
+            yield Wish(number, 0, f"{number:08d}", {"prompt": _told(given.get("prompt", "")), "seed": -1}, error)
             continue
         content = json.dumps([number, given], sort_keys=True, default=str).encode()
         first = arguments.pop("seed", int.from_bytes(hashlib.sha256(content).digest()[:4], "big"))
@@ -121,26 +136,50 @@ def make_wishes(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> Ite
 
 def _value(key: str, value: Any) -> Any:
     """A number or flag that came as text, as CSV has it."""
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
+        return value.item()
     if not isinstance(value, str) or key in ("prompt", "negative_prompt", "preset", "solver", *FILES):
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
+def _told(prompt: Any) -> str:
+    """A refused row's prompt for the manifest, whatever it is."""
+    try:
+        return check_prompts(prompt)[0]
+    except (ValueError, IndexError):
+        return shown(prompt)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value == "")
+
+
+def _refusal_of_columns(row: Any) -> str:
+    """What is wrong with a row's form."""
+    if not isinstance(row, dict):
+        return f"a row must be a dictionary, got {shown(row)}"
+    if None in row:  # how csv says it
+        return f"there are more values than columns, as {shown(row[None])}: put a text with commas in quotes"
+    unknown = [key for key in row if key not in COLUMNS]
+    return f"there is no column {shown(unknown[0])}; there are {', '.join(COLUMNS)}" if unknown else ""
+
+
 def _refusal(arguments: dict[str, Any], images: Any) -> str:
-    """What is wrong with a row, as far as it shows without a model."""
-    unknown = [key for key in arguments if key not in COLUMNS]
-    if unknown:
-        return f"there is no column {shown(unknown[0])}; there are {', '.join(COLUMNS)}"
-    if not isinstance(arguments.get("prompt"), str):
-        return f"`prompt` must be a string, got {shown(arguments.get('prompt'))}"
-    if not isinstance(images, int) or isinstance(images, bool) or images < 1:
-        return f"`num_images` must be a whole number of at least 1, got {shown(images)}"
-    seed = arguments.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
-        return f"`seed` must be a whole number from 0 to {MAX_SEED}, got {shown(seed)}"
+    """What is wrong with a row's values, as far as it shows without a model."""
+    try:
+        for name in ("prompt", "negative_prompt"):
+            if name == "prompt" or name in arguments:
+                if not isinstance(arguments.get(name), str):
+                    return f"`{name}` must be a string, got {shown(arguments.get(name))}"
+                check_prompts(arguments[name], name)
+        check_whole("num_images", images, 1, MAX_IMAGES)
+        check_whole("seed", arguments.get("seed", 0), 0, MAX_SEED)
+    except ValueError as error:
+        return str(error)
     return ""
 
 

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hmac
 import io
+import logging
 import random
 import re
 import time
@@ -24,13 +25,16 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ov_decidiffusion.batching import Batcher, Job, QueueIsFull
+from ov_decidiffusion.folder import ModelDirError
+from ov_decidiffusion.guards import THIS_MACHINE_ONLY
 from ov_decidiffusion.images import fit_size, to_rgb
-from ov_decidiffusion.limits import LOOPBACK, MAX_SEED, MAX_STEPS, MAX_UPLOAD
+from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+logger = logging.getLogger(__name__)
 
 MAX_PICTURES = 10  # of a request, as in OpenAI's interface
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -217,8 +221,9 @@ def __getattr__(name: str) -> Any:
 
 
 def on_this_machine_only(app: FastAPI) -> None:
-    """Answer under this machine's own names only: a page elsewhere whose name points here would send its own."""
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    """Answer under this machine's own names only, and no page of another site."""
+    for guard in THIS_MACHINE_ONLY:
+        app.add_middleware(guard.cls, **guard.kwargs)
 
 
 def make_job(
@@ -299,13 +304,19 @@ async def _finished(batcher: Batcher, job: Job, request: Request, timeout: float
             raise Refused(f"The pictures were not finished within {timeout:.0f} s.", 504, code="timeout")
     try:
         return waiting.result()
+    except ModelDirError as error:
+        logger.error("%s", error)
+        raise Refused("The server's models cannot be used.", 500) from error
     except ValueError as error:
         named = re.match(r"`(\w+)`", str(error))
         raise Refused(str(error), param=named[1] if named else None) from error
     except asyncio.CancelledError as error:
         raise Refused("The server is being stopped.", 503) from error
-    except (RuntimeError, FloatingPointError) as error:
+    except FloatingPointError as error:
         raise Refused(f"The picture could not be made: {error}", 500) from error
+    except Exception as error:  # whatever it is, the client is told in the form that it reads
+        logger.exception("a picture could not be made")
+        raise Refused(f"The picture could not be made ({type(error).__name__}).", 500) from error
 
 
 def _encoded(pictures: list[Image.Image], output_format: str, job: Job) -> list[dict[str, Any]]:
@@ -327,7 +338,10 @@ async def _read_form(request: Request) -> tuple[Asked, Image.Image, Image.Image 
     except HTTPException as error:
         raise Refused(f"The form cannot be read: {error.detail}") from error
     fields = {name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)}
-    files = {name.removesuffix("[]"): value for name, value in form.multi_items() if isinstance(value, UploadFile)}
+    uploads = [(name.removesuffix("[]"), one) for name, one in form.multi_items() if isinstance(one, UploadFile)]
+    files = dict(uploads)
+    if len(files) < len(uploads):
+        raise Refused("Send one `image` and at most one `mask`.", param="image")
     unknown = sorted(set(files) - {"image", "mask"})
     if unknown or "image" not in files:
         raise Refused("Send the picture as the file `image`, and a mask as the file `mask`.", param="image")

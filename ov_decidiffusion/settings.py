@@ -28,6 +28,9 @@ WEBUI_NAMES = {
     "Seed": ("seed", int),
     "Denoising strength": ("strength", float),
 }
+# A name and its value, which may be quoted, between commas. Possessive, so that what is none is found out in one go.
+WEBUI_PAIR = re.compile(r'(?:^|(?<=,))([^:,]++):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)(?:,|$)')
+MAX_TEXT = 1_000_000  # characters of settings that are looked at
 ARGUMENTS = (
     *("prompt", "negative_prompt", "strength", "resize_mode", "padding_mask_crop", "overlay", "prompt_syntax"),
     *("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "guidance_rescale", "eta", "height", "width"),
@@ -43,7 +46,8 @@ class SettingsPicture(Image.Image):
         """PIL's ``save``."""
         texts = PngImagePlugin.PngInfo()
         for name in (WEBUI, OWN):
-            texts.add_text(name, self.info[name])
+            if name in self.info:
+                texts.add_text(name, self.info[name])
         super().save(fp, format, **({"pnginfo": texts} | params))
 
 
@@ -89,10 +93,12 @@ def _read(picture: str | Path | Image.Image) -> dict[str, Any]:
             info = picture.info
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
         raise ValueError(f"`picture` {shown(picture)} cannot be read: {error}") from error
-    if isinstance(info.get(OWN), str):
-        return _read_own(info[OWN])
-    if isinstance(info.get(WEBUI), str):
-        return _read_webui(info[WEBUI])
+    for name, read in ((OWN, _read_own), (WEBUI, _read_webui)):
+        text = info.get(name)
+        if isinstance(text, str):
+            if len(text) > MAX_TEXT:
+                raise ValueError(f"`picture` carries settings of {len(text)} characters: at most {MAX_TEXT} are read.")
+            return read(text)
     raise ValueError("`picture` carries no settings: neither ours nor AUTOMATIC1111's are in its text.")
 
 
@@ -100,9 +106,19 @@ def _read_own(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
         arguments, origin = content["arguments"], content["made_with"]
-        return {"arguments": {name: arguments[name] for name in ARGUMENTS if name in arguments}, "made_with": origin}
+        found = {name: arguments[name] for name in ARGUMENTS if name in arguments}
+        odd = [name for name, value in found.items() if not _is_plain(value)]
+        if odd or not isinstance(origin, dict):
+            raise ValueError(f"{(odd or ['made_with'])[0]} is of another kind")
+        return {"arguments": found, "made_with": origin}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"`picture` carries settings that cannot be read: {shown(text)}.") from error
+        raise ValueError(f"`picture` carries settings that cannot be read ({error}): {shown(text)}.") from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is a value of JSON, or a list of some that is not empty."""
+    values = value if isinstance(value, list) and value else [value]
+    return all(one is None or isinstance(one, (str, int, float)) for one in values)
 
 
 def _webui_text(arguments: dict[str, Any], origin: dict[str, Any], size: tuple[int, int]) -> str:
@@ -138,7 +154,7 @@ def webui_sampler(solver: str) -> str:
 
 def _read_webui(text: str) -> dict[str, Any]:
     *lines, last = text.strip().split("\n")
-    pairs = re.findall(r'\s*([^:,]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last)
+    pairs = WEBUI_PAIR.findall(last)
     values = {name.strip(): _unquoted(value.strip()) for name, value in pairs}
     if "Steps" not in values:
         raise ValueError(f"`picture` carries settings that cannot be read: {shown(text)}.")

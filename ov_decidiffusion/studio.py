@@ -35,11 +35,13 @@ class Seen:
         status: in words.
         picture: to show, or None for the one that was there; at the end, several as one.
         kept: the finished pictures, at the end.
+        stopped: whether the visitor ended it.
     """
 
     status: str
     picture: Image.Image | None = None
     kept: tuple[Kept, ...] = ()
+    stopped: bool = False
 
 
 class Studio:
@@ -119,7 +121,7 @@ class Studio:
             kept.insert(0, sitting.keep(picture, own, told, source, mask))
         what = "Stopped" if stopped else "Done" if len(kept) == 1 else f"Done: {len(kept)} pictures"
         together = side_by_side(pictures) if len(pictures) > 1 else None
-        yield Seen(f"{what} after {seconds:.1f} s.", together, tuple(kept))
+        yield Seen(f"{what} after {seconds:.1f} s.", together, tuple(kept), stopped)
 
     def _look(self, step: DenoisingStep) -> list[Image.Image]:
         """What a step's pictures will be, without the whole decoder's time."""
@@ -174,7 +176,7 @@ def arguments_of(
     Raises:
         ValueError: nothing was asked for, or a value cannot be read.
     """
-    if not (prompt or "").strip():
+    if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError("Write a prompt first: what should the picture show?")
     first = random.randint(0, MAX_SEED) if seed is None else int(seed)
     if not 0 <= first <= MAX_SEED:
@@ -222,7 +224,7 @@ def filled_in(picture: Any) -> dict[str, Any]:
         "prompt": prompt or "",
         "negative_prompt": negative or "",
         "strength": found.get("strength"),
-        "preset": preset if preset in PRESETS else None,
+        "preset": preset if isinstance(preset, str) and preset in PRESETS else None,
         "seed": seed_of(found, 0),
         "size": size,
         "steps": found.get("num_inference_steps"),

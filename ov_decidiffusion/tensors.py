@@ -34,6 +34,21 @@ def check_latents(name: str, latents: Any, expected: tuple[int, ...]) -> torch.T
     return latents
 
 
+def check_batch(name: str, values: Any, channels: int, factor: int = 1) -> torch.Tensor:
+    """Latents or pixels [b, channels, h, w] of any number and size, as ``check_latents`` gives them.
+
+    Args:
+        factor: sides are multiples of it.
+    """
+    shape = tuple(getattr(values, "shape", ()))
+    if len(shape) != 4 or shape[1] != channels or 0 in shape or any(side % factor for side in shape[2:]):
+        sides = f"sides being multiples of {factor}, " if factor > 1 else ""
+        raise ValueError(
+            f"`{name}` must be a tensor [b, {channels}, h, w], {sides}got {shape if shape else shown(values)}."
+        )
+    return check_latents(name, values, shape)
+
+
 def make_generator(
     generator: torch.Generator | list[torch.Generator] | None, seed: int | list[int] | None, pictures: int
 ) -> torch.Generator | list[torch.Generator] | None:
@@ -41,7 +56,8 @@ def make_generator(
     if seed is not None:
         if generator is not None:
             raise ValueError("Give `seed` or `generator`, not both.")
-        several = isinstance(seed, (list, tuple, np.ndarray))
+        several = isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
+        seed = seed if several or not isinstance(seed, np.ndarray) else seed[()]
         seeds = [check_whole("seed", value, 0, MAX_SEED) for value in (seed if several else [seed])]
         made = [torch.Generator().manual_seed(value) for value in seeds]
         generator = made if several else made[0]
@@ -53,7 +69,7 @@ def make_generator(
             )
         generator = list(generator)
     for one in generator if isinstance(generator, list) else [generator]:
-        if one is not None and not isinstance(one, torch.Generator):
+        if not isinstance(one, torch.Generator) and not (one is None and generator is None):
             raise ValueError(
                 f"`generator` must be a torch.Generator or a list of them, got {shown(one)}; whole numbers are `seed`s."
             )

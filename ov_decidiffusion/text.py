@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from ov_decidiffusion.arguments import check_negative_prompts, check_prompts, shown
-from ov_decidiffusion.folder import MAX_TOKENS, prompt_tokenizer_file, tokenizer_dir
+from ov_decidiffusion.folder import MAX_TOKENS, check_token_ids, prompt_tokenizer_file, tokenizer_dir
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.tensors import check_embeds
 from ov_decidiffusion.weights import Piece, parse_weights
@@ -75,6 +75,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more special
         raise ValueError(f"{file} holds no tokenizer ({error}): make the folder anew.") from error
+    check_token_ids(tokenizer.get_vocab(), folder)
     if tokenizer.padding is None or len(tokenizer.encode("").ids) != 2:
         raise ValueError(f"{file} lacks the tokens that begin, end and pad a prompt: make the folder anew.")
     return tokenizer

@@ -94,6 +94,12 @@ class Autoencoder:
         check_whole("tile_size", tile_size, 8 * self.scale_factor)
         self.tile_size = tile_size // self.scale_factor
 
+    def decoded_at_once(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Of a picture of a size (width, height) in pixels, the size that the decoder computes at a time."""
+        if self.tile_size is None:
+            return size
+        return min(size[0], self.tile_size * self.scale_factor), min(size[1], self.tile_size * self.scale_factor)
+
 
 def quick_look(latents: torch.Tensor, colours: Any, scale: int) -> list[Image.Image]:
     """Pictures of latents without the decoder, each channel's share of a colour added up.

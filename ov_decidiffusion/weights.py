@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 from ov_decidiffusion.arguments import shown
 
@@ -11,7 +12,10 @@ MAX_OPEN = 100
 BREAK = "BREAK"  # what follows starts a chunk of its own
 
 # An escaped bracket, a bracket, the number that closes round brackets, BREAK as a word, or other text.
-_TOKENS = re.compile(r"\\[()\[\]\\]|[(\[\]]|:\s*([+-]?\d*\.?\d+)\s*\)|\)|\bBREAK\b|[^\\()\[\]:B]+|.", re.DOTALL)
+# Possessive, so that what does not match is found out in one go and not by trying every shorter number.
+_TOKENS = re.compile(
+    r"\\[()\[\]\\]|[(\[\]]|:\s*+([+-]?(?:\d++(?:\.\d++)?|\.\d++))\s*+\)|\)|\bBREAK\b|[^\\()\[\]:B]+|.", re.DOTALL
+)
 _CLOSES = {")": "(", "]": "["}
 
 
@@ -81,11 +85,8 @@ def _multiply(pieces: list[Piece], factor: float) -> None:
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
     """Neighbours of one weight as one, so that words are tokenized whole."""
-    joined = [Piece("")] if not pieces else [pieces[0]]
-    for piece in pieces[1:]:
-        last = joined[-1]
-        if piece.weight == last.weight and not piece.starts_chunk and not last.starts_chunk:
-            last.text += piece.text
-        else:
-            joined.append(piece)
-    return joined
+    joined = []
+    for (weight, starts_chunk), group in groupby(pieces, key=lambda piece: (piece.weight, piece.starts_chunk)):
+        alike = list(group)
+        joined += alike if starts_chunk else [Piece("".join(piece.text for piece in alike), weight)]
+    return joined or [Piece("")]

@@ -102,4 +102,6 @@ def _words(pipe: OVStableDiffusionPipeline, prompt: str) -> tuple[list[str], lis
         if token.endswith("</w>"):
             words.append("")
             columns.append([])
+    if len(words) == 1:
+        raise ValueError("`prompt` must have a word in it, for a map of each.")
     return words[:-1], columns[:-1]

@@ -35,6 +35,11 @@ NAMES = (
 )
 ARGUMENTS = st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3)
 
+
+def spoil_in_place(pipe, index, timestep, tensors) -> None:
+    tensors["latents"].fill_(math.nan)
+
+
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
 
 
@@ -59,6 +64,10 @@ def test_any_arguments_are_taken_or_refused_by_name(loaded_pipe, arguments, prom
     [
         ({"generator": 42}, "`generator` must be a torch.Generator.*got 42; whole numbers are `seed`s"),
         ({"generator": [1]}, "`generator` must be"),
+        ({"generator": [None]}, "`generator` must be"),
+        ({"sigmas": np.linspace(100, 0.1, 10**6)}, "`sigmas` must be a list of at most 1000 falling numbers"),
+        ({"sigmas": [5.0], "solver": "euler"}, "`sigmas` of .* no step to run: give more"),
+        ({"prompt": "fox " * 10**5}, "`prompt` must have at most 100000 characters, got 400000"),
         ({"generator": np.random.default_rng(0)}, "`generator` must be"),
         ({"latents": [[1.0]]}, "`latents` must be a tensor or an array"),
         ({"latents": np.zeros((1, 4, 8, 8))}, r"`latents` must have the shape \(1, 4, 16, 16\)"),
@@ -77,6 +86,9 @@ def test_any_arguments_are_taken_or_refused_by_name(loaded_pipe, arguments, prom
             {"callback_on_step_end": lambda *_: {"latents": torch.zeros(2, 4, 16, 16)}},
             r"`latents` must have the shape \(1, 4, 16, 16\), got \(2, 4, 16, 16\)",
         ),
+        ({"callback_on_step_end": spoil_in_place}, "`latents` must hold numbers only"),
+        ({"callback_on_step_end": lambda *_: {"prompt_embeds": torch.zeros(3, 77, TEXT_WIDTH)}}, "of 1 or 2 prompts"),
+        ({"callback_on_step_end": lambda *_: {"prompt_embeds": None}}, "`prompt_embeds` must be a tensor"),
         ({"callback_on_step_end": lambda *_: {"latents": torch.full((1, 4, 16, 16), math.nan)}}, "`latents` must hold"),
     ],
 )  # fmt: skip
@@ -99,6 +111,47 @@ def test_numpy_numbers_and_arrays_are_as_good_as_pythons_and_torchs(pipe):
         PROMPT, latents=noise.numpy(), guidance_scale=np.int64(7), num_inference_steps=np.int32(3), output_type="np"
     ).images
     np.testing.assert_array_equal(plain, numpys)
+
+
+def test_public_methods_refuse_by_name_too(pipe):
+    latents = pipe(PROMPT, num_inference_steps=1, seed=np.array(3), output_type="latent").images
+    assert pipe(PROMPT, num_inference_steps=1, seed=3, quantized=np.False_, output_type="latent").images.equal(latents)
+    assert np.array_equal(pipe.decode_latents(latents.numpy(), "np"), pipe.decode_latents(latents, "np"))
+    assert pipe.token_ids(PROMPT).shape == (1, 77)
+    picture = torch.zeros(1, 3, 128, 128)
+    for call, name in (
+        (lambda: pipe.decode_latents(None), "latents"),
+        (lambda: pipe.decode_latents(latents[:, :3]), "latents"),
+        (lambda: pipe.decode_latents(latents.fill_(math.nan)), "latents"),
+        (lambda: pipe.quick_look(latents[0]), "latents"),
+        (lambda: pipe.encode_image(Image.new("RGB", (128, 128))), "pixels"),
+        (lambda: pipe.encode_image(picture[..., :127]), "pixels"),
+        (lambda: pipe.encode_image(picture, generator=42), "generator"),
+        (lambda: pipe.token_ids([1]), "prompts"),
+        (lambda: pipe.finish(42), "step"),
+        (lambda: pipe.set_progress_bar_config(foo=1), "foo"),
+        (lambda: type(pipe).from_pretrained(42), "model"),
+        (lambda: type(pipe).from_pretrained(pipe.models.folder, cache_dir=5), "cache_dir"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            call()
+
+
+def test_what_needs_too_much_memory_is_refused_before_anything_runs(pipe, monkeypatch):
+    monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", "0.1")
+    for call in (
+        lambda: pipe.denoise(PROMPT, width=2048, height=2048),
+        lambda: pipe.decode_latents(torch.zeros(1, 4, 256, 256)),
+        lambda: pipe.encode_image(torch.zeros(1, 3, 2048, 2048)),
+    ):
+        with pytest.raises(ValueError, match=r"need about \d+\.\d GB of memory, and 0\.1 GB are free"):
+            call()
+    for odd in ("nan", "much"):
+        monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", odd)
+        with pytest.raises(ValueError, match=f"must be a number of gigabytes, got '{odd}'"):
+            pipe.denoise(PROMPT)
+    monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", "inf")
+    pipe.denoise(PROMPT)
 
 
 def test_a_failed_run_leaves_models_that_work(pipe):

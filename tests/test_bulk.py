@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,48 @@ def test_every_row_is_a_picture_of_the_pipeline_or_an_error(alone, pipe):
             assert np.abs(np.asarray(picture, int) - np.asarray(again, int)).max() <= 1
             assert json.loads(record["settings"])["arguments"]["seed"] == record["seed"]
     assert found[2]["seed"] + 1 == found[3]["seed"] and found[0]["seed"] == 7
+
+
+def test_no_row_ends_the_job_whatever_it_holds(model_dir, tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    odd = [
+        {"prompt": "a \ud800 b"},
+        {"prompt": "a fox", "seed": 2**70},
+        {"prompt": "a fox", "num_images": 10**9},
+        {"prompt": "a fox", None: ["in the snow"]},
+        ["a fox"],
+        {"prompt": ["a fox"]},
+        {"prompt": "a fox in the snow", "seed": np.int64(7), "num_inference_steps": np.int32(2)},
+    ]
+    found = records(generate(odd, model_dir, tmp_path / "out", **EXACT))
+    assert [bool(record["error"]) for record in found] == [True] * 6 + [False]
+    said = ["half of a character", "`seed`", "`num_images` must be .* 1 to 1000", "more values than columns"]
+    said += ["a row must be a dictionary", "`prompt` must be a string"]
+    for record, words in zip(found, said, strict=False):
+        assert re.search(words, record["error"]), record
+
+
+def test_files_that_cannot_be_read_are_told_by_name(tmp_path):
+    for name, content, said in (
+        ("latin.txt", "ein Füchslein".encode("latin-1"), "is not UTF-8"),
+        ("deep.jsonl", b"[" * 100_000, "line 1 is no JSON"),
+        ("long.csv", b"prompt\n" + b"a" * 200_000, "cannot be read: field larger"),
+        ("bad.parquet", b"PAR1", "cannot be read"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}.*{said}"):
+            list(read_rows(tmp_path / name))
+
+
+def test_what_was_lost_or_damaged_is_made_again(model_dir, tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    manifest = generate(ROWS[:2], model_dir, tmp_path / "out", **EXACT, **SHORT)
+    before = sums(manifest)
+    for part in (tmp_path / "out" / "manifest").iterdir():
+        part.write_bytes(part.read_bytes()[:100])
+    assert sums(generate(ROWS[:2], model_dir, tmp_path / "out", **EXACT, **SHORT)) == before
+    next((tmp_path / "out" / "pictures").rglob("*.png")).unlink()
+    assert sums(generate(ROWS[:2], model_dir, tmp_path / "out", **EXACT, **SHORT)) == before
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ class Hub:
     def __init__(self, folder: Path, repository: str = "Deci/Tiny"):
         self.repository = repository
         self.folder, self.fetched, self.cut_after, self.claimed_size = folder, [], None, {}
-        self.status, self.nonsense, self.damaged = None, False, None
+        self.status, self.nonsense, self.damaged = None, None, None
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -57,8 +57,8 @@ class Hub:
         path, _, _ = request.path.partition("?")
         if self.status is not None:
             return self.reply(request, self.status, b"{}", {}, body)
-        if self.nonsense:
-            return self.reply(request, 200, b"<html>Welcome to the hotel</html>", {}, body)
+        if self.nonsense is not None:
+            return self.misbehave(request, body)
         if not path.removeprefix("/api/models").startswith(f"/{self.repository}"):
             return self.reply(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
         if path.startswith("/api/") and "/tree/" in path:
@@ -81,6 +81,16 @@ class Hub:
         if begin:
             headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
         self.reply(request, 206 if begin else 200, sent[begin:], headers, body)
+
+    def misbehave(self, request, body):
+        """Answer with what is no hub's answer: a text, or something that is no HTTP at all."""
+        if isinstance(self.nonsense, str):
+            return self.reply(request, 200, self.nonsense.encode(), {"Content-Type": "application/json"}, body)
+        if self.nonsense == {"goes": "round"}:
+            return self.reply(request, 302, b"", {"Location": request.path}, body)
+        request.wfile.write(self.nonsense["raw"])
+        request.close_connection = True
+        request.connection.shutdown(2)
 
     def entry(self, name, file):
         size = self.claimed_size.get(name, file.stat().st_size)
@@ -162,6 +172,7 @@ def test_what_the_hub_cannot_give_is_said_in_one_sentence(hub, tmp_path):
     assert "'Deci/Tiny' at revision 'nothere' does not exist" in revision
     offline = find(home, "Deci/Tiny", HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in offline and "folder" in offline
+    assert find(home, "Deci/Tiny", HF_ENDPOINT="nonsense").startswith("REFUSED 'Deci/Tiny' cannot be downloaded")
     unreachable = find(home, "Deci/Tiny", HF_ENDPOINT="http://127.0.0.1:9")
     assert "no connection" in unreachable and str(EMBEDDED_CHECKPOINT) in unreachable
     hub.claimed_size["flexible_unet/diffusion_pytorch_model.safetensors"] = 10**18
@@ -177,10 +188,22 @@ def test_what_the_hub_answers_is_what_is_said(hub, tmp_path, status):
     assert said.startswith("REFUSED") and f"the hub answers {status}" in said and "no connection" not in said
 
 
-def test_something_else_in_the_hubs_place_is_told(hub, tmp_path):
-    hub.nonsense = True
+@pytest.mark.parametrize(
+    ("nonsense", "told"),
+    [
+        ("<html>Welcome to the hotel</html>", "does not answer as a hub does"),
+        ("[]", "does not answer as a hub does"),
+        ("[" * 200_000, "does not answer as a hub does"),
+        ({"goes": "round"}, "cannot be downloaded"),
+        ({"raw": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc"}, "no connection"),
+        ({"raw": b"\0\1garbage\r\n\r\n"}, "no connection"),
+        ({"raw": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nnogzp"}, "as a hub does"),
+    ],
+)
+def test_something_else_in_the_hubs_place_is_told(hub, tmp_path, nonsense, told):
+    hub.nonsense = nonsense
     said = find(tmp_path / "home", "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
-    assert said.startswith("REFUSED") and "does not answer as a hub does" in said and "HF_ENDPOINT" in said
+    assert said.startswith("REFUSED") and told in said and hub.endpoint in said
 
 
 def test_a_file_of_the_right_size_and_other_bytes_is_refused_and_fetched_again(hub, tmp_path):

@@ -10,10 +10,11 @@ import openvino as ov
 import pytest
 import torch
 
-from ov_decidiffusion import convert
+from ov_decidiffusion import conversion as making
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.components import load_text_encoder, load_tokenizer, load_unet, load_vae
-from ov_decidiffusion.convert import ConversionError, convert_checkpoint
+from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.reports import ConversionError
 from ov_decidiffusion.trace import psnr
 from training.models import TEXT_WIDTH
 
@@ -105,7 +106,9 @@ def test_a_second_call_returns_at_once_and_other_folders_are_left_alone(conversi
     assert (precious / "chapter1.txt").read_text() == "words"
 
 
-@pytest.mark.parametrize("broken", ["trace.load_vae", "convert.write_tokenizer", "convert.write_checkpoint_settings"])
+@pytest.mark.parametrize(
+    "broken", ["trace.load_vae", "conversion.write_tokenizer", "conversion.write_checkpoint_settings"]
+)
 def test_an_interrupted_conversion_leaves_nothing_behind(small_checkpoint, monkeypatch, tmp_path, broken):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -117,7 +120,7 @@ def test_an_interrupted_conversion_leaves_nothing_behind(small_checkpoint, monke
 
 
 def test_a_model_that_disagrees_with_pytorch_fails_the_conversion(monkeypatch, tmp_path):
-    original = convert.measure_agreement
+    original = making.measure_agreement
 
     def on_other_numbers(file, example, reference):
         noise = np.random.default_rng(0)
@@ -127,7 +130,7 @@ def test_a_model_that_disagrees_with_pytorch_fails_the_conversion(monkeypatch, t
             [value + 0.05 * np.abs(value).max() * noise.standard_normal(value.shape) for value in reference],
         )
 
-    monkeypatch.setattr(convert, "measure_agreement", on_other_numbers)
+    monkeypatch.setattr(making, "measure_agreement", on_other_numbers)
     with pytest.raises(ConversionError, match="text_encoder agrees with PyTorch to 2.* dB only"):
         convert_checkpoint(EMBEDDED_CHECKPOINT, tmp_path / "tiny")
     assert not list(tmp_path.iterdir())

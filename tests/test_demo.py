@@ -189,6 +189,10 @@ def test_answers_to_its_own_name_only_and_has_no_way_past_the_queue(demo):
 
     assert "DeciDiffusion on OpenVINO" in httpx.get(demo.local_url).text
     assert httpx.get(demo.local_url, headers={"Host": "evil.example"}).status_code == 400
+    upload = {"files": {"files": ("x.png", b"x")}}
+    for origin, status in (("http://evil.example", 403), ("null", 403), (demo.local_url.rstrip("/"), 200), (None, 200)):
+        headers = {} if origin is None else {"Origin": origin}
+        assert httpx.post(f"{demo.local_url}gradio_api/upload", headers=headers, **upload).status_code == status
     policy = httpx.get(demo.local_url).headers["content-security-policy"]
     assert "frame-ancestors" in policy and "form-action 'self'" in policy and "ws:" not in policy
     arguments = {"data": ["a fox", "", 1, 1, 4, "exact", "auto", "auto"], "fn_index": 0}

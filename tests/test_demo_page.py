@@ -340,6 +340,18 @@ def test_two_settings_are_compared_with_a_slider(page):
     photograph(page, "compared")
 
 
+def test_stop_ends_both_sides_of_a_comparison(page, slow):
+    fill(page, "Prompt", PROMPT)
+    page.get_by_role("tab", name="Compare").click()
+    fill(page, "Steps A", 60)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#compared")).to_contain_text(re.compile("A: Step [2-9]"))
+    page.locator("#stop").click()
+    expect(page.locator("#compared")).to_contain_text("A: Stopped after")
+    page.wait_for_timeout(2000)
+    assert slow.count(0) == 1 and "B:" not in page.locator("#compared").inner_text()
+
+
 def test_what_is_wrong_is_said_in_words(page, tmp_path):
     generate(page, "  ")
     page.get_by_text("Write a prompt first").first.wait_for()

@@ -53,6 +53,33 @@ def test_diffusers_own_callback_works(pipe, diffusers_text2img):
     assert_same(*ours_and_theirs(pipe, diffusers_text2img, callback_on_step_end=callback))
 
 
+def test_contrast_is_rescaled_as_a_callback_says(pipe, diffusers_text2img):
+    diffusers_text2img.scheduler = pipe.scheduler
+
+    def off(pipe, index, timestep, tensors):
+        assert pipe.do_classifier_free_guidance and pipe._num_timesteps == 6
+        pipe._guidance_rescale = 0.0
+        return tensors
+
+    settings = SETTINGS | {"guidance_rescale": 0.7, "callback_on_step_end": off}
+    expected = diffusers_text2img(PROMPT, generator=torch.Generator().manual_seed(5), **settings).images
+    assert_same(pipe(PROMPT, seed=5, **settings).images, expected)
+
+
+def test_a_call_in_a_callback_leaves_the_one_around_it_as_it_is(pipe):
+    steps = []
+
+    def another(pipe, index, timestep, tensors):
+        pipe("an owl", seed=1, num_inference_steps=1)
+        steps.append(index)
+        pipe._guidance_scale = 3.0
+        if index == 2:
+            pipe._interrupt = True
+
+    pipe(PROMPT, seed=5, callback_on_step_end=another, **SETTINGS)
+    assert steps == [0, 1, 2]
+
+
 def test_callbacks_are_given_the_tensors_that_they_ask_for(pipe, diffusers_text2img):
     diffusers_text2img.scheduler = pipe.scheduler
     shapes = []

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from ov_decidiffusion.components import (
     load_vae,
     prompt_tokenizer,
 )
+from ov_decidiffusion.conversion import write_tokenizer
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
@@ -31,6 +34,7 @@ from ov_decidiffusion.folder import (
     QUANTIZATION_REPORT,
     TINY_DECODER,
     describe_files,
+    prompt_tokenizer_file,
     quantized_sibling,
     read_json,
     verify_model_dir,
@@ -42,6 +46,7 @@ from ov_decidiffusion.quantize import QuantizedPart, existing_quantization
 from ov_decidiffusion.reports import existing_report
 from ov_decidiffusion.schedulers import make_scheduler
 
+ROOT = Path(__file__).parent.parent
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
 ODD = st.sampled_from([None, -1, 0, 3, 10**9, 1e400, float("nan"), "", "x", [], [1], {}, True, [[]], "somebody/kernel"])
 FOUND_AS_THEY_ARE = (Phase.explicit, Phase.reuse, Phase.generate)  # every example takes a second: none are made smaller
@@ -222,6 +227,45 @@ def test_links_out_of_a_checkpoint_are_not_followed_and_other_files_not_copied(s
     check_checkpoint(checkpoint)
 
 
+def test_files_that_a_checkpoint_does_not_have_are_not_read(checkpoint, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("{{ 'a word that nobody may read' }}")
+    template = checkpoint / "tokenizer" / "chat_template.jinja"
+    os.symlink(secret, template)
+    try:
+        write_tokenizer(checkpoint, tmp_path / "model")
+        written = b"".join(file.read_bytes() for file in (tmp_path / "model").rglob("*.*"))
+        assert b"nobody may read" not in written and b"whale" in written
+    finally:
+        template.unlink()
+    index = checkpoint / "vae" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"decoder.conv_in.bias": "other.bin"}}))
+    try:
+        with pytest.raises(CheckpointError, match="weights in several files, which are not taken"):
+            check_checkpoint(checkpoint)
+    finally:
+        index.unlink()
+
+
+def test_tokens_that_the_text_encoder_has_no_row_for_are_refused_wherever_they_stand(checkpoint, folder):
+    settings = checkpoint / "tokenizer" / "tokenizer_config.json"
+    added = json.loads(settings.read_text())
+    added.setdefault("added_tokens_decoder", {})["835"] = {"content": "<new>", "special": False}
+    with (
+        Damage(settings, json.dumps(added).encode()),
+        pytest.raises(CheckpointError, match="has '<new>' as number 835"),
+    ):
+        load_tokenizer(checkpoint)
+    file = prompt_tokenizer_file(folder)
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["fox</w>"] = 10**6
+    with (
+        Damage(file, json.dumps(content).encode()),
+        pytest.raises(ValueError, match="has 'fox</w>' as number 1000000"),
+    ):
+        OVStableDiffusionPipeline.from_pretrained(folder)
+
+
 def test_attention_named_in_a_configuration_is_not_loaded_from_anywhere(checkpoint):
     file = checkpoint / "text_encoder" / "config.json"
     config = json.loads(file.read_text()) | {"_attn_implementation": "somebody/kernel", "attn_implementation": "a/b"}
@@ -294,9 +338,28 @@ def test_a_pipeline_says_what_to_do_instead_of_being_pickled_or_forked(pipe):
             way(pipe)
     child = os.fork()
     if child == 0:  # pragma: no cover
-        try:
-            pipe("a fox", num_inference_steps=1)
-        except RuntimeError as error:
-            os._exit(7 if "before a fork" in str(error) else 1)
-        os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        refused = 0
+        for use in (
+            lambda: pipe("a fox", num_inference_steps=1),
+            lambda: pipe("a fox", num_inference_steps=2, cache_interval=2),
+            lambda: pipe.models.accounting("unet"),
+            lambda: pipe.models.compiled("vae_encoder"),
+            lambda: OVStableDiffusionPipeline.from_pretrained(pipe.models.folder),
+        ):
+            try:
+                use()
+            except RuntimeError as error:
+                refused += "before a fork" in str(error)
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+def test_a_process_that_ends_while_a_thread_of_it_generates_ends_cleanly(model_dir):
+    code = (
+        "import sys, threading, time; from ov_decidiffusion import OVStableDiffusionPipeline as P\n"
+        "pipe = P.from_pretrained(sys.argv[1], inference_precision='f32')\n"
+        "work = lambda: pipe('a fox', num_inference_steps=500)\n"
+        "threading.Thread(target=work, daemon=True).start(); time.sleep(1.5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(model_dir)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]

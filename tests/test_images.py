@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from ov_decidiffusion.images import fit_size, resize, to_pictures
+from ov_decidiffusion.images import choose_size, fit_size, resize, to_pictures
 
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
 
@@ -74,6 +74,27 @@ def test_a_circle_is_a_circle_after_image_to_image_and_an_egg_only_where_asked_f
     assert across / down < 0.8
     with pytest.raises(ValueError, match="`resize_mode` must be one of crop, fill, stretch, got 'squeeze'"):
         pipe.denoise("a", image=disc((64, 64)), resize_mode="squeeze")
+
+
+@pytest.mark.parametrize(("given", "expected"), [({"height": 256}, (384, 256)), ({"width": 192}, (192, 128))])
+def test_one_side_that_is_given_brings_the_other_along(given, expected):
+    sides = {"width": None, "height": None} | given
+    assert choose_size(**sides, images=[Image.new("RGB", (300, 200))], default=(128, 128), factor=64) == expected
+
+
+def test_a_line_is_filled_up_and_an_opaque_array_is_one_picture():
+    assert resize(Image.new("RGB", (1, 5000)), (128, 128), "fill").size == (128, 128)
+    array = np.full((64, 64, 4), 255, np.uint8)
+    array[:32, :, 3] = 0
+    (picture,) = to_pictures(np.where(array == 255, [200, 0, 0, 255], array).astype(np.uint8))
+    assert picture.getpixel((0, 0)) == (255, 255, 255) and picture.getpixel((0, 63)) == (200, 0, 0)
+    with pytest.raises(ValueError, match=r"must be \[H, W\], .* got \(3, 64, 64\)"):
+        to_pictures(np.zeros((3, 64, 64)))
+    (overshot,) = to_pictures(Image.fromarray(np.array([[0, 0.5, 1.02]], np.float32)))
+    assert [pixel[0] for pixel in overshot.getdata()] == [0, 128, 255]
+    barely = torch.full((1, 3, 8, 8), 0.5)
+    barely[0, 0, 0, 0] = -1e-6
+    assert to_pictures(barely)[0].getpixel((4, 4)) == (128, 128, 128)
 
 
 def test_wide_greys_keep_their_range():

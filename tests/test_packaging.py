@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ov_decidiffusion
-from ov_decidiffusion.checkpoint import CheckpointError
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
 from ov_decidiffusion.download import find_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +77,18 @@ def test_a_picture_needs_no_more_than_torch_and_a_piece_of_diffusers(model_dir):
     assert printed.strip() == "[] []"
 
 
+def test_a_checkpoint_that_was_converted_is_found_without_what_converts(model_dir):
+    code = (
+        "import sys; from ov_decidiffusion import convert_checkpoint; "
+        "print(convert_checkpoint(sys.argv[1], sys.argv[2]).converted, "
+        "sorted({'torch', 'diffusers', 'openvino', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    printed = subprocess.check_output(
+        [sys.executable, "-c", code, str(EMBEDDED_CHECKPOINT), str(model_dir)], text=True, cwd=ROOT
+    )
+    assert printed.strip() == "False []"
+
+
 def test_a_model_folder_needs_neither_hub_nor_torch_weights():
     code = (
         "import sys; from ov_decidiffusion import OVStableDiffusionPipeline; "
@@ -84,7 +96,7 @@ def test_a_model_folder_needs_neither_hub_nor_torch_weights():
     )
     printed = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
     assert "ov_decidiffusion.pipeline" in printed
-    for room in ("checkpoint", "convert", "download", "trace", "unet_nas", "demo", "quantize"):
+    for room in ("checkpoint", "conversion", "download", "trace", "unet_nas", "demo", "quantize"):
         assert f"'ov_decidiffusion.{room}'" not in printed
 
 

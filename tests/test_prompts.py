@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -61,6 +62,13 @@ def torch_states(diffusers_components, rows) -> torch.Tensor:
 def rows_of(tokenizer, chunks: list[list[int]]) -> list[list[int]]:
     rows = [[tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id] for chunk in chunks]
     return [row + [tokenizer.pad_token_id] * (77 - len(row)) for row in rows]
+
+
+@pytest.mark.parametrize("prompt", ["(a:" + "1" * 90_000, ":" * 90_000, "(a:" + " " * 90_000, "[" * 99 + "x " * 40_000])
+def test_a_long_odd_prompt_takes_no_time(prompt):
+    begin = time.perf_counter()
+    parse_weights(prompt)
+    assert time.perf_counter() - begin < 3
 
 
 def test_a_folder_of_another_tool_has_its_tokens_by_way_of_transformers(pipe, model_dir, tmp_path):

@@ -19,6 +19,7 @@ import uvicorn
 from PIL import Image
 
 from ov_decidiffusion.demo import mount_demo
+from ov_decidiffusion.folder import ModelDirError
 from ov_decidiffusion.serve import create_app, on_this_machine_only
 from ov_decidiffusion.settings import settings_of
 
@@ -144,6 +145,25 @@ def test_files_that_are_none_and_too_large_ones_are_refused(client, address):
     assert refused.value.status_code == 413
     chunks = (bytes(1_000_000) for _ in range(32))
     assert httpx.post(f"{address}/v1/images/generations", content=chunks).status_code in (400, 413)
+
+
+def test_pages_of_other_sites_and_two_pictures_are_refused(address):
+    files = [("image", ("a.png", b"x")), ("image[]", ("b.png", b"x"))]
+    asked = {"url": f"{address}/v1/images/edits", "data": {"prompt": PROMPT}, "files": files}
+    assert httpx.post(**asked, headers={"Origin": "http://evil.example"}).status_code == 403
+    answer = httpx.post(**asked)
+    assert answer.status_code == 400 and "one `image`" in answer.json()["error"]["message"]
+
+
+def test_models_that_are_damaged_are_told_without_the_servers_paths(client, loaded_pipe, monkeypatch):
+    for error, said in (
+        (ModelDirError("`model_dir` /secret/place is damaged"), "server's models cannot be used"),
+        (TypeError("/secret/place"), "could not be made \\(TypeError\\)"),
+    ):
+        monkeypatch.setattr(loaded_pipe, "denoise", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(openai.InternalServerError, match=said) as refused:
+            client.images.generate(prompt=PROMPT)
+        assert "secret" not in str(refused.value)
 
 
 def test_models_health_and_metrics(client, address, pipe):

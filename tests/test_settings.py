@@ -1,6 +1,8 @@
 """A picture carries the settings that make it again, and AUTOMATIC1111's are read."""
 
+import contextlib
 import json
+import time
 
 import numpy as np
 import pytest
@@ -109,6 +111,35 @@ def test_pictures_without_settings_or_with_broken_ones_are_told(tmp_path):
     text.write_text("no picture")
     with pytest.raises(ValueError, match="cannot be read"):
         settings_of(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a\nSteps: 5," + " " * 50_000 + "x", "a" * 100_000, 'a\nSteps: 5, x: "' + "\\" * 9999]
+)
+def test_odd_text_of_others_takes_no_time(text):
+    picture = Image.new("RGB", (8, 8))
+    picture.info["parameters"] = text
+    begin = time.perf_counter()
+    with contextlib.suppress(ValueError):
+        assert settings_of(picture)["num_inference_steps"] == 5
+    assert time.perf_counter() - begin < 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"arguments": {"prompt": "a"}, "made_with": []},
+        {"arguments": {"prompt": {"a": 1}}, "made_with": {}},
+        {"arguments": {"seed": []}, "made_with": {}},
+        {"arguments": {"width": [[1]]}, "made_with": {}},
+        {"arguments": None, "made_with": {}},
+    ],
+)
+def test_settings_of_another_kind_are_refused(content):
+    picture = Image.new("RGB", (8, 8))
+    picture.info["ov_decidiffusion"] = json.dumps(content)
+    with pytest.raises(ValueError, match="settings that cannot be read"):
+        settings_of(picture)
 
 
 def test_unknown_names_in_a_file_reach_no_argument(tmp_path):
