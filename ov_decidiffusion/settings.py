@@ -42,6 +42,12 @@ ARGUMENTS = (
 class SettingsPicture(Image.Image):
     """A PIL picture whose PNG file carries the texts of ``info``, which PIL leaves out."""
 
+    def copy(self) -> "SettingsPicture":
+        """PIL's ``copy``, which carries the settings on."""
+        made = super().copy()
+        made.__class__ = SettingsPicture
+        return made
+
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
         """PIL's ``save``."""
         texts = PngImagePlugin.PngInfo()

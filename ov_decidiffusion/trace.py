@@ -308,9 +308,10 @@ def measure_agreement(file: Path, example: dict[str, torch.Tensor], reference: l
 def psnr(value: np.ndarray, reference: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB: 20 log10(max|reference| / RMSE).
 
-    Infinite where both are equal, and minus infinity where one holds what is no number.
+    Infinite where both are equal, and minus infinity where one holds what is no number or the reference nothing.
     """
     error = math.sqrt(np.mean(np.square(value.astype(np.float64) - reference)))
-    if not math.isfinite(error):
+    peak = float(np.abs(reference).max())
+    if not math.isfinite(error) or (error > 0 and peak == 0):
         return -math.inf
-    return 20 * math.log10(float(np.abs(reference).max()) / error) if error > 0 else math.inf
+    return 20 * math.log10(peak / error) if error > 0 else math.inf

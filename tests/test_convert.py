@@ -33,6 +33,7 @@ def test_agreement_is_infinite_for_equal_values_and_none_at_all_for_broken_ones(
     assert psnr(values + 0.02, values) == pytest.approx(40)
     for broken in (math.nan, math.inf):
         assert psnr(np.array([1.0, broken]), values) == -math.inf
+    assert psnr(values, np.zeros_like(values)) == -math.inf
 
 
 def test_every_part_agrees_with_pytorch_and_the_report_says_so(conversion):
