@@ -128,7 +128,6 @@ def _parser() -> argparse.ArgumentParser:
 def _convert(options: argparse.Namespace) -> Path:
     from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
     from ov_decidiffusion.convert import convert_checkpoint
-    from ov_decidiffusion.folder import verify_model_dir
 
     report = convert_checkpoint(
         options.checkpoint or EMBEDDED_CHECKPOINT,
@@ -139,10 +138,16 @@ def _convert(options: argparse.Namespace) -> Path:
         allow_pickles=options.allow_pickles,
     )
     print(report if report.converted else report.place)
+    return _checked(report.model_dir, options)
+
+
+def _checked(model_dir: Path, options: argparse.Namespace) -> Path:
     if options.check:
-        verify_model_dir(report.model_dir)
-        print(f"{report.model_dir} is as it was written")
-    return report.model_dir
+        from ov_decidiffusion.folder import verify_model_dir
+
+        verify_model_dir(model_dir)
+        print(f"{model_dir} is as it was written")
+    return model_dir
 
 
 def _quantize(options: argparse.Namespace) -> None:
@@ -181,8 +186,15 @@ def _check_port(options: argparse.Namespace) -> None:
 
 
 def _prepared(options: argparse.Namespace) -> Path:
-    """The model folder, converted, and quantized where that was asked for."""
-    model_dir = _convert(options)
+    """The model folder, converted unless it is there, and quantized where that was asked for."""
+    from ov_decidiffusion.folder import check_model_dir, graph_file
+
+    given = None if options.model_dir is None else Path(options.model_dir).expanduser()
+    if options.checkpoint is None and given is not None and graph_file(given, "unet").is_file():
+        check_model_dir(given)  # whatever it was made of
+        model_dir = _checked(given, options)
+    else:
+        model_dir = _convert(options)
     if options.quantize:
         from ov_decidiffusion.quantize import quantize_models  # NNCF takes seconds to import
 

@@ -324,7 +324,8 @@ def wire_current(page: Page, studio: Studio) -> None:
     page.actions["resource"].click(
         lambda *at: source_from(Image.open(of_current(*at).path)), here, with_source, **IN_TURN
     )
-    page.incoming.upload(take_in, page.incoming, [*filled_fields, *with_source, page.incoming], **IN_TURN)
+    arrival = page.incoming.upload(take_in, page.incoming, [*filled_fields, *with_source, page.incoming], **IN_TURN)
+    arrival.failure(lambda: None, None, page.incoming, **AT_ONCE)  # else it kept the file and took no other
 
 
 def wire_comparison(page: Page, studio: Studio) -> None:

@@ -357,8 +357,9 @@ def test_what_is_wrong_is_said_in_words(page, tmp_path):
     page.get_by_text("Write a prompt first").first.wait_for()
     status_is(page, "^Nothing was made")
     fill(page, "Negative prompt", "Clouds")
-    make(page, "a large fox and an owl in the kitchen")
+    generate(page, "a large fox and an owl in the kitchen")
     page.get_by_text("This small model does not know: kitchen, clouds.").wait_for()
+    status_is(page, "^Done")
     fill(page, "Negative prompt", "")
     generate(page, "a (star:50)")
     page.get_by_text("weighs 'star' by 50").first.wait_for()
@@ -372,8 +373,8 @@ def test_what_is_wrong_is_said_in_words(page, tmp_path):
         paste(page, tmp_path / name)
         page.get_by_text(message).first.wait_for()
         photograph(page, "refused")
-        page.reload()
-        page.wait_for_timeout(800)
+        page.get_by_role("button", name="Close").first.click()
+        page.get_by_text(message).first.wait_for(state="hidden")
 
 
 def test_everything_can_be_done_with_keys_alone(page):

@@ -159,7 +159,7 @@ def reported(checkpoint, small_model_dir, tmp_path_factory) -> Path:
     return folder
 
 
-@settings(max_examples=100 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
+@settings(max_examples=20 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
 @given(data=st.data())
 def test_a_report_with_any_odd_field_is_taken_or_refused(reported, small_checkpoint, data):
     quantized = quantized_sibling(reported)
