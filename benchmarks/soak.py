@@ -304,6 +304,7 @@ def older_processor(model_dir: Path, work: Path) -> Row:
     found = {}
 
     def close() -> bool:
+        run(command("quantize", str(model_dir)))
         for where, before in (("here", []), ("there", [emulator, "-cpu", "Haswell"])):
             (work / where).mkdir()
             run([*before, sys.executable, "-c", TWO_PICTURES, str(model_dir), str(work / where)])
@@ -387,10 +388,9 @@ def main() -> None:
         tell([bulk_kills(model_dir, work, times(3), rng)])
         tell([full_disk(work)])
         tell(fuzzed.result())
-        run(command("quantize", str(model_dir)))
-        tell([older_processor(model_dir, work)])
         tell(clients(model_dir, work, 600 * options.share))
         tell(pictures(model_dir, times(500)))
+        tell([older_processor(model_dir, work)])
         tell(at_length())
     lines = [[row.what, str(row.tried), str(row.held), row.note] for row in rows]
     minutes = (time.perf_counter() - started) / 60

@@ -42,16 +42,19 @@ class RunState:
             self._current.__dict__.update(around)
 
     @property
+    def _step(self) -> DenoisingStep | None:
+        """Where the run is that this thread is in."""
+        return getattr(self._current, "step", None)
+
+    @property
     def guidance_scale(self) -> float:
         """Of the run that this thread is in, as it is now; outside of one, the checkpoint's own."""
-        step = getattr(self._current, "step", None)
-        return self.defaults["guidance_scale"] if step is None else step.guidance_scale
+        return self.defaults["guidance_scale"] if self._step is None else self._step.guidance_scale
 
     @property
     def guidance_rescale(self) -> float:
         """As ``guidance_scale``."""
-        step = getattr(self._current, "step", None)
-        return self.defaults["guidance_rescale"] if step is None else step.guidance_rescale
+        return self.defaults["guidance_rescale"] if self._step is None else self._step.guidance_rescale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -61,8 +64,7 @@ class RunState:
     @property
     def num_timesteps(self) -> int | None:
         """Steps of the run that this thread is in."""
-        step = getattr(self._current, "step", None)
-        return None if step is None else step.total
+        return None if self._step is None else self._step.total
 
     @property
     def _guidance_scale(self) -> float:  # diffusers documents it for callbacks
@@ -85,10 +87,9 @@ class RunState:
         return self.num_timesteps
 
     def _step_to_change(self, name: str) -> DenoisingStep:
-        step = getattr(self._current, "step", None)
-        if step is None:
+        if self._step is None:
             raise ValueError(f"`_{name}` can be set in a callback only; give `{name}` to the call.")
-        return step
+        return self._step
 
     @property
     def interrupt(self) -> bool:
@@ -103,7 +104,7 @@ class RunState:
     @_interrupt.setter
     def _interrupt(self, value: bool) -> None:
         """In a callback: end this run. From another thread: end all that are going on."""
-        if getattr(self._current, "step", None) is not None:
+        if self._step is not None:
             self._current.interrupted = bool(value)
         elif value:
             self._stops += 1

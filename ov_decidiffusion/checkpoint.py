@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ov_decidiffusion.configs import MAX_SAMPLE_SIZE, MAX_WIDTH
 from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER, read_json
 
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny-decidiffusion"
@@ -54,7 +55,7 @@ OPTIONAL_FILES = (
 LFS_POINTER = b"version https://git-lfs"
 MAX_NUMBER = 1_000_000  # of any size, width or count in a configuration
 MAX_LAYERS = 100
-LIMITS = {"sample_size": 4096, "cross_attention_dim": 65_536}
+LIMITS = {"sample_size": MAX_SAMPLE_SIZE, "cross_attention_dim": MAX_WIDTH}
 COUNTS = ("num_hidden_layers", "layers_per_block", "num_encoder_blocks", "num_decoder_blocks")  # of layers
 REMEDY = "download it again"
 

@@ -4,17 +4,19 @@ from typing import Any
 
 from ov_decidiffusion.arguments import check_range, check_whole, shown
 
+MAX_SAMPLE_SIZE, MAX_WIDTH = 4096, 65_536
+
 
 def check_configs(unet: dict[str, Any], vae: dict[str, Any]) -> None:
     """What sizes and scales are computed from."""
-    for name, most in (("sample_size", 4096), ("in_channels", 64), ("cross_attention_dim", 65_536)):
+    for name, most in (("sample_size", MAX_SAMPLE_SIZE), ("in_channels", 64), ("cross_attention_dim", MAX_WIDTH)):
         check_whole(f"unet/config.json: {name}", unet.get(name), 1, most)
     for where, config in (("unet", unet), ("vae_decoder", vae)):
         widths = config.get("block_out_channels")
         if not isinstance(widths, list) or not 1 <= len(widths) <= 8:
             raise ValueError(f"`{where}/config.json: block_out_channels` must be 1 to 8 widths, got {shown(widths)}.")
         for width in widths:
-            check_whole(f"{where}/config.json: block_out_channels", width, 1, 65_536)
+            check_whole(f"{where}/config.json: block_out_channels", width, 1, MAX_WIDTH)
     downsamples = _downsamples(unet)
     if (
         not isinstance(downsamples, list)

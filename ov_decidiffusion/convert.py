@@ -49,7 +49,7 @@ def convert_checkpoint(
             found = existing_report(model_dir, checkpoint, revision, weight_format, default)
             if found is not None and not verify:
                 return found
-            outdated = quantized_from(model_dir) if found is None else []
+            outdated = quantized_from(model_dir)
         from ov_decidiffusion.conversion import make_model_dir, verify_conversion  # seconds, for torch and the hub
 
         if found is not None:
