@@ -1,5 +1,6 @@
 """What the notebook imports: the library's public names, and drawings."""
 
+import functools
 import io
 import json
 import os
@@ -111,29 +112,27 @@ class _Choice:
         return f"{self.description} {self.value}"
 
 
-class _Combobox(_Choice, widgets.Combobox):
-    pass
-
-
 class _Dropdown(_Choice, widgets.Dropdown):
     pass
 
 
-def checkpoint_dropdown() -> widgets.Combobox:
-    """Choose a checkpoint by name, or type any folder or hub id.
+@functools.cache  # the same one again, so that running all cells once more keeps what was chosen
+def checkpoint_dropdown() -> widgets.Dropdown:
+    """Choose a checkpoint by name.
 
-    ``DECIDIFFUSION_CHECKPOINT`` sets what is chosen at first; without it, the embedded one.
+    ``DECIDIFFUSION_CHECKPOINT``, a folder or a hub id, joins the names and is chosen at first; without it, the
+    embedded one.
     """
-    return _Combobox(
-        value=os.environ.get("DECIDIFFUSION_CHECKPOINT") or next(iter(KNOWN_CHECKPOINTS)),
-        options=list(KNOWN_CHECKPOINTS),
-        ensure_option=False,
+    wanted = os.environ.get("DECIDIFFUSION_CHECKPOINT") or next(iter(KNOWN_CHECKPOINTS))
+    return _Dropdown(
+        value=wanted,
+        options=list(dict.fromkeys([*KNOWN_CHECKPOINTS, wanted])),
         description="Checkpoint:",
         layout=widgets.Layout(width="420px"),
     )
 
 
-def chosen_checkpoint(dropdown: widgets.Combobox) -> str:
+def chosen_checkpoint(dropdown: widgets.Dropdown) -> str:
     """The folder or hub id behind what the dropdown shows."""
     return KNOWN_CHECKPOINTS.get(dropdown.value, dropdown.value)
 
@@ -238,7 +237,7 @@ def difference(picture: Image.Image, reference: Image.Image, times: float = 8) -
 
 
 def closeness(picture: Image.Image, reference: Image.Image) -> str:
-    """How close two pictures are, in decibels of the mean squared difference: 20 more is a tenth of it."""
+    """How close two pictures are, in decibels of the root mean squared difference: 20 more is a tenth of it."""
     apart = np.asarray(picture.convert("RGB"), float) - np.asarray(reference.convert("RGB"), float)
     return f"{20 * np.log10(255 / max(1e-3, np.sqrt(np.mean(apart**2)))):.0f} dB"
 

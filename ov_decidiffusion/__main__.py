@@ -23,7 +23,7 @@ EXTRAS = {
     "prometheus_client": "serve",
     "nncf": "quantize",
     "rich": "quantize",
-    "pyarrow": "scale",
+    "pyarrow": "bulk",
     "ray": "scale",
 }
 QUANTIZE_HELP = (
@@ -52,7 +52,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
-        sys.exit(f"error: {error.name} is not installed: pip install 'ov-decidiffusion[{EXTRAS[error.name]}]'")
+        sys.exit(
+            f"error: {error.name} is not installed: pip install '.[{EXTRAS[error.name]}]' in the repository's folder"
+        )
     except RuntimeError as error:
         if type(error).__name__ != "ConversionError":
             raise
@@ -99,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--no-auth", action="store_true", help="let everybody in")
     serve.add_argument("--demo", action="store_true", help="the demo too, at /demo; its password is the API key")
     serve.add_argument("--max-waiting", type=int, default=64, help="requests that may wait; by default %(default)s")
-    serve.add_argument("--max-batch", type=int, default=4, help="pictures that run together; by default %(default)s")
+    serve.add_argument("--max-batch", type=int, default=4, help="pictures that run together; %(default)s")
     serve.add_argument("--timeout", type=float, default=600, help="seconds for a request; by default %(default)s")
     serve.set_defaults(run=_serve)
 
@@ -109,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     bulk.add_argument("--actors", type=int, help="pipelines at once, on Ray; by default one, without it")
     bulk.add_argument("--ray-address", help="of a cluster; by default Ray is started here, for --actors")
     bulk.add_argument("--format", default="png", choices=("png", "webdataset"))
-    bulk.add_argument("--preset", help="exact, balanced or fast, for rows that say nothing else")
+    presets = ("exact", "balanced", "fast")
+    bulk.add_argument("--preset", choices=presets, help="for rows that say nothing else")
     bulk.set_defaults(run=_bulk)
 
     convert = commands.add_parser("convert", parents=[source], help="make the model folder of a checkpoint")
@@ -205,11 +208,13 @@ def _prepared(options: argparse.Namespace) -> Path:
 def _serve(options: argparse.Namespace) -> None:
     import uvicorn
 
+    from ov_decidiffusion.guards import check_api_key
     from ov_decidiffusion.limits import LOOPBACK
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
     from ov_decidiffusion.serve import create_app, on_this_machine_only
 
     local = options.host in LOOPBACK
+    check_api_key(options.api_key)
     if options.api_key is None and not local and not options.no_auth:
         options.api_key = secrets.token_urlsafe(18)
         print(f"API key: {options.api_key} (--api-key sets it, --no-auth asks for none)")
@@ -222,25 +227,32 @@ def _serve(options: argparse.Namespace) -> None:
     app = create_app(pipe, options.api_key, options.max_waiting, options.max_batch, options.timeout)
     if local:
         on_this_machine_only(app)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # uvicorn ends gracefully by itself
-    print(f"for OpenAI's clients: http://{options.host}:{options.port}/v1", flush=True)
-    with _demo_beside(app, pipe, options) if options.demo else contextlib.nullcontext():
-        uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=60)
-    pipe.close()
+    address = f"http://[{options.host}]" if ":" in options.host else f"http://{options.host}"
+    print(f"for OpenAI's clients: {address}:{options.port}/v1", flush=True)
+    try:
+        with _demo_beside(app, pipe, options, address) if options.demo else contextlib.nullcontext():
+            # Ends gracefully, and then raises the signal that ended it once more.
+            uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=60)
+    finally:
+        pipe.close()
 
 
 @contextlib.contextmanager
-def _demo_beside(app, pipe, options: argparse.Namespace) -> Iterator[None]:
+def _demo_beside(app, pipe, options: argparse.Namespace, address: str) -> Iterator[None]:
     from ov_decidiffusion.demo import mount_demo
 
     with _folder_for_pictures():
         demo = mount_demo(app, pipe, options.api_key)
-        print(f"the demo: http://{options.host}:{options.port}/demo", flush=True)
-        yield
-        demo.close(verbose=False)
+        print(f"the demo: {address}:{options.port}/demo", flush=True)
+        try:
+            yield
+        finally:
+            demo.close(verbose=False)
 
 
 def _bulk(options: argparse.Namespace) -> None:
+    import pyarrow  # noqa: F401  missing, it is told before anything is converted
+
     from ov_decidiffusion.bulk import generate
 
     manifest = generate(

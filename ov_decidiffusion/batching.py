@@ -57,7 +57,7 @@ class Batcher:
     Args:
         pipe: the pipeline.
         max_waiting: jobs that may wait.
-        max_batch: pictures that run together at most.
+        max_batch: pictures that run together at most; more of one job run one lot after the other.
     """
 
     def __init__(self, pipe: OVStableDiffusionPipeline, max_waiting: int = 64, max_batch: int = 4):
@@ -135,7 +135,7 @@ class Batcher:
         try:
             pictures = self._pictures(jobs)
         except Exception as error:
-            if len(jobs) > 1 and isinstance(error, ValueError):
+            if len(jobs) > 1 and isinstance(error, (ValueError, FloatingPointError)):
                 for job in jobs:  # one of them is wrong, and the others are not to suffer
                     self._run([job])
                 return
@@ -150,18 +150,25 @@ class Batcher:
 
     def _pictures(self, jobs: list[Job]) -> list[Image.Image] | None:
         """Those of all jobs one after the other; None where nobody waits for any."""
-        rows = [row for job in jobs for row in job.rows]
+        rows, pictures = [row for job in jobs for row in job.rows], []
+        start = time.perf_counter()
+        for begin in range(0, len(rows), self._max_batch):
+            made = self._run_together(rows[begin : begin + self._max_batch], jobs)
+            if made is None:
+                return None
+            pictures += made
+        self._seconds = 0.7 * self._seconds + 0.3 * (time.perf_counter() - start) / len(rows)
+        return pictures
+
+    def _run_together(self, rows: list[dict[str, Any]], jobs: list[Job]) -> list[Image.Image] | None:
         arguments = dict(jobs[0].shared)
         for name in ("prompt", "seed", "image", "mask_image"):
             if rows[0].get(name) is not None:
                 arguments[name] = [row[name] for row in rows]
         if any(row.get("negative_prompt") for row in rows):
             arguments["negative_prompt"] = [row.get("negative_prompt") or "" for row in rows]
-        start = time.perf_counter()
         for step in self._pipe.denoise(**arguments):
             if all(job.cancelled for job in jobs):
                 return None
             last = step
-        pictures = self._pipe.finish(last)
-        self._seconds = 0.7 * self._seconds + 0.3 * (time.perf_counter() - start) / len(rows)
-        return pictures
+        return self._pipe.finish(last)

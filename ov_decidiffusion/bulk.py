@@ -20,10 +20,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_choice, check_whole
-from ov_decidiffusion.folder import read_json, read_origin, weights_file, write_json, write_whole
+from ov_decidiffusion.devices import find_device
+from ov_decidiffusion.folder import ModelDirError, read_json, read_origin, weights_file, write_json, write_whole
+from ov_decidiffusion.memory import NotEnoughMemory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.precision import choose_precision
-from ov_decidiffusion.rows import FILES, Chunk, Wish, make_chunks, make_wishes, read_rows
+from ov_decidiffusion.rows import FILES, Chunk, Wish, check_defaults, make_chunks, make_wishes, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ TOGETHER = 8
 BLOCKS_PER_ACTOR = 32  # enough to keep all busy to the end; a block a chunk costs Ray milliseconds and memory for each
 BEGUN, PARTS, MANIFEST, PICTURES = "bulk.json", "manifest", "manifest.parquet", "pictures"
 FOR_GOOD = (ValueError, TypeError, FileNotFoundError)  # errors of a row: the same the next time
+PASSING = (NotEnoughMemory, ModelDirError)  # among them, but not of the row
 
 
 def generate(
@@ -77,6 +80,7 @@ def generate(
         check_whole("actors", actors, 1)
     on_ray = _is_for_ray(actors, ray_address)
     check_choice("output_format", output_format, FORMATS)
+    check_defaults(defaults)
     model_dir, out = (Path(folder).expanduser().resolve() for folder in (model_dir, out))
     precision = _precision(device, inference_precision)
     together = TOGETHER if weights_file(model_dir, "unet").stat().st_size < SMALL else 1
@@ -120,7 +124,8 @@ class Painter:
         for wish, picture in zip(chunk.wishes, pictures, strict=True):
             record = _record(wish, seconds)
             if isinstance(picture, Exception):
-                record |= {"error": f"{type(picture).__name__}: {picture}", "for_good": isinstance(picture, FOR_GOOD)}
+                record["error"] = f"{type(picture).__name__}: {picture}"
+                record["for_good"] = isinstance(picture, FOR_GOOD) and not isinstance(picture, PASSING)
             else:
                 data = _png(picture)
                 files[f"{wish.name}.png"] = data
@@ -186,7 +191,7 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
     started = not ray.is_initialized()
     if started:
         local = {} if address else {"num_cpus": max(actors * options["threads"], 1) + 1, "include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING", **local)
+        ray.init(address=address or "local", log_to_driver=False, logging_level="WARNING", **local)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [
@@ -227,7 +232,9 @@ def _rows(rows: Any) -> Iterable[dict[str, Any]]:
 
 def _precision(device: str, asked: str) -> str | None:
     """What all actors compute in: one machine decides, so that equal rows are equal pictures."""
-    return choose_precision(ov.Core(), device)[0] if asked == "auto" else asked
+    core = ov.Core()
+    device = find_device(core, device)
+    return choose_precision(core, device)[0] if asked == "auto" else asked
 
 
 def _begin(out: Path, begun: dict[str, Any]) -> None:

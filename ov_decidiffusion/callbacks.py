@@ -111,7 +111,10 @@ class RunState:
 
 
 def call_back(callback: Callable, pipe: RunState, step: DenoisingStep, names: list[str]) -> None:
-    """Show a step to a callback, and go on from what it returns."""
+    """Show a step to a callback, and go on from the latents and prompt_embeds that it returns.
+
+    As in diffusers, negative_prompt_embeds that it returns change nothing: prompt_embeds holds them.
+    """
     negative = step.prompt_embeds[: len(step.latents)]
     tensors = {"latents": step.latents, "prompt_embeds": step.prompt_embeds, "negative_prompt_embeds": negative}
     result = check_callback_result(callback(pipe, step.index, step.timestep, {name: tensors[name] for name in names}))

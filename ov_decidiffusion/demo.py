@@ -8,10 +8,9 @@ import gradio as gr
 from fastapi import FastAPI
 from gradio.exceptions import ComponentProcessingError
 from gradio.utils import ipython_check
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ov_decidiffusion.demo_api import offer_api
 from ov_decidiffusion.demo_events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
@@ -45,11 +44,19 @@ def _page_options() -> dict[str, Any]:
     }
 
 
-class _StayLocal(BaseHTTPMiddleware):
-    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = CONTENT_POLICY
-        return response
+class _StayLocal:
+    """Tells the browser what the page may load. (Starlette's own way to change answers hides who has hung up.)"""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = CONTENT_POLICY
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
 
 
 class DemoBlocks(gr.Blocks):

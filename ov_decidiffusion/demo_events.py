@@ -129,43 +129,47 @@ def _shown(sitting: Sitting, number: int | None, several: tuple[Image.Image, str
     ]
 
 
+def _busy(page: Page, is_busy: bool) -> dict[Any, Any]:
+    """The buttons, while pictures are made and otherwise."""
+    others = [page.actions[name] for name in ("generate", "compare", "vary")]
+    return {page.actions["stop"]: gr.Button(visible=is_busy)} | {
+        button: gr.Button(interactive=not is_busy) for button in others
+    }
+
+
+def _making(
+    page: Page, studio: Studio, arguments: dict[str, Any], visitor: Any, session: str, seed: int
+) -> Iterator[dict[Any, Any]]:
+    """What changes on the page while pictures are made."""
+    token, sitting = _sitting_of(studio, visitor)
+    asked = f"{arguments['prompt']} {arguments.get('negative_prompt') or ''}"
+    if unknown := studio.words_not_known(asked):
+        named = ", ".join(unknown[:8])
+        gr.Warning(f"This small model does not know: {named}. What it understands is listed on the left.")
+    yield {page.visitor: {"token": token}, page.inputs["seed"]: seed} | _busy(page, True)
+    for seen in seen_by_visitor(studio, arguments, session, sitting):
+        changed: dict[Any, Any] = {page.status: status_text(seen.status)}
+        if seen.picture is not None and not seen.kept:
+            changed[page.result] = gr.Image(seen.picture, alt_text="a preview")
+            changed[page.caption] = f"*Preview of “{arguments['prompt']}”*"
+        if seen.kept:
+            several = None if seen.picture is None else (seen.picture, arguments["prompt"], len(seen.kept))
+            changed |= dict(zip(_showing(page), _shown(sitting, 0, several), strict=True))
+        yield changed
+
+
 def wire_generation(page: Page, studio: Studio) -> None:
     """Generate, Stop, and Vary."""
     names = {component: name for name, component in page.inputs.items() if name != "locked"}
     locked, seed = page.inputs["locked"], page.inputs["seed"]
-    working = [page.actions["generate"], page.actions["stop"], page.actions["compare"], page.actions["vary"]]
+    working = list(_busy(page, False))
     outputs = [page.visitor, page.status, *_showing(page), seed, *working]
-
-    def busy(is_busy: bool) -> list[Any]:
-        return [
-            gr.Button(interactive=not is_busy),
-            gr.Button(visible=is_busy),
-            gr.Button(interactive=not is_busy),
-            gr.Button(interactive=not is_busy),
-        ]
-
-    def run(arguments: dict[str, Any], visitor: Any, session: str, used: int) -> Iterator[dict[Any, Any]]:
-        token, sitting = _sitting_of(studio, visitor)
-        asked = f"{arguments['prompt']} {arguments.get('negative_prompt') or ''}"
-        if unknown := studio.words_not_known(asked):
-            named = ", ".join(unknown[:8])
-            gr.Warning(f"This small model does not know: {named}. What it understands is listed on the left.")
-        yield {page.visitor: {"token": token}, seed: used} | dict(zip(working, busy(True), strict=True))
-        for seen in seen_by_visitor(studio, arguments, session, sitting):
-            changed: dict[Any, Any] = {page.status: status_text(seen.status)}
-            if seen.picture is not None and not seen.kept:
-                changed[page.result] = gr.Image(seen.picture, alt_text="a preview")
-                changed[page.caption] = f"*Preview of “{arguments['prompt']}”*"
-            if seen.kept:
-                several = None if seen.picture is None else (seen.picture, arguments["prompt"], len(seen.kept))
-                changed |= dict(zip(_showing(page), _shown(sitting, 0, several), strict=True))
-            yield changed
 
     def generate(filled: dict[Any, Any], request: gr.Request):
         values = {name: filled[component] for component, name in names.items()}
         if not filled[locked]:
             values["seed"] = random.randint(0, MAX_SEED)
-        yield from run(_asked(values), filled[page.visitor], request.session_hash, values["seed"])
+        yield from _making(page, studio, _asked(values), filled[page.visitor], request.session_hash, values["seed"])
 
     def vary(visitor: Any, number: int | None, request: gr.Request):
         _, sitting = _sitting_of(studio, visitor)
@@ -178,7 +182,7 @@ def wire_generation(page: Page, studio: Studio) -> None:
                 "strength": 0.6,
             }
         )
-        yield from run(arguments, visitor, request.session_hash, arguments["seed"][0])
+        yield from _making(page, studio, arguments, visitor, request.session_hash, arguments["seed"][0])
 
     started = [
         gr.on(
@@ -197,9 +201,12 @@ def wire_generation(page: Page, studio: Studio) -> None:
         ),
     ]
     for event in started:
-        event.then(lambda: busy(False), None, working, **AT_ONCE)
+        event.then(lambda: _busy(page, False), None, working, **AT_ONCE)
         event.failure(
-            lambda: [status_text("Nothing was made."), *busy(False)], None, [page.status, *working], **AT_ONCE
+            lambda: {page.status: status_text("Nothing was made.")} | _busy(page, False),
+            None,
+            [page.status, *working],
+            **AT_ONCE,
         )
 
     seed.input(None, None, locked, js="() => true", **AT_ONCE)  # who types a seed wants that one
@@ -222,7 +229,7 @@ def wire_choices(page: Page, studio: Studio) -> None:
     pipe, inputs = studio.pipe, page.inputs
 
     for fields in (inputs, *page.compared):
-        fields["preset"].change(lambda preset: steps_of(pipe, preset), fields["preset"], fields["steps"], **AT_ONCE)
+        fields["preset"].input(lambda preset: steps_of(pipe, preset), fields["preset"], fields["steps"], **AT_ONCE)
     page.actions["dice"].click(
         lambda: (random.randint(0, MAX_SEED), True), None, [inputs["seed"], inputs["locked"]], **IN_TURN
     )
@@ -336,6 +343,8 @@ def wire_comparison(page: Page, studio: Studio) -> None:
     def compare(filled: dict[Any, Any], request: gr.Request):
         _, sitting = _sitting_of(studio, filled[page.visitor])
         pair, told = [], []
+        if filled[page.inputs["seed"]] is None:  # one for both sides
+            filled[page.inputs["seed"]] = random.randint(0, MAX_SEED)
         for name, side in zip("AB", sides, strict=True):
             values = {shared[one]: filled[one] for one in shared} | {side[one]: filled[one] for one in side}
             seen = None

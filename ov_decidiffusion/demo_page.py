@@ -1,4 +1,4 @@
-"""The demo's page: what is on it and where. What happens is in ``demo``."""
+"""The demo's page: what is on it and where. What happens is in ``demo_events``."""
 
 from dataclasses import dataclass, field
 from typing import Any

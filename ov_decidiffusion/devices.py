@@ -4,6 +4,7 @@ from typing import Any
 
 import openvino as ov
 
+from ov_decidiffusion.configs import vae_factor
 from ov_decidiffusion.folder import TINY_DECODER
 
 
@@ -34,7 +35,7 @@ def needs_static_shapes(device: str) -> bool:
 def fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[str, Any]) -> None:
     """Batch 1 at the default size; larger batches then run one entry after the other."""
     latent_side = unet_config["sample_size"]
-    picture_side = latent_side * 2 ** (len(vae_config["block_out_channels"]) - 1)
+    picture_side = latent_side * vae_factor(vae_config)
     shapes = {}
     for port in model.inputs:
         shape = port.partial_shape

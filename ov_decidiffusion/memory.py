@@ -12,31 +12,51 @@ from pathlib import Path
 import psutil
 
 LIMIT_VARIABLE = "OV_DECIDIFFUSION_MEMORY_GB"
+PICTURES, SMALLER = "`width`, `height` and the number of pictures", "make smaller pictures, or fewer at a time"
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # what a container sees of its own
 MADV_PAGEOUT = 21  # since Linux 5.4; whatever lies at the addresses by then, none of it is lost
 
 
-def check_memory(needed: int) -> None:
+class NotEnoughMemory(ValueError):
+    """Something needs more memory than is free now."""
+
+
+def check_memory(needed: int, what: str = PICTURES, instead: str = SMALLER) -> None:
     """Refuse what needs more memory than the machine has free.
 
     Args:
         needed: bytes, an estimate. ``OV_DECIDIFFUSION_MEMORY_GB`` says how many gigabytes may be used instead.
+        what, instead: what needs them, and what can be done, for the message.
 
     Raises:
-        ValueError: says the estimate, and what to do.
+        NotEnoughMemory: a ValueError; says the estimate, and what to do.
+        ValueError: the variable holds no number.
     """
     told = os.environ.get(LIMIT_VARIABLE)
     try:
-        free = float(told) * 1e9 if told else psutil.virtual_memory().available
+        free = float(told) * 1e9 if told else min(psutil.virtual_memory().available, _left_in_container())
     except ValueError:
         free = math.nan
     if math.isnan(free):
         raise ValueError(f"{LIMIT_VARIABLE} must be a number of gigabytes, got {told!r}.")
     if needed > free:
-        raise ValueError(
-            f"`width`, `height` and the number of pictures need about {needed / 1e9:.1f} GB of memory, and "
-            f"{free / 1e9:.1f} GB are free: make smaller pictures, or fewer at a time. {LIMIT_VARIABLE} says how many "
-            "gigabytes may be used where this is wrong."
+        raise NotEnoughMemory(
+            f"{what} need about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {instead}. "
+            f"{LIMIT_VARIABLE} says how many gigabytes may be used where this is wrong."
         )
+
+
+def _left_in_container() -> float:
+    """Bytes, by Linux's control groups; infinity where they set no limit.
+
+    What files are kept in memory for is given back when it is needed (``Documentation/admin-guide/cgroup-v2.rst``).
+    """
+    try:
+        most, used, details = ((CONTROL_GROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        kept = dict(line.split() for line in details.splitlines())["inactive_file"]
+        return int(most) - int(used) + int(kept)
+    except (OSError, ValueError, KeyError):  # no Linux, another version of them, or "max", which is none
+        return math.inf
 
 
 def release_freed_memory() -> None:

@@ -103,6 +103,7 @@ class Models(OfOneProcess):
         self._long_prompts = False
         self.seconds: Counter[str] = Counter()
         self._packed: set[tuple[str, bool]] = set()  # those that have run
+        self._caching: set[bool] = set()  # whether the plain U-Net, the INT8 one or both give their deep features
         self._latest_part: str | None = None  # whose model ran last
         self._large = self._weights("unet", False).stat().st_size > LARGE
         # Compiling lets go of Python's lock: meanwhile the caller can import what takes as long.
@@ -115,7 +116,7 @@ class Models(OfOneProcess):
     @property
     def number_format(self) -> str:
         """What the models compute in: "f32", "bf16", …"""
-        return self.inference_precision.replace(",", " ").split()[0]
+        return self._precision or "the device's own"
 
     @functools.cached_property
     def int8_pays(self) -> bool:
@@ -151,7 +152,8 @@ class Models(OfOneProcess):
         """The first outputs of a model or all (None), or of its INT8 twin, in memory of their own.
 
         Raises:
-            RuntimeError: in a process that was forked after loading; or the inputs do not fit.
+            RuntimeError: in a process that was forked after loading, or after ``close``.
+            ValueError: the inputs do not fit, or OpenVINO fails otherwise.
         """
         with self._in_turn():
             model = self._get(name, quantized)
@@ -185,7 +187,7 @@ class Models(OfOneProcess):
             raise RuntimeError("This pipeline was closed.")
         if (name, quantized) not in self._compiled:
             change = CUT_OUT.get(name)
-            if name == "unet" and (TOP_LEVEL, quantized) in self._compiled:
+            if name == "unet" and quantized in self._caching:
                 change = expose_deep_features
             self._compiled[name, quantized] = self._compile(name, quantized, change)
         return self._compiled[name, quantized]
@@ -264,12 +266,13 @@ class Models(OfOneProcess):
             ValueError: the U-Net cannot be cut.
         """
         with self._in_turn():
-            if (TOP_LEVEL, quantized) not in self._compiled:
+            if quantized not in self._caching:
                 top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
                 self._compiled.pop(("unet", quantized), None)  # else there were two of them for a while
                 self._compiled["unet", quantized] = self._compile("unet", quantized, expose_deep_features)
                 self._packed.discard(("unet", quantized))
                 self._compiled[TOP_LEVEL, quantized] = top_level
+                self._caching.add(quantized)
 
     def _weights(self, name: str, quantized: bool) -> Path:
         """The file with a model's weights."""
@@ -316,7 +319,7 @@ def _openvino_config(cache_dir: str | Path | None, threads: int | None, ov_confi
     """What models are compiled with: OpenVINO's properties by their names; the caller's go last."""
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if cache_dir is not None:
-        if not isinstance(cache_dir, (str, os.PathLike)):
+        if not isinstance(cache_dir, (str, os.PathLike)) or not str(cache_dir):  # "" would be whatever folder one is in
             raise ValueError(f"`cache_dir` must be a folder, got {shown(cache_dir)}.")
         config["CACHE_DIR"] = str(Path(cache_dir).expanduser())
     if threads is not None:

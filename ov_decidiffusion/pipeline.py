@@ -174,8 +174,9 @@ class OVStableDiffusionPipeline(RunState):
             output_type: "pil", "np", "pt" or "latent" (before the decoder).
             return_dict: False gives a tuple, as in diffusers: the pictures, and None for a safety check.
             callback_on_step_end: called as ``callback(pipe, step, timestep, tensors)`` after each step; if it returns
-                a dictionary, what is in it is gone on from. It may set ``pipe._interrupt``, which ends the run with
-                the picture as it is, and ``pipe._guidance_scale``. diffusers' own callbacks work.
+                a dictionary, its "latents" and "prompt_embeds" are gone on from. It may set ``pipe._interrupt``,
+                which ends the run with the picture as it is, and ``pipe._guidance_scale``. diffusers' own callbacks
+                work.
             callback_on_step_end_tensor_inputs: the tensors that it is given: "latents", "prompt_embeds",
                 "negative_prompt_embeds". As in diffusers, "prompt_embeds" of a guided run has both.
             arguments: those of ``denoise``.
@@ -335,7 +336,7 @@ class OVStableDiffusionPipeline(RunState):
         return self._engine.text_encoder.encode(check_prompts(prompt), prompt_syntax)
 
     def token_ids(self, prompts: str | list[str]) -> np.ndarray:
-        """What the text encoder takes: whole numbers [prompts, 77], padded; of a longer prompt the beginning."""
+        """Whole numbers [prompts, 77] of prompts as they stand, brackets too; of a longer one the beginning."""
         return self._engine.text_encoder.token_ids(check_prompts(prompts, "prompts"))
 
     def encode_image(

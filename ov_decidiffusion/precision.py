@@ -48,7 +48,7 @@ def choose_precision(core: ov.Core, device: str) -> tuple[str | None, str]:
     fastest = min(milliseconds, key=milliseconds.get)
     chosen = fastest if milliseconds[fastest] < WORTH_IT * milliseconds["f32"] else "f32"
     measured = ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items())
-    what = "is fastest here" if len(milliseconds) > 1 else "is all that there is here"
+    what = "is fastest here" if len(milliseconds) > 1 else "is all that this processor has"
     return chosen, f"{chosen} {what} ({measured} in a probe; INT8 models {int8:.1f} ms)"
 
 

@@ -43,6 +43,7 @@ from ov_decidiffusion.folder import (
     weights_file,
     write_json,
 )
+from ov_decidiffusion.memory import check_memory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.reports import read_parts
 from ov_decidiffusion.rewrites import merge_upsampling
@@ -61,6 +62,7 @@ PLAIN_METRIC = 100.0
 STEPS = 8  # of a calibration run
 CALIBRATED = 4  # one step in so many: all take twice the time and come a decibel closer (35.1 dB, 34.0 with a quarter)
 HELD_OUT = 4  # every so many prompts, one is for checking only
+MEMORY = (2e9, 8.5)  # bytes, and times the U-Net's weights in 16 bits: at full size 16 GB were needed
 CROP = 32  # latent positions: a decoder's input for calibration, cut out to save memory
 
 Inputs = dict[str, np.ndarray]
@@ -111,7 +113,8 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
         sizes in MB, seconds, and the agreement with the plain models in dB: 20 log10(max|plain| / RMSE).
 
     Raises:
-        ValueError: a wrong argument, or something else lies where the new folder would.
+        ValueError: a wrong argument, something else lies where the new folder would, or the machine has too little
+            memory free.
     """
     if mode not in MODES:
         raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
@@ -128,6 +131,9 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
 
 
 def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> QuantizationReport:
+    if mode == "int8":
+        instead = "make them on another machine and copy the folder, or use the mode 'int8-weights', which needs less"
+        check_memory(_needed_memory(model_dir), "INT8 models", instead)
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
     chosen = pipe.defaults["calibration_prompts"][:prompts]
     pipe.set_progress_bar_config(disable=True)
@@ -145,6 +151,13 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
         content |= {"files": describe_files(partial), "parts": [asdict(part) for part in parts]}
         write_json(partial / QUANTIZATION_REPORT, content)
     return report
+
+
+def _needed_memory(model_dir: Path) -> int:
+    report, size = model_dir / CONVERSION_REPORT, weights_file(model_dir, "unet").stat().st_size
+    if report.is_file() and read_json(report).get("weight_format") == "fp32":
+        size //= 2
+    return int(MEMORY[0] + MEMORY[1] * size)
 
 
 def existing_quantization(target: Path, model_dir: Path) -> QuantizationReport | None:

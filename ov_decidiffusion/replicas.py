@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.guards import OwnPagesOnly
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.serve import create_app
 
@@ -31,7 +32,9 @@ def _replicas_app() -> FastAPI:
         threads=int(_setting("THREADS", "2")),
     )
     pipe.set_progress_bar_config(disable=True)
-    return create_app(pipe, os.environ.get("OV_DECIDIFFUSION_API_KEY"), max_waiting=WAITING)
+    app = create_app(pipe, os.environ.get("OV_DECIDIFFUSION_API_KEY"), max_waiting=WAITING)
+    app.add_middleware(OwnPagesOnly)
+    return app
 
 
 def make_application() -> serve.Application:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ov_decidiffusion.arguments import check_prompts, check_whole, shown
+from ov_decidiffusion.arguments import check_choice, check_prompts, check_whole, shown
 from ov_decidiffusion.limits import MAX_SEED
+from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.settings import ARGUMENTS
 
 FILES = ("image", "mask_image")  # columns that name picture files
@@ -107,6 +108,18 @@ def _json_lines(file: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             raise ValueError(f"{file}, line {number} is no JSON object: {shown(row)}")
         yield row
+
+
+def check_defaults(defaults: dict[str, Any]) -> None:
+    """Refuse what would be an error of every row.
+
+    Raises:
+        ValueError: an unknown name or a wrong value.
+    """
+    error = _refusal_of_columns(defaults)
+    if error or (error := _refusal({"prompt": ""} | defaults, defaults.get("num_images", 1))):
+        raise ValueError(error)
+    check_choice("preset", defaults.get("preset", "exact"), PRESETS)
 
 
 def make_wishes(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> Iterator[Wish]:

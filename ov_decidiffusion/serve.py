@@ -27,9 +27,10 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ov_decidiffusion.arguments import shown
 from ov_decidiffusion.batching import Batcher, Job, QueueIsFull
 from ov_decidiffusion.folder import ModelDirError
-from ov_decidiffusion.guards import THIS_MACHINE_ONLY
+from ov_decidiffusion.guards import THIS_MACHINE_ONLY, check_api_key
 from ov_decidiffusion.images import fit_size, to_rgb
 from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
@@ -125,6 +126,60 @@ class LimitedBody:
         return Refused(f"The request is larger than {MAX_UPLOAD // 10**6} MB.", 413)
 
 
+class Answers:
+    """What is answered at each address.
+
+    Args:
+        pipe: the pipeline to generate with.
+        max_waiting, max_batch, timeout: as of ``create_app``.
+    """
+
+    def __init__(self, pipe: OVStableDiffusionPipeline, max_waiting: int, max_batch: int, timeout: float):
+        self._pipe, self._timeout = pipe, timeout
+        self.batcher = Batcher(pipe, max_waiting, max_batch)
+        self._metrics = Metrics(self.batcher)
+        self._model = str(pipe.origin.get("checkpoint") or "decidiffusion").rsplit("/", 1)[-1]
+        self._began = int(time.time())
+
+    async def generations(self, request: Request, asked: Asked) -> Any:
+        return await self._pictures(request, asked, None, None)
+
+    async def edits(self, request: Request) -> Any:
+        asked, image, mask = await _read_form(request)
+        return await self._pictures(request, asked, image, mask)
+
+    def models(self) -> Any:
+        return {"object": "list", "data": [self.one_model(self._model)]}
+
+    def one_model(self, name: str) -> Any:
+        if name != self._model:
+            raise _no_such_model(name, self._model)
+        return {"id": self._model, "object": "model", "created": self._began, "owned_by": "ov_decidiffusion"}
+
+    def health(self) -> dict[str, Any]:
+        return {"status": "ok", "model": self._model, "waiting": self.batcher.waiting}
+
+    def metrics(self) -> PlainTextResponse:
+        text = prometheus.generate_latest(self._metrics.registry).decode()
+        return PlainTextResponse(text, media_type=prometheus.CONTENT_TYPE_LATEST)
+
+    async def _pictures(
+        self, request: Request, asked: Asked, image: Image.Image | None, mask: Image.Image | None
+    ) -> dict[str, Any]:
+        start, output_format = time.perf_counter(), asked.output_format or "png"
+        try:
+            job = make_job(self._pipe, self._model, asked, image, mask)
+            pictures = await _finished(self.batcher, job, request, self._timeout)
+            data = await asyncio.to_thread(_encoded, pictures, output_format, job)
+        except Refused as error:
+            self._metrics.answers.labels(str(error.status)).inc()
+            raise
+        self._metrics.answers.labels("200").inc()
+        self._metrics.pictures.inc(len(pictures))
+        self._metrics.seconds.observe(time.perf_counter() - start)
+        return {"created": int(time.time()), "data": data, "output_format": output_format}
+
+
 def create_app(
     pipe: OVStableDiffusionPipeline,
     api_key: str | None = None,
@@ -138,75 +193,35 @@ def create_app(
         pipe: the pipeline to generate with.
         api_key: what clients have to send as a bearer token; None lets everybody in.
         max_waiting: requests that may wait; further ones are answered 429 with Retry-After.
-        max_batch: pictures of waiting requests that run together, if all their settings are the same.
+        max_batch: pictures that run together at most, those of several requests if all their settings are the same.
         timeout: seconds after which a request is answered 504.
+
+    Raises:
+        ValueError: the key is empty.
     """
-    batcher = Batcher(pipe, max_waiting, max_batch)
-    metrics = Metrics(batcher)
-    model = str(pipe.origin.get("checkpoint") or "decidiffusion").rsplit("/", 1)[-1]
-    began = int(time.time())
+    check_api_key(api_key)
+    answers = Answers(pipe, max_waiting, max_batch, timeout)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(batcher.close)
-
-    app = FastAPI(title="DeciDiffusion on OpenVINO", lifespan=lifespan)
-    app.add_middleware(LimitedBody)
+        await asyncio.to_thread(answers.batcher.close)
 
     async def allowed(request: Request) -> None:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if api_key is not None and not hmac.compare_digest(given.encode(), api_key.encode()):
             raise Refused("Send the API key as a bearer token.", 401, code="invalid_api_key")
 
-    async def answer(request: Request, asked: Asked, image: Image.Image | None, mask: Image.Image | None) -> Any:
-        start = time.perf_counter()
-        try:
-            job = make_job(pipe, model, asked, image, mask)
-            pictures = await _finished(batcher, job, request, timeout)
-            data = await asyncio.to_thread(_encoded, pictures, asked.output_format or "png", job)
-        except Refused as error:
-            metrics.answers.labels(str(error.status)).inc()
-            raise
-        metrics.answers.labels("200").inc()
-        metrics.pictures.inc(len(pictures))
-        metrics.seconds.observe(time.perf_counter() - start)
-        return {"created": int(time.time()), "data": data, "output_format": asked.output_format or "png"}
-
-    async def generations(request: Request, asked: Asked) -> Any:
-        return await answer(request, asked, None, None)
-
-    async def edits(request: Request) -> Any:
-        asked, image, mask = await _read_form(request)
-        return await answer(request, asked, image, mask)
-
-    def described() -> dict[str, Any]:
-        return {"id": model, "object": "model", "created": began, "owned_by": "ov_decidiffusion"}
-
-    def models() -> Any:
-        return {"object": "list", "data": [described()]}
-
-    def one_model(name: str) -> Any:
-        if name != model:
-            raise _no_such_model(name, model)
-        return described()
-
+    app = FastAPI(title="DeciDiffusion on OpenVINO", lifespan=lifespan)
+    app.add_middleware(LimitedBody)
     for prefix in PREFIXES:
         behind_key = {"dependencies": [Depends(allowed)], "include_in_schema": prefix == PREFIXES[0]}
-        app.post(f"{prefix}/images/generations", **behind_key)(generations)
-        app.post(f"{prefix}/images/edits", **behind_key)(edits)
-        app.get(f"{prefix}/models", **behind_key)(models)
-        app.get(f"{prefix}/models/{{name:path}}", **behind_key)(one_model)
-
-    @app.get("/health")
-    def health() -> dict[str, Any]:
-        return {"status": "ok", "model": model, "waiting": batcher.waiting}
-
-    @app.get("/metrics", dependencies=[Depends(allowed)])
-    def tell_metrics() -> PlainTextResponse:
-        text = prometheus.generate_latest(metrics.registry).decode()
-        return PlainTextResponse(text, media_type=prometheus.CONTENT_TYPE_LATEST)
-
+        app.post(f"{prefix}/images/generations", **behind_key)(answers.generations)
+        app.post(f"{prefix}/images/edits", **behind_key)(answers.edits)
+        app.get(f"{prefix}/models", **behind_key)(answers.models)
+        app.get(f"{prefix}/models/{{name:path}}", **behind_key)(answers.one_model)
+    app.get("/health")(answers.health)
+    app.get("/metrics", dependencies=[Depends(allowed)])(answers.metrics)
     _say_errors_as_openai_does(app)
     return app
 
@@ -254,7 +269,7 @@ def make_job(
     seed = asked.rng_seed if asked.seed is None else asked.seed
     if seed is not None and not 0 <= seed <= MAX_SEED:
         raise Refused(f"`seed` must be from 0 to {MAX_SEED}, got {seed}.", param="seed")
-    first = random.randint(0, MAX_SEED - count) if seed is None else seed
+    first = random.randint(0, MAX_SEED) if seed is None else seed
     width, height = _size(pipe, asked.size, image)
     row = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt, "image": image, "mask_image": mask}
     shared = {
@@ -269,7 +284,7 @@ def make_job(
         shared |= {"strength": asked.strength, "overlay": mask is not None}
     elif asked.strength is not None:
         raise Refused("`strength` goes with /images/edits, which starts from a picture.", param="strength")
-    return Job([row | {"seed": first + i} for i in range(count)], shared)
+    return Job([row | {"seed": (first + i) % (MAX_SEED + 1)} for i in range(count)], shared)
 
 
 def _size(pipe: OVStableDiffusionPipeline, asked: str | None, image: Image.Image | None) -> tuple[int, int]:
@@ -384,10 +399,17 @@ def _say_errors_as_openai_does(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def refuse_fields(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        name = str(first["loc"][-1]) if first["loc"] else None
-        known = ", ".join(Asked.model_fields)
-        what = f"has the fields {known}" if first["type"] == "extra_forbidden" else first["msg"]
-        return JSONResponse(Refused(f"`{name}`: a request {what}." if name else what, param=name).body, 400)
+        name = str(first["loc"][-1]) if first["loc"] and first["type"] != "json_invalid" else None
+        if name in (None, "body"):
+            refusal = Refused(f"The request is no JSON object with the fields of a request: {first['msg']}.")
+        elif first["type"] == "extra_forbidden":
+            known = ", ".join(Asked.model_fields)
+            refusal = Refused(f"`{name}` is no field of a request; there are {known}.", param=name)
+        elif first["type"] == "missing":
+            refusal = Refused(f"`{name}` is missing.", param=name)
+        else:
+            refusal = Refused(f"`{name}`: {first['msg']}, got {shown(first['input'])}.", param=name)
+        return JSONResponse(refusal.body, refusal.status)
 
     @app.exception_handler(HTTPException)
     async def refuse_path(_: Request, error: HTTPException) -> JSONResponse:

@@ -33,12 +33,14 @@ class Ticket:
         work: in steps of one picture.
         done: of it, so far.
         stopped: whether the visitor wants no more of it, or has left.
+        left: whether nobody is there any more to see it.
     """
 
     session: str
     work: int
     done: int = 0
     stopped: bool = False
+    left: bool = False
 
 
 class Line:
@@ -97,9 +99,10 @@ class Line:
 
     def forget(self, session: str) -> None:
         """A visitor has left: nobody waits for what is made for them, even if it is never gone on with."""
-        self.stop(session)
-        for ticket in [ticket for ticket in self._tickets if ticket.session == session]:
-            self._leave(ticket)
+        with self._changed:
+            for ticket in [ticket for ticket in self._tickets if ticket.session == session]:
+                ticket.stopped = ticket.left = True
+                self._leave(ticket)
 
     def close(self) -> None:
         """End everything."""
@@ -142,6 +145,8 @@ class Sitting:
     folder: Path
     pictures: list[Kept] = field(default_factory=list)
     seen: float = field(default_factory=time.monotonic)
+    ended: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(
         self,
@@ -150,29 +155,43 @@ class Sitting:
         caption: str,
         source: Image.Image | None = None,
         mask: Image.Image | None = None,
-    ) -> Kept:
-        """Write a picture under a telling name."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = telling_name(arguments.get("prompt") or "", arguments.get("seed"))
-        path, count = self.folder / f"{name}.png", 1
-        while path.exists():
-            count += 1
-            path = self.folder / f"{name}-{count}.png"
-        picture.save(path)
-        self.pictures.insert(0, Kept(path, arguments, caption, source, mask))
-        for old in self.pictures[MAX_PICTURES:]:
-            old.path.unlink(missing_ok=True)
-        del self.pictures[MAX_PICTURES:]
-        return self.pictures[0]
+    ) -> Kept | None:
+        """Write a picture under a telling name; none where the sitting has ended meanwhile."""
+        with self.lock:
+            if self.ended:
+                return None
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = telling_name(arguments.get("prompt") or "", arguments.get("seed"))
+            path, count = self.folder / f"{name}.png", 1
+            while path.exists():
+                count += 1
+                path = self.folder / f"{name}-{count}.png"
+            picture.save(path)
+            self.pictures.insert(0, Kept(path, arguments, caption, source, mask))
+            for old in self.pictures[MAX_PICTURES:]:
+                old.path.unlink(missing_ok=True)
+            del self.pictures[MAX_PICTURES:]
+            return self.pictures[0]
+
+    def end(self) -> None:
+        """Delete the pictures, and keep no more."""
+        with self.lock:
+            self.ended = True
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Sittings:
-    """The sittings of all visitors, by tokens that only their browsers know."""
+    """The sittings of all visitors, by tokens that only their browsers know.
 
-    def __init__(self) -> None:
-        self._root = Path(tempfile.mkdtemp(prefix="ov_decidiffusion-sittings-"))
+    The pictures of whoever was not seen for ``idle_seconds`` are deleted, and all of them with the process.
+    """
+
+    def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ov_decidiffusion-sittings-", ignore_cleanup_errors=True)
         self._sittings: dict[str, Sitting] = {}
         self._lock = threading.Lock()
+        self._idle_seconds, self._closed = idle_seconds, threading.Event()
+        threading.Thread(target=self._watch, name="sittings", daemon=True).start()
 
     def of(self, token: Any) -> tuple[str, Sitting]:
         """The sitting that a token stands for, or a new one with a token of its own."""
@@ -190,23 +209,29 @@ class Sittings:
 
     def _enter(self, token: str) -> tuple[str, Sitting]:
         with self._lock:
-            now = time.monotonic()
-            for other in [one for one, sitting in self._sittings.items() if now - sitting.seen > IDLE_SECONDS]:
-                self._drop(other)
-            sitting = self._sittings.setdefault(token, Sitting(self._root / secrets.token_hex(8)))
-            sitting.seen = now
+            sitting = self._sittings.setdefault(token, Sitting(Path(self._folder.name) / secrets.token_hex(8)))
+            sitting.seen = time.monotonic()
             return token, sitting
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._idle_seconds / 10):
+            with self._lock:
+                before = time.monotonic() - self._idle_seconds
+                for token in [token for token, sitting in self._sittings.items() if sitting.seen < before]:
+                    self._drop(token)
 
     def _drop(self, token: str) -> None:
         sitting = self._sittings.pop(token, None)
         if sitting is not None:
-            shutil.rmtree(sitting.folder, ignore_errors=True)
+            sitting.end()
 
     def close(self) -> None:
         """Delete all pictures."""
+        self._closed.set()
         with self._lock:
-            self._sittings.clear()
-            shutil.rmtree(self._root, ignore_errors=True)
+            for token in list(self._sittings):
+                self._drop(token)
+            self._folder.cleanup()
 
 
 def telling_name(prompt: str, seed: Any) -> str:

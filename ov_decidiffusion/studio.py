@@ -103,7 +103,7 @@ class Studio:
                 taken = time.perf_counter() - now
                 next_look = now + max(PREVIEW_SECONDS, taken / PREVIEW_SHARE)
                 yield Seen(_progress(step, now - begun), look)
-        if step is None or self.line.closed:
+        if step is None or self.line.closed or ticket.left:
             return
         yield Seen("Decoding …")
         pictures = self.pipe.finish(step)
@@ -118,7 +118,9 @@ class Studio:
             source, mask = arguments.get("image"), arguments.get("mask_image")
             if source is not None and abs(source.width * picture.height - source.height * picture.width) > source.width:
                 told += f", the source cut to {picture.width}x{picture.height}"
-            kept.insert(0, sitting.keep(picture, own, told, source, mask))
+            if (one := sitting.keep(picture, own, told, source, mask)) is None:
+                return
+            kept.insert(0, one)
         what = "Stopped" if stopped else "Done" if len(kept) == 1 else f"Done: {len(kept)} pictures"
         together = side_by_side(pictures) if len(pictures) > 1 else None
         yield Seen(f"{what} after {seconds:.1f} s.", together, tuple(kept), stopped)
@@ -188,7 +190,7 @@ def arguments_of(
         "prompt": prompt,
         "negative_prompt": (negative_prompt or "").strip() or None,
         "preset": preset,
-        "seed": [first + i for i in range(count)],
+        "seed": [(first + i) % (MAX_SEED + 1) for i in range(count)],
         "num_images_per_prompt": count,
         "num_inference_steps": None if steps is None else int(steps),
         "guidance_scale": guidance_scale,

@@ -125,6 +125,7 @@ class TextEncoder:
             each = states.split([len(chunks) for chunks in chunked])
             for key, chunks, own in zip(new, chunked, each, strict=True):
                 known[key] = self._weighed(own, chunks).flatten(0, 1)
+        known = self._encoded | known  # weighing remembers the empty prompt
         latest = [*(key for key in known if key not in wanted), *wanted][-MAX_PROMPTS:]
         self._encoded = {key: known[key] for key in latest}  # in one go: other threads read it
         return [known[prompt, syntax] for prompt in prompts]

@@ -314,8 +314,8 @@ class FlexibleUNet2DConditionModel(UNet2DConditionModel):
 
     ``from_pretrained``, ``from_config`` and ``save_pretrained`` are diffusers'. The forward pass takes
     ``sample`` [b, in_channels, h, w], ``timestep`` (a number or [b]) and ``encoder_hidden_states``
-    [b, tokens, cross_attention_dim], and returns [b, out_channels, h, w]; h and w are multiples of
-    ``spatial_factor``.
+    [b, tokens, cross_attention_dim], and returns [b, out_channels, h, w]; h and w are multiples of 2 for every
+    downsampler on the way down, multiplied.
 
     Args:
         configurations: the searched blocks, as in the ``config.json`` of DeciDiffusion 1.0.
@@ -397,11 +397,6 @@ class FlexibleUNet2DConditionModel(UNet2DConditionModel):
             [FlexibleUpBlock2D(configurations, index, use_linear_projection) for index in levels]
         )
         self.num_upsamplers = sum(configurations["add_downsample"])
-
-    @property
-    def spatial_factor(self) -> int:
-        """The sides of the latents must be multiples of this: 2 for every downsampler on the way down."""
-        return 2**self.num_upsamplers
 
     @classmethod
     def from_pretrained(

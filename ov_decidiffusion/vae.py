@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ov_decidiffusion.arguments import check_whole, shown
+from ov_decidiffusion.configs import vae_factor
 from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER
 from ov_decidiffusion.models import Models
 
@@ -30,7 +31,7 @@ class Autoencoder:
     def __init__(self, models: Models):
         self._models = models
         self.scaling_factor: float = models.vae_config["scaling_factor"]
-        self.scale_factor: int = 2 ** (len(models.vae_config["block_out_channels"]) - 1)
+        self.scale_factor: int = vae_factor(models.vae_config)
         self.tile_size: int | None = None
 
     def encode(

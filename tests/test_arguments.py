@@ -132,6 +132,7 @@ def test_public_methods_refuse_by_name_too(pipe):
         (lambda: pipe.set_progress_bar_config(foo=1), "foo"),
         (lambda: type(pipe).from_pretrained(42), "model"),
         (lambda: type(pipe).from_pretrained(pipe.models.folder, cache_dir=5), "cache_dir"),
+        (lambda: type(pipe).from_pretrained(pipe.models.folder, cache_dir=""), "cache_dir"),
     ):
         with pytest.raises(ValueError, match=name):
             call()

@@ -120,6 +120,32 @@ def test_what_was_lost_or_damaged_is_made_again(model_dir, tmp_path, monkeypatch
     assert sums(generate(ROWS[:2], model_dir, tmp_path / "out", **EXACT, **SHORT)) == before
 
 
+def test_what_failed_for_want_of_memory_is_made_by_the_next_call(model_dir, tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    asked = (ROWS[:2], model_dir, tmp_path / "out")
+    monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", "0.001")
+    assert all("GB of memory" in record["error"] for record in records(generate(*asked, **EXACT, **SHORT)))
+    monkeypatch.delenv("OV_DECIDIFFUSION_MEMORY_GB")
+    assert not any(record["error"] for record in records(generate(*asked, **EXACT, **SHORT)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"guidance_scal": 3}, "guidance_scal"), ({"preset": "fats"}, "`preset`"), ({"device": "CPUU"}, "`device`")],
+)
+def test_a_wrong_argument_is_refused_before_the_folder_is_begun(model_dir, tmp_path, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        generate(ROWS[:1], model_dir, tmp_path / "out", threads=1, **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_precision_is_decided_for_all_however_the_device_is_written(model_dir, tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    for device in ("CPU", "cpu"):  # the second call would be refused if it came to another
+        generate(ROWS[:1], model_dir, tmp_path / "out", device=device, threads=1, **SHORT)
+    assert json.loads((tmp_path / "out" / "bulk.json").read_text())["precision"] in ("f32", "bf16")
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Ray on this machine, started once: bulk uses what runs already."""

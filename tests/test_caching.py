@@ -60,6 +60,18 @@ def test_top_level_on_this_steps_own_features_is_the_whole_unet(pipe):
         assert psnr(pipe.denoiser.top_level(latents, torch.tensor(420), 0 * deep).numpy(), whole.numpy()) < 40
 
 
+def test_a_failed_run_beside_it_does_no_harm_to_a_run_that_caches(pipe):
+    """The U-Net is compiled anew then, and still gives its deep features."""
+    settings = {"num_inference_steps": 6, "cache_interval": 3, "seed": 1}
+    steps = pipe.denoise("a fox", **settings)
+    next(steps)
+    with pytest.raises(ValueError, match="running unet failed"):
+        pipe.denoiser.whole(torch.zeros(1, 3, 16, 16), torch.tensor(1), torch.zeros(1, 77, 128))
+    *_, last = steps
+    expected = pipe("a fox", **settings).images[0]
+    np.testing.assert_array_equal(np.asarray(pipe.finish(last)[0]), np.asarray(expected))
+
+
 @pytest.mark.parametrize("pictures", ["text to image", "image to image"])
 def test_caching_runs_the_whole_unet_on_few_steps_and_keeps_the_picture(pipe, runs, pictures):
     settings = {"seed": [3, 4], "num_inference_steps": 20}

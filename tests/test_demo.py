@@ -19,6 +19,8 @@ from ov_decidiffusion.demo import DemoBlocks
 from ov_decidiffusion.demo_page import example_source
 from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.settings import settings_of
+from ov_decidiffusion.sittings import Sittings
+from ov_decidiffusion.studio import Studio
 from training.oracle import read_picture
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +156,34 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(monkeypatch, dem
     with pytest.raises(SystemExit, match=f"port {demo.server_port} is taken"):
         main()
     assert time.perf_counter() - start < 5
+
+
+def test_pictures_of_whoever_has_left_or_is_long_gone_are_deleted():
+    sittings = Sittings(idle_seconds=0.5)
+    _, sitting = sittings.of(None)
+    kept = sitting.keep(Image.new("RGB", (8, 8)), {"prompt": "a fox"}, "")
+    assert kept.path.is_file()
+    deadline = time.time() + 20
+    while kept.path.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    assert not kept.path.parent.exists()
+    leaver = sittings.of_session("one")
+    sittings.end_session("one")  # in the midst of a run
+    assert leaver.keep(Image.new("RGB", (8, 8)), {"prompt": "a fox"}, "") is None and not leaver.folder.exists()
+    root = leaver.folder.parent
+    sittings.close()
+    assert not root.exists()
+
+
+def test_nothing_is_decoded_for_whoever_has_left(int8_pipe, monkeypatch):
+    studio = Studio(int8_pipe)
+    sitting = studio.sittings.of_session("one")
+    run = studio.make({"prompt": "a fox", "num_inference_steps": 8}, "one", sitting)
+    next(run), next(run)
+    studio.line.forget("one")
+    monkeypatch.setattr(int8_pipe, "finish", lambda *_: pytest.fail("decoded for nobody"))
+    assert not [seen for seen in run if seen.kept] and not sitting.folder.exists()
+    studio.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -316,6 +316,14 @@ def test_a_picture_of_ours_dropped_on_the_page_fills_its_settings_in(page, int8_
     expect(page.get_by_label("Seed", exact=True)).to_have_value("77")
     make(page, None)
     np.testing.assert_array_equal(np.asarray(shown(page)), np.asarray(picture))
+    quick = int8_pipe("a lion in the desert", seed=78, preset="fast", num_inference_steps=9).images[0]
+    quick.save(tmp_path / "quick.png")
+    paste(page, tmp_path / "quick.png", "drop")  # another preset does not bring its own number of steps along
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("78")
+    page.wait_for_timeout(1500)
+    expect(page.get_by_label("number input for Steps", exact=True)).to_have_value("9")
+    make(page, None)
+    np.testing.assert_array_equal(np.asarray(shown(page)), np.asarray(quick))
 
 
 def test_a_seed_that_is_typed_is_the_pictures(page, int8_pipe):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ov_decidiffusion import memory, models
+from ov_decidiffusion.memory import NotEnoughMemory, check_memory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 
@@ -85,3 +86,16 @@ def test_parts_of_a_large_model_take_turns_in_memory_and_make_the_same_picture(m
     for prompt, picture in zip(("a fox", "a whale"), expected, strict=True):
         np.testing.assert_array_equal(large(prompt, **settings).images, picture)
     assert len(turns) == 5  # text -> U-Net -> decoder, back to text, and on again
+
+
+def test_what_a_container_may_use_counts_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    check_memory(int(1e9))  # no files, no limit
+    contents = {"max": "3000000000\n", "current": "2500000000\n", "stat": "anon 5\ninactive_file 100000000\n"}
+    for name, content in contents.items():
+        (tmp_path / f"memory.{name}").write_text(content)
+    check_memory(int(0.5e9))
+    with pytest.raises(NotEnoughMemory, match=r"about 1\.0 GB of memory, and 0\.6 GB are free"):
+        check_memory(int(1e9))
+    (tmp_path / "memory.max").write_text("max\n")
+    check_memory(int(1e9))

@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 from playwright.sync_api import expect, sync_playwright
 
 import execute_notebook
+import ov_decidiffusion_helper as helper
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "decidiffusion.ipynb"
@@ -51,7 +52,7 @@ def test_was_committed_executed_with_pictures_that_say_what_they_show():
         (kind,) = {"image/png", "image/gif"} & set(output["data"])
         assert len(output["metadata"][kind]["alt"]) > 10
     text = json.dumps(outputs)
-    assert "widget-view" not in text and "Combobox(" not in text and not re.search(r"\d+%\|", text)
+    assert "widget-view" not in text and "Dropdown(" not in text and not re.search(r"\d+%\|", text)
 
 
 def test_the_exported_page_asks_no_other_host():
@@ -61,6 +62,17 @@ def test_the_exported_page_asks_no_other_host():
     assert not asked and page.count("data:image/png;base64") >= 25
     assert not re.findall(r"@import\s+url|url\(['\"]?https?:", page)
     assert page.count(' alt="') >= 25
+
+
+def test_the_chosen_checkpoint_stays_when_all_cells_run_again(monkeypatch):
+    monkeypatch.setenv("DECIDIFFUSION_CHECKPOINT", "somebody/theirs")
+    helper.checkpoint_dropdown.cache_clear()
+    try:
+        assert helper.chosen_checkpoint(helper.checkpoint_dropdown()) == "somebody/theirs"
+        helper.checkpoint_dropdown().value = "DeciDiffusion 1.0"
+        assert helper.chosen_checkpoint(helper.checkpoint_dropdown()) == "Deci/DeciDiffusion-v1-0"
+    finally:
+        helper.checkpoint_dropdown.cache_clear()
 
 
 @pytest.mark.at_length

@@ -67,7 +67,7 @@ def test_the_probe_measures_what_this_processor_says_it_has():
     precision.probe(core)
     start = time.perf_counter()
     milliseconds = precision.probe(core)
-    assert time.perf_counter() - start < 4  # seconds; half of it on a machine that does nothing else
+    assert time.perf_counter() - start < 8  # seconds; a quarter of it on a machine that does nothing else
     assert all(0 <= value < 1000 for value in milliseconds.values())
     if platform.machine() in ("x86_64", "AMD64") and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert 0.1 < milliseconds["bf16"] / milliseconds["f32"] < 10

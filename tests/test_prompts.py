@@ -66,9 +66,9 @@ def rows_of(tokenizer, chunks: list[list[int]]) -> list[list[int]]:
 
 @pytest.mark.parametrize("prompt", ["(a:" + "1" * 90_000, ":" * 90_000, "(a:" + " " * 90_000, "[" * 99 + "x " * 40_000])
 def test_a_long_odd_prompt_takes_no_time(prompt):
-    begin = time.perf_counter()
+    begin = time.thread_time()  # of the processor: others may have it meanwhile
     parse_weights(prompt)
-    assert time.perf_counter() - begin < 3
+    assert time.thread_time() - begin < 3
 
 
 def test_a_folder_of_another_tool_has_its_tokens_by_way_of_transformers(pipe, model_dir, tmp_path):

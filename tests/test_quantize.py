@@ -138,6 +138,16 @@ def test_a_part_that_int8_harms_too_much_is_kept_as_it_was(model_dir, tmp_path, 
         OVStableDiffusionPipeline.from_pretrained(alone, inference_precision="f32").denoise(PROMPT, preset="fast")
 
 
+def test_what_needs_too_much_memory_is_refused_and_leaves_nothing(model_dir, tmp_path, monkeypatch):
+    alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
+    monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", "1.5")
+    with pytest.raises(
+        ValueError, match=r"INT8 models need about 2\.2 GB of memory, and 1\.5 GB are free: make them on"
+    ):
+        quantize_models(alone)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["alone-fp16"]
+
+
 def test_the_sibling_lies_beside_the_folder_however_that_is_named(tmp_path, monkeypatch):
     inner = tmp_path / "alone-fp16" / "unet"
     inner.mkdir(parents=True)

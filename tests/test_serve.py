@@ -122,8 +122,8 @@ def test_edits_leave_what_is_opaque_in_the_mask(client, pipe):
         ({"n": 11}, {}, openai.BadRequestError, "n", "`n` must be from 1 to 10"),
         ({"response_format": "url"}, {}, openai.BadRequestError, "response_format", "must be b64_json"),
         ({"model": "dall-e-3"}, {}, openai.NotFoundError, "model", "There is no model 'dall-e-3' here, only"),
-        ({}, {"steps": 5}, openai.BadRequestError, "steps", "a request has the fields prompt, model"),
-        ({}, {"num_inference_steps": "many"}, openai.BadRequestError, "num_inference_steps", "valid integer"),
+        ({}, {"steps": 5}, openai.BadRequestError, "steps", "`steps` is no field of a request; there are prompt, "),
+        ({}, {"num_inference_steps": "many"}, openai.BadRequestError, "num_inference_steps", "integer, got 'many'"),
         ({}, {"guidance_scale": -1}, openai.BadRequestError, "guidance_scale", "`guidance_scale` must be a number"),
         ({}, {"solver": "eulr"}, openai.BadRequestError, "solver", "Did you mean 'euler'"),
         ({"prompt": "a (star:50)"}, {}, openai.BadRequestError, "prompt", "`prompt` weighs 'star' by 50"),
@@ -135,6 +135,23 @@ def test_what_is_wrong_is_said_in_openais_form(client, asked, more, kind, param,
         client.images.generate(**{"prompt": PROMPT} | asked, extra_body=more)
     assert refused.value.param == param and message in refused.value.message
     assert refused.value.type == "invalid_request_error"
+
+
+def test_what_is_no_request_is_told_so(address):
+    for content, param, said in (
+        ('{"prompt": "a', None, "no JSON"),
+        ("[]", None, "no JSON"),
+        ("{}", "prompt", "missing"),
+    ):
+        answer = httpx.post(f"{address}/v1/images/generations", content=content)
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["param"] == param and said in error["message"], error
+
+
+def test_seeds_count_on_from_the_largest_to_0(client, pipe):
+    made = client.images.generate(prompt=PROMPT, n=2, extra_body=STEPS | {"seed": 2**31 - 1})
+    assert [one.seed for one in made.data] == [2**31 - 1, 0]
+    assert differ(picture_of(made.data[1]), pipe(PROMPT, seed=0, **STEPS).images[0]) <= 1
 
 
 def test_files_that_are_none_and_too_large_ones_are_refused(client, address):
@@ -177,7 +194,14 @@ def test_models_health_and_metrics(client, address, pipe):
     assert httpx.get(f"{address}/health", headers={"Host": "evil.example"}).status_code == 400
 
 
+def test_this_machine_is_answered_under_each_of_its_names(address):
+    for name in ("localhost", "[::1]", "127.0.0.1:8000"):
+        assert httpx.get(f"{address}/health", headers={"Host": name}).status_code == 200
+
+
 def test_a_key_is_asked_for(loaded_pipe):
+    with pytest.raises(ValueError, match="`api_key` must not be empty"):
+        create_app(loaded_pipe, api_key="")
     with Served(create_app(loaded_pipe, api_key="secret")) as address:
         for key in ("wrong", ""):
             with pytest.raises(openai.AuthenticationError, match="Send the API key"):
@@ -218,6 +242,39 @@ def test_requests_that_wait_run_together_and_each_picture_is_as_alone(client, pi
     assert len(results[0].data) == len(results[1].data) == 1, "a wrong one harms no other"
 
 
+def test_a_picture_that_fails_fails_alone(client, loaded_pipe, slow, monkeypatch):
+    slowly = loaded_pipe.denoise
+
+    def failing(**arguments):
+        for step in slowly(**arguments):
+            if "a bomb" in arguments["prompt"]:
+                raise FloatingPointError("NaN instead of a picture")
+            yield step
+
+    monkeypatch.setattr(loaded_pipe, "denoise", failing)
+    prompts = (PROMPT, "a car", "a bomb")
+    results = at_once([lambda one=one: client.images.generate(prompt=one, extra_body=STEPS) for one in prompts])
+    assert isinstance(results[2], openai.InternalServerError) and len(results[0].data) == len(results[1].data) == 1
+
+
+def test_no_more_pictures_run_together_than_may(loaded_pipe, pipe, slow):
+    with Served(create_app(loaded_pipe, max_batch=2)) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        made = client.images.generate(prompt=PROMPT, n=5, extra_body=STEPS | {"seed": 1})
+    assert [run[0][1] for run in slow] == [2, 2, 1]
+    assert differ(picture_of(made.data[4]), pipe(PROMPT, seed=5, **STEPS).images[0]) <= 1
+
+
+def leaves_early(address, slow):
+    """A client hangs up, and its run ends soon."""
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{address}/v1/images/generations", json={"prompt": PROMPT, "num_inference_steps": 100}, timeout=1.5)
+    time.sleep(1.5)
+    steps = len(slow[0])
+    time.sleep(0.5)
+    assert len(slow[0]) == steps < 60
+
+
 def test_too_many_are_told_when_to_come_back_and_whoever_leaves_is_not_served(client, address, slow):
     def ask():
         return client.images.generate(prompt=PROMPT, n=4, extra_body={"num_inference_steps": 8})
@@ -227,18 +284,14 @@ def test_too_many_are_told_when_to_come_back_and_whoever_leaves_is_not_served(cl
     assert refused and int(refused[0].response.headers["retry-after"]) >= 1
     assert len([one for one in results if not isinstance(one, openai.APIError)]) >= 4
     slow.clear()
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{address}/v1/images/generations", json={"prompt": PROMPT, "num_inference_steps": 100}, timeout=1.5)
-    time.sleep(1.5)
-    steps = len(slow[0])
-    time.sleep(0.5)
-    assert len(slow[0]) == steps < 60
+    leaves_early(address, slow)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_the_command_ends_gracefully(model_dir, tmp_path):
     command = [sys.executable, "-m", "ov_decidiffusion", "serve", "--model-dir", str(model_dir), "--port", "8123"]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}, stderr=subprocess.PIPE)
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([*command, "--demo"], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
     try:
         for _ in range(600):
             try:
@@ -259,12 +312,13 @@ def test_the_command_ends_gracefully(model_dir, tmp_path):
         request.join(120)
         assert answers[0].status_code == 200 and answers[0].json()["data"]
         process.wait(60)
-        assert process.returncode in (0, -signal.SIGTERM) and b"Traceback" not in process.stderr.read()
+        assert process.returncode == 128 + signal.SIGTERM and b"Traceback" not in process.stderr.read()
+        assert not list(tmp_path.glob("ov_decidiffusion-*")), "pictures and uploads go with the process"
     finally:
         process.kill()
 
 
-def test_the_demo_can_be_served_beside_it(loaded_pipe, pipe, tmp_path, monkeypatch):
+def test_the_demo_can_be_served_beside_it(loaded_pipe, pipe, slow, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     app = create_app(loaded_pipe)
     demo = mount_demo(app, loaded_pipe)
@@ -278,5 +332,7 @@ def test_the_demo_can_be_served_beside_it(loaded_pipe, pipe, tmp_path, monkeypat
             file, _ = client.predict(PROMPT, seed=1, num_inference_steps=4, api_name="/text_to_image")
             expected = pipe(PROMPT, seed=1, num_inference_steps=4).images[0]
             assert differ(Image.open(file), expected) <= 1
+            slow.clear()
+            leaves_early(address, slow)
     finally:
         demo.close(verbose=False)

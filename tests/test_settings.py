@@ -119,10 +119,10 @@ def test_pictures_without_settings_or_with_broken_ones_are_told(tmp_path):
 def test_odd_text_of_others_takes_no_time(text):
     picture = Image.new("RGB", (8, 8))
     picture.info["parameters"] = text
-    begin = time.perf_counter()
+    begin = time.thread_time()  # of the processor: others may have it meanwhile
     with contextlib.suppress(ValueError):
         assert settings_of(picture)["num_inference_steps"] == 5
-    assert time.perf_counter() - begin < 2
+    assert time.thread_time() - begin < 2
 
 
 @pytest.mark.parametrize(
