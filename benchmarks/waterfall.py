@@ -2,7 +2,8 @@
 
 The full-size model, one 512x512 picture with guidance: peers at their defaults with 30 steps, this project exactly,
 and then one trick after the other down to the preset "fast". Every row is a process of its own that makes a picture
-to warm up and then the measured one. Results land in ``benchmarks/results/``: ``waterfall.json``, ``.md``, ``.png``.
+to warm up and then the measured one. Results land in ``benchmarks/results/``: ``waterfall.json``, ``.md``, ``.png``,
+or under the name that ``--name`` gives, for another processor's beside them.
 """
 
 import argparse
@@ -128,7 +129,7 @@ def draw(rows: dict[str, dict]) -> plt.Figure:
 
 
 def write(bench: Bench) -> str:
-    """Write ``waterfall.md`` and ``waterfall.png`` and return the Markdown."""
+    """Write the table and the chart beside the figures, and return the Markdown."""
     rows = rows_of(bench)
     pictures = {name: bench.picture(run) for name, run in all_runs().items()}
     text = (
@@ -137,17 +138,18 @@ def write(bench: Bench) -> str:
         f"by `make benchmark` on this machine:\n\n{machine_facts()}\n\n"
         f"{waterfall_table(rows, pictures)}\n\n{int8_lines(bench, rows)}\n"
     )
-    (RESULTS / "waterfall.md").write_text(text, encoding="utf-8")
-    draw(rows).savefig(RESULTS / "waterfall.png", dpi=110)
+    bench.file.with_suffix(".md").write_text(text, encoding="utf-8")
+    draw(rows).savefig(bench.file.with_suffix(".png"), dpi=110)
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 7 GB")
+    parser.add_argument("--name", default="waterfall", help="of the results; by default %(default)s")
     options = parser.parse_args()
     require_peers()
-    bench = Bench(options.work, RESULTS / "waterfall.json", {})
+    bench = Bench(options.work, RESULTS / f"{options.name}.json", {})
     bench.load()
     prepare(bench, options.work)
     begin = time.perf_counter()

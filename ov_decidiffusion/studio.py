@@ -4,7 +4,8 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,8 @@ class Studio:
         self.pipe = pipe
         self.line = Line()
         self.sittings = Sittings()
+        # Each thread that computes keeps some megabytes for itself, and the page's calls come in a hundred of them.
+        self._one_thread = ThreadPoolExecutor(1, "pictures")
 
     def close(self) -> None:
         """End all runs at their next step, and delete all pictures."""
@@ -92,21 +95,23 @@ class Studio:
         yield Seen("Reading the prompt …")
         begun = next_look = time.perf_counter()
         stopped, step = False, None
-        for step in self.pipe.denoise(**arguments):
+        steps = self.pipe.denoise(**arguments)
+        while (following := self._compute(next, steps, None)) is not None:
+            step = following
             now = time.perf_counter()
             ticket.done = round(ticket.work * (step.index + 1) / step.total)
             if stopped := self.line.is_stopped(ticket):
                 step.latents = step.predicted  # the picture that the preview showed
                 break
             if now >= next_look:
-                look = side_by_side(self._look(step))
+                look = side_by_side(self._compute(self._look, step))
                 taken = time.perf_counter() - now
                 next_look = now + max(PREVIEW_SECONDS, taken / PREVIEW_SHARE)
                 yield Seen(_progress(step, now - begun), look)
         if step is None or self.line.closed or ticket.left:
             return
         yield Seen("Decoding …")
-        pictures = self.pipe.finish(step)
+        pictures = self._compute(self.pipe.finish, step)
         seconds = time.perf_counter() - begun
         if not stopped:
             self.line.measured(ticket.work, seconds)
@@ -124,6 +129,9 @@ class Studio:
         what = "Stopped" if stopped else "Done" if len(kept) == 1 else f"Done: {len(kept)} pictures"
         together = side_by_side(pictures) if len(pictures) > 1 else None
         yield Seen(f"{what} after {seconds:.1f} s.", together, tuple(kept), stopped)
+
+    def _compute(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return self._one_thread.submit(call, *arguments).result()
 
     def _look(self, step: DenoisingStep) -> list[Image.Image]:
         """What a step's pictures will be, without the whole decoder's time."""
