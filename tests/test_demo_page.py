@@ -163,13 +163,14 @@ def test_a_picture_is_made_and_its_file_makes_it_again(page, demo, int8_pipe, tm
 
 def test_a_preview_comes_from_the_first_step_on(page, slow):
     fill(page, "Prompt", PROMPT)
+    fill(page, "Seed", 3)
     unfold(page, "More settings")
     fill(page, "Steps", 30)
     page.get_by_label("Prompt", exact=True).press("Enter")
     status_is(page, r"^Step \d+ of 30, [\d.]+ s left$")
     expect(page.locator("#result img")).to_have_attribute("alt", "a preview")
     expect(page).to_have_title(re.compile(r"^Step \d+ of 30"))
-    page.wait_for_timeout(1500)
+    status_is(page, r"^Step (1[5-9]|2\d) of 30")
     preview = shown(page)
     photograph(page, "preview")
     status_is(page, "^Done")
@@ -321,6 +322,7 @@ def test_a_picture_of_ours_dropped_on_the_page_fills_its_settings_in(page, int8_
     paste(page, tmp_path / "quick.png", "drop")  # another preset does not bring its own number of steps along
     expect(page.get_by_label("Seed", exact=True)).to_have_value("78")
     page.wait_for_timeout(1500)
+    unfold(page, "More settings")
     expect(page.get_by_label("number input for Steps", exact=True)).to_have_value("9")
     make(page, None)
     np.testing.assert_array_equal(np.asarray(shown(page)), np.asarray(quick))
@@ -395,6 +397,7 @@ def test_everything_can_be_done_with_keys_alone(page):
         reached.add(page.evaluate("document.activeElement.textContent.trim() || document.activeElement.ariaLabel"))
     for name in ("Generate", "Draw a seed", "Download", "Use these settings", "Vary", "Start from it", "Compare"):
         assert any(name in str(one) for one in reached), (name, reached)
+    expect(page.get_by_role("button", name="Vary")).to_be_enabled()
     page.get_by_role("button", name="Vary").focus()
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
     page.keyboard.press("Shift+Tab")

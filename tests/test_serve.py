@@ -143,7 +143,8 @@ def test_what_is_no_request_is_told_so(address):
         ("[]", None, "no JSON"),
         ("{}", "prompt", "missing"),
     ):
-        answer = httpx.post(f"{address}/v1/images/generations", content=content)
+        form = {"Content-Type": "application/json"}
+        answer = httpx.post(f"{address}/v1/images/generations", content=content, headers=form)
         error = answer.json()["error"]
         assert answer.status_code == 400 and error["param"] == param and said in error["message"], error
 
