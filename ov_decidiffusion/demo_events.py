@@ -129,12 +129,15 @@ def _shown(sitting: Sitting, number: int | None, several: tuple[Image.Image, str
     ]
 
 
+def _working(page: Page) -> list[Any]:
+    """The buttons that change while pictures are made."""
+    return [page.actions[name] for name in ("stop", "generate", "compare", "vary")]
+
+
 def _busy(page: Page, is_busy: bool) -> dict[Any, Any]:
-    """The buttons, while pictures are made and otherwise."""
-    others = [page.actions[name] for name in ("generate", "compare", "vary")]
-    return {page.actions["stop"]: gr.Button(visible=is_busy)} | {
-        button: gr.Button(interactive=not is_busy) for button in others
-    }
+    """What those buttons are then, and otherwise."""
+    stop, *others = _working(page)
+    return {stop: gr.Button(visible=is_busy)} | {button: gr.Button(interactive=not is_busy) for button in others}
 
 
 def _making(
@@ -162,7 +165,7 @@ def wire_generation(page: Page, studio: Studio) -> None:
     """Generate, Stop, and Vary."""
     names = {component: name for name, component in page.inputs.items() if name != "locked"}
     locked, seed = page.inputs["locked"], page.inputs["seed"]
-    working = list(_busy(page, False))
+    working = _working(page)
     outputs = [page.visitor, page.status, *_showing(page), seed, *working]
 
     def generate(filled: dict[Any, Any], request: gr.Request):

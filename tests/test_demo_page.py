@@ -144,6 +144,7 @@ def paste(page: Page, file: Path, event: str = "paste") -> None:
 
 
 def test_a_picture_is_made_and_its_file_makes_it_again(page, demo, int8_pipe, tmp_path):
+    assert page.get_by_role("button", name="Run", exact=True).count() == 0, "buttons that nobody named"
     photograph(page, "arrival")
     expect(page.locator("#header")).to_contain_text(int8_pipe.origin["checkpoint"])
     expect(page.locator("#stop")).to_be_hidden()
