@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--no-auth", action="store_true", help="let everybody in")
     serve.add_argument("--demo", action="store_true", help="the demo too, at /demo; its password is the API key")
     serve.add_argument("--max-waiting", type=int, default=64, help="requests that may wait; by default %(default)s")
-    serve.add_argument("--max-batch", type=int, default=4, help="pictures that run together; %(default)s")
+    serve.add_argument("--max-batch", type=int, default=4, help="pictures that run together; by default %(default)s")
     serve.add_argument("--timeout", type=float, default=600, help="seconds for a request; by default %(default)s")
     serve.set_defaults(run=_serve)
 

@@ -96,8 +96,7 @@ class Studio:
         begun = next_look = time.perf_counter()
         stopped, step = False, None
         steps = self.pipe.denoise(**arguments)
-        while (following := self._compute(next, steps, None)) is not None:
-            step = following
+        for step in iter(lambda: self._compute(next, steps, None), None):
             now = time.perf_counter()
             ticket.done = round(ticket.work * (step.index + 1) / step.total)
             if stopped := self.line.is_stopped(ticket):

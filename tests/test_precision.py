@@ -65,9 +65,12 @@ def test_other_devices_keep_openvinos_choice():
 def test_the_probe_measures_what_this_processor_says_it_has():
     core = ov.Core()
     precision.probe(core)
-    start = time.perf_counter()
-    milliseconds = precision.probe(core)
-    assert time.perf_counter() - start < 8  # seconds; a quarter of it on a machine that does nothing else
+    seconds = []
+    for _ in range(3):  # the quickest, for others may have the processor meanwhile
+        start = time.perf_counter()
+        milliseconds = precision.probe(core)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 4  # half of it on a machine that does nothing else
     assert all(0 <= value < 1000 for value in milliseconds.values())
     if platform.machine() in ("x86_64", "AMD64") and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert 0.1 < milliseconds["bf16"] / milliseconds["f32"] < 10
