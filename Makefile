@@ -2,9 +2,9 @@
 # make test    set up, run all tests
 # make notebook    execute the notebook and write it as it is committed
 # make benchmark   measure speed, memory and fidelity at full size, beside peers; an hour and a half
-# make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; half an hour
+# make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; hours, the presets first
 # make bulk-benchmark    many pictures, and many clients of the server; half an hour
-# make soak        kills, many clients, hundreds of pictures, fuzzing at length; half an hour
+# make soak        kills, many clients, hundreds of pictures, fuzzing at length; an hour
 # make lock    pin all packages with their hashes in requirements.lock (Linux, Python 3.11)
 # LOCKED=1 installs what the lock says instead of the newest that requirements.txt allows.
 # On Linux, TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes of CUDA libraries.
@@ -68,7 +68,7 @@ $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); this takes a few minutes the first time."
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) "$(shell grep '^torch' requirements.txt)")
-	$(PIP) $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
 	touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready tests/requirements.txt tests/package-lock.json

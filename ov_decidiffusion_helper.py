@@ -27,6 +27,7 @@ from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.download import find_checkpoint
 from ov_decidiffusion.folder import default_model_dir
+from ov_decidiffusion.memory import NotEnoughMemory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.plan import noise_levels
 from ov_decidiffusion.profiling import level_times
@@ -44,6 +45,7 @@ __all__ = [
     "CheckpointError",
     "ConversionReport",
     "FlexibleUNet2DConditionModel",
+    "NotEnoughMemory",
     "OVStableDiffusionPipeline",
     "bar",
     "channels",

@@ -149,17 +149,23 @@ def draw(found: dict[str, dict]) -> plt.Figure:
         style = {"fmt": "D" if preset else "o", "color": PRESET_COLORS.get(name) or next(colors), "capsize": 2}
         style["markersize"] = 8 if preset else 5
         change, margin = paired_change(_rights(figures), base)
-        axes[0].errorbar(figures["seconds"], change, margin, label=name, **style)
+        points = [(axes[0], change, margin)]
         if name != EXACT:
-            axes[1].errorbar(figures["seconds"], figures["psnr"], **style)
+            points.append((axes[1], figures["psnr"], None))
+        for axis, height, margin in points:
+            axis.errorbar(figures["seconds"], height, margin, label=None if preset else name, **style)
+            if preset:
+                axis.annotate(f"  {name}", (figures["seconds"], height), va="bottom", fontsize=9)
     axes[0].axhline(0, color="#bdbdbd", linewidth=0.8, zorder=0)
     axes[0].set_ylabel("change of prompt accuracy, points")
     axes[1].set_ylabel("closeness to the exact picture, dB")
+    most = 1.3 * max(figures["seconds"] for figures in found.values())
     for axis in axes:
-        axis.set_xlabel("seconds a picture")
+        axis.set(xlabel="seconds a picture", xlim=(0, most))
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="center right", fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0, 0.8, 1))
+    if len(found) > len(PRESET_COLORS):
+        axes[1].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
     return figure
 
 

@@ -123,6 +123,7 @@ class Bench:
             if turn == 0:
                 shutil.rmtree(self.cache, ignore_errors=True)
         else:
+            self.pictures.mkdir(parents=True, exist_ok=True)
             options["picture"] = str(self.picture(run))
         python = str(PEERS_PYTHON) if run["tool"] == "optimum" else sys.executable
         printed = run_python(python, "-m", "benchmarks.run_one", json.dumps(options))

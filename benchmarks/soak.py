@@ -1,4 +1,4 @@
-"""What breaks when it is used hard and long: ``python -m benchmarks.soak``, about half an hour on two cores.
+"""What breaks when it is used hard and long: ``python -m benchmarks.soak``, about an hour on two cores.
 
 Kills of conversions, quantizations and of bulk generation, many clients of one demo at once, hundreds of pictures in
 one process, the fuzzing tests at length, an emulated processor, and a full disk. Prints one table and writes it to

@@ -63,7 +63,7 @@ def prepare(bench: Bench, work: Path) -> None:
     if not (quantized_sibling(bench.model_dir) / QUANTIZATION_REPORT).is_file():
         shutil.rmtree(quantized_sibling(bench.model_dir), ignore_errors=True)
         prompts = ["--prompts", str(CALIBRATION_PROMPTS)]
-        run_python(sys.executable, "-m", "ov_decidiffusion.quantize", str(bench.model_dir), *prompts)
+        run_python(sys.executable, "-m", "ov_decidiffusion", "quantize", str(bench.model_dir), *prompts)
 
 
 def rows_of(bench: Bench) -> dict[str, dict]:

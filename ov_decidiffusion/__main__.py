@@ -30,7 +30,8 @@ QUANTIZE_HELP = (
     "make the INT8 models first that the faster presets need, unless they are there: a minute for the embedded "
     "checkpoint, much longer and 16 GB of memory for the real one"
 )
-INTERRUPTED, TERMINATED = 130, 143  # what shells expect of a process that a signal ended
+INTERRUPTED = 130  # what shells expect of a process that a signal ended: 128 and its number
+ENDING = ("SIGTERM", "SIGHUP")  # SIGHUP comes where a terminal is closed; Windows has none
 
 
 def main() -> None:
@@ -39,7 +40,9 @@ def main() -> None:
     if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help")):
         arguments = ["demo", *arguments]
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    for ending in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -146,10 +149,12 @@ def _convert(options: argparse.Namespace) -> Path:
 
 def _checked(model_dir: Path, options: argparse.Namespace) -> Path:
     if options.check:
-        from ov_decidiffusion.folder import verify_model_dir
+        from ov_decidiffusion.folder import QUANTIZATION_REPORT, quantized_sibling, verify_model_dir
 
-        verify_model_dir(model_dir)
-        print(f"{model_dir} is as it was written")
+        int8 = quantized_sibling(model_dir)
+        for folder in [model_dir, int8] if (int8 / QUANTIZATION_REPORT).is_file() else [model_dir]:
+            verify_model_dir(folder)
+            print(f"{folder} is as it was written")
     return model_dir
 
 
@@ -191,7 +196,9 @@ def _check_port(options: argparse.Namespace) -> None:
 def _prepared(options: argparse.Namespace) -> Path:
     """The model folder, converted unless it is there, and quantized where that was asked for."""
     from ov_decidiffusion.folder import check_model_dir, graph_file
+    from ov_decidiffusion.loading import check_loading
 
+    check_loading(options.device, options.inference_precision, threads=options.threads)
     given = None if options.model_dir is None else Path(options.model_dir).expanduser()
     if options.checkpoint is None and given is not None and graph_file(given, "unet").is_file():
         check_model_dir(given)  # whatever it was made of
@@ -211,10 +218,11 @@ def _serve(options: argparse.Namespace) -> None:
     from ov_decidiffusion.guards import check_api_key
     from ov_decidiffusion.limits import LOOPBACK
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-    from ov_decidiffusion.serve import create_app, on_this_machine_only
+    from ov_decidiffusion.serve import check_serving, create_app, on_this_machine_only
 
     local = options.host in LOOPBACK
     check_api_key(options.api_key)
+    check_serving(options.max_waiting, options.max_batch, options.timeout)
     if options.api_key is None and not local and not options.no_auth:
         options.api_key = secrets.token_urlsafe(18)
         print(f"API key: {options.api_key} (--api-key sets it, --no-auth asks for none)")
@@ -254,9 +262,11 @@ def _bulk(options: argparse.Namespace) -> None:
     import pyarrow  # noqa: F401  missing, it is told before anything is converted
 
     from ov_decidiffusion.bulk import generate
+    from ov_decidiffusion.rows import read_rows
 
+    rows = list(read_rows(options.prompts))  # refused now, not after the conversion
     manifest = generate(
-        options.prompts,
+        rows,
         _prepared(options),
         options.out,
         actors=options.actors,
@@ -282,7 +292,7 @@ def _credentials(local: bool, given: str | None, none: bool) -> tuple[str, str] 
     """The user and password to ask for; other machines are let in without only where that was asked for."""
     if none or (given is None and local):
         return None
-    user, _, password = (given or f"demo:{secrets.token_urlsafe(9)}").partition(":")
+    user, _, password = (f"demo:{secrets.token_urlsafe(9)}" if given is None else given).partition(":")
     if not user or not password:
         raise ValueError(f"--auth must be USER:PASSWORD, got {given!r}")
     if given is None:

@@ -4,6 +4,8 @@ All functions raise ValueError. What is of tensors lies in ``tensors.py``: this 
 """
 
 import numbers
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ MAX_GUIDANCE = 1000  # far beyond all use; at 1e38 numbers overflow
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DECODERS = ("whole", "tiny")
 SHOWN = 120  # characters of a value in a message
+MAX_WHOLE = 10**9  # where nothing else bounds a whole number: beyond it, numbers overflow somewhere
 MAX_PROMPT = 100_000  # characters; some 8,000 fit into the 1,500 tokens that are read
 
 
@@ -100,11 +103,12 @@ def check_decoder(decoder: Any, has_tiny: bool) -> str:
     return decoder
 
 
-def check_whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+def check_whole(name: str, value: Any, least: int, most: int = MAX_WHOLE) -> int:
     """A whole number from ``least`` to ``most``, of Python or numpy."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if not whole or not least <= value <= most:
+        open_ended = most == MAX_WHOLE and not (whole and value > most)
+        allowed = f"of at least {least}" if open_ended else f"from {least} to {most}"
         raise ValueError(f"`{name}` must be a whole number {allowed}, got {shown(value)}.")
     return int(value)
 
@@ -113,9 +117,28 @@ def check_range(name: str, value: Any, low: float, high: float | None) -> float:
     """A number from ``low`` to ``high``, of Python or numpy; None: without an upper end."""
     allowed = f"a number of at least {low}" if high is None else f"a number from {low} to {high}"
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not value >= low or (high is not None and value > high):
+    if not number or not value >= low or (high is not None and value > high) or _overflows(value):
         raise ValueError(f"`{name}` must be {allowed}, got {shown(value)}.")
     return float(value)
+
+
+def _overflows(value: Any) -> bool:
+    """Whether a number is too large for a float."""
+    try:
+        float(value)
+    except OverflowError:
+        return True
+    return False
+
+
+def check_path(name: str, value: Any, what: str = "a folder") -> Path:
+    """A path that is not empty, which would be the folder that one is in; ``~`` is the user's own."""
+    try:
+        if isinstance(value, (str, os.PathLike)) and str(value):
+            return Path(value).expanduser()
+    except RuntimeError:  # the home of a user that there is not
+        pass
+    raise ValueError(f"`{name}` must be {what}, got {shown(value)}.")
 
 
 def check_choice(name: str, value: Any, allowed: Any) -> str:

@@ -1,10 +1,11 @@
 """Requests of many clients -> runs of one pipeline: a bounded queue, in which what fits together runs together."""
 
+import contextlib
 import json
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,13 +141,13 @@ class Batcher:
                     self._run([job])
                 return
             for job in jobs:
-                job.future.set_exception(error)
+                _settle(job, error)
             return
         for job in jobs:
             if pictures is None:
                 job.future.cancel()
             else:
-                job.future.set_result([pictures.pop(0) for _ in job.rows])
+                _settle(job, [pictures.pop(0) for _ in job.rows])
 
     def _pictures(self, jobs: list[Job]) -> list[Image.Image] | None:
         """Those of all jobs one after the other; None where nobody waits for any."""
@@ -172,3 +173,11 @@ class Batcher:
                 return None
             last = step
         return self._pipe.finish(last)
+
+
+def _settle(job: Job, result: list[Image.Image] | Exception) -> None:
+    with contextlib.suppress(InvalidStateError):  # whoever asked has given it up meanwhile
+        if isinstance(result, Exception):
+            job.future.set_exception(result)
+        else:
+            job.future.set_result(result)

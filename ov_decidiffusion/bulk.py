@@ -15,13 +15,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ov_decidiffusion.arguments import check_choice, check_whole
-from ov_decidiffusion.devices import find_device
-from ov_decidiffusion.folder import ModelDirError, read_json, read_origin, weights_file, write_json, write_whole
+from ov_decidiffusion.arguments import check_choice, check_path, check_whole, shown
+from ov_decidiffusion.folder import (
+    ModelDirError,
+    check_model_dir,
+    read_json,
+    read_origin,
+    weights_file,
+    write_json,
+    write_whole,
+)
+from ov_decidiffusion.loading import check_loading
 from ov_decidiffusion.memory import NotEnoughMemory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.precision import choose_precision
@@ -81,12 +88,13 @@ def generate(
     on_ray = _is_for_ray(actors, ray_address)
     check_choice("output_format", output_format, FORMATS)
     check_defaults(defaults)
-    model_dir, out = (Path(folder).expanduser().resolve() for folder in (model_dir, out))
-    precision = _precision(device, inference_precision)
+    model_dir, out = check_path("model_dir", model_dir).resolve(), check_path("out", out).resolve()
+    check_model_dir(model_dir)
+    precision = _precision(device, inference_precision, threads)
     together = TOGETHER if weights_file(model_dir, "unet").stat().st_size < SMALL else 1
     begun = {"model": read_origin(model_dir), "precision": precision, "format": output_format, "defaults": defaults}
-    _begin(out, json.loads(json.dumps(begun, default=str)))
     chunks = list(make_chunks(make_wishes(_rows(rows), defaults), together))
+    _begin(out, json.loads(json.dumps(begun, default=str)))
     waiting = [chunk for chunk in chunks if not _is_done(out, chunk)]
     actors = (actors or 1) if on_ray else 1
     threads = threads or max(1, (os.cpu_count() or 1) // actors)
@@ -227,13 +235,15 @@ class _Actor:
 def _rows(rows: Any) -> Iterable[dict[str, Any]]:
     if isinstance(rows, (str, Path)):
         return read_rows(rows)
-    return rows.iter_rows() if hasattr(rows, "iter_rows") else rows
+    rows = rows.iter_rows() if hasattr(rows, "iter_rows") else rows
+    if not isinstance(rows, Iterable):
+        raise ValueError(f"`rows` must be a file, dictionaries or a ray.data.Dataset, got {shown(rows)}.")
+    return rows
 
 
-def _precision(device: str, asked: str) -> str | None:
+def _precision(device: str, asked: str, threads: int | None) -> str | None:
     """What all actors compute in: one machine decides, so that equal rows are equal pictures."""
-    core = ov.Core()
-    device = find_device(core, device)
+    core, device, _ = check_loading(device, asked, threads=threads)
     return choose_precision(core, device)[0] if asked == "auto" else asked
 
 
@@ -324,8 +334,9 @@ def _finish(out: Path, chunks: list[Chunk]) -> Path:
 
 
 def _open(path: Any) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.copy()
+    picture = Image.open(path)
+    picture.load()  # closes the file; a copy would not tell its format, which says what its values are
+    return picture
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ov_decidiffusion.configs import MAX_SAMPLE_SIZE, MAX_WIDTH
-from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER, read_json
+from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER, leads_out, read_json
 
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny-decidiffusion"
 KNOWN_CHECKPOINTS = {
@@ -118,12 +118,10 @@ def check_tiny_decoder(folder: Path, vae: dict[str, Any]) -> None:
 
 
 def _refuse_links_out(file: Path, folder: Path) -> None:
-    """A link may lead elsewhere in the folder, or to where the hub's cache keeps its files."""
-    real, allowed = file.resolve(), [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":
-        allowed.append(folder.resolve().parent.parent / "blobs")
-    if not any(real.is_relative_to(place) for place in allowed):
-        raise CheckpointError(f"{file} is a link out of the checkpoint, to {real}: put the file itself there.")
+    if leads_out(file, folder):
+        raise CheckpointError(
+            f"{file} is a link out of the checkpoint, to {file.resolve()}: put the file itself there."
+        )
 
 
 def _check_weights(weights: Path) -> None:

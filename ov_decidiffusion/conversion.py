@@ -58,6 +58,7 @@ def make_model_dir(
     allow_pickles: bool,
 ) -> ConversionReport:
     """Convert a checkpoint, whatever lies there before; arguments as of ``convert_checkpoint``."""
+    check_disk(model_dir.parent, 0, "The converted folder")  # before anything is downloaded for it
     folder = find_checkpoint(checkpoint, revision, allow_pickles)
     make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))  # refused now, not after the work
     if verify is None:

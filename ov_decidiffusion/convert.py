@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from ov_decidiffusion.arguments import check_choice, check_flag, check_path
 from ov_decidiffusion.folder import default_model_dir, is_free, only_one
 from ov_decidiffusion.reports import ConversionReport, existing_report, quantized_from
 
@@ -39,10 +40,15 @@ def convert_checkpoint(
         OSError: the folder cannot be written, or there is no room for it.
         ConversionError: a converted model disagrees with PyTorch.
     """
-    if weight_format not in WEIGHT_FORMATS:
-        raise ValueError(f"`weight_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {weight_format!r}.")
+    check_path("checkpoint", checkpoint, "a folder or a hub id")
+    check_choice("weight_format", weight_format, WEIGHT_FORMATS)
+    check_flag("allow_pickles", allow_pickles)
+    if verify is not None:
+        check_flag("verify", verify)
     default = model_dir is None
-    model_dir = default_model_dir(checkpoint, weight_format) if default else Path(model_dir).expanduser()
+    model_dir = default_model_dir(checkpoint, weight_format) if default else check_path("model_dir", model_dir)
+    if model_dir.name in ("", ".."):  # another folder is made beside it, under its name
+        model_dir = model_dir.resolve()
     found, outdated = None, []
     with only_one(model_dir):
         if not is_free(model_dir):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from fastapi import FastAPI
@@ -87,7 +88,10 @@ class DemoBlocks(gr.Blocks):
         return super().launch(**(defaults | kwargs))
 
     async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
-        """Gradio's, whose message for what it cannot read tells the server's paths, and whose log is a traceback."""
+        """Gradio's, whose message for what it cannot read tells the server's paths, and whose log is a traceback; and
+        which fetches files from addresses that it is given, of any size."""
+        if _asks_to_fetch(arguments):
+            raise gr.Error("Send the file itself: addresses are not fetched.", print_exception=False)
         try:
             return await super().preprocess_data(block_fn, *arguments, **options)
         except gr.Error as error:  # a refusal in gradio's own words
@@ -101,12 +105,24 @@ class DemoBlocks(gr.Blocks):
             else:
                 message = f"{getattr(component, 'label', None) or 'An input'} has a value that cannot be used."
             raise gr.Error(message, print_exception=False) from None
+        except Exception:  # a program's call that is not as the interface says
+            message = "The inputs are not what is taken here; a file has to be uploaded first."
+            raise gr.Error(message, print_exception=False) from None
 
     def close(self, verbose: bool = True) -> None:
         """Gradio's ``close``; pictures that are being made end at their next step, and all are deleted."""
         if getattr(self, "studio", None) is not None:
             self.studio.close()
         super().close(verbose=verbose)
+
+
+def _asks_to_fetch(value: Any) -> bool:
+    """Whether there is a file among the inputs that lies at an address, and was not uploaded."""
+    if isinstance(value, dict):
+        path = value.get("path")
+        is_address = isinstance(path, str) and urlsplit(path).scheme in ("http", "https")
+        return is_address or _asks_to_fetch(list(value.values()))
+    return isinstance(value, (list, tuple)) and any(_asks_to_fetch(one) for one in value)
 
 
 def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:

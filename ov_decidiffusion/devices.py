@@ -7,6 +7,8 @@ import openvino as ov
 from ov_decidiffusion.configs import vae_factor
 from ov_decidiffusion.folder import TINY_DECODER
 
+SEVERAL = ("AUTO", "MULTI", "HETERO")  # stand for the devices listed behind them
+
 
 def find_device(core: ov.Core, device: Any) -> str:
     """A device as OpenVINO names it: "cpu" and ``torch.device("cpu")`` are "CPU", "auto:gpu,cpu" is "AUTO:GPU,CPU".
@@ -17,14 +19,23 @@ def find_device(core: ov.Core, device: Any) -> str:
     available = core.available_devices
     name = str(device).upper()  # a torch.device's is its name
     family, _, listed = name.partition(":")
-    if family in ("AUTO", "MULTI", "HETERO") and (listed or family == "AUTO"):
-        candidates = listed.split(",") if listed else []
-    else:
-        candidates = [name]
+    named = listed.split(",") if family in SEVERAL and listed else [] if name == "AUTO" else [name]
     whole = {one.split(".")[0] for one in available}
-    if not all(one.removeprefix("-") in (*available, *whole, "CPU.0") for one in candidates):
+    known = all(one.removeprefix("-") in (*available, *whole, "CPU.0") for one in named)
+    if not known or not devices_of(core, name):
         raise ValueError(f"`device` must be AUTO or one of {', '.join(available)} on this machine, got {device!r}.")
     return "CPU" if name == "CPU.0" else name
+
+
+def devices_of(core: ov.Core, device: str) -> list[str]:
+    """What models may run on: the device itself, or those that AUTO, MULTI or HETERO choose from."""
+    family, _, listed = device.partition(":")
+    if family not in SEVERAL:
+        return [device]
+    named = [one for one in listed.split(",") if one]
+    without = [one.removeprefix("-") for one in named if one.startswith("-")]
+    left = [one for one in core.available_devices if not {one, one.split(".")[0]} & set(without)]
+    return [one for one in named if not one.startswith("-")] or left
 
 
 def needs_static_shapes(device: str) -> bool:

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 
+from ov_decidiffusion.arguments import check_path
 from ov_decidiffusion.checkpoint import (
     EMBEDDED_CHECKPOINT,
     OPTIONAL_FILES,
@@ -61,7 +62,7 @@ def find_checkpoint(checkpoint: str | Path, revision: str | None = None, allow_p
     Raises:
         CheckpointError: the folder lacks a part, a file is cut short, or the hub cannot provide the checkpoint.
     """
-    folder = Path(checkpoint).expanduser()
+    folder = check_path("checkpoint", checkpoint, "a folder or a hub id")
     if not folder.is_dir():
         if folder == EMBEDDED_CHECKPOINT:
             raise CheckpointError(

@@ -138,7 +138,9 @@ class Engine:
             generator=make_generator(generator, seed, pictures) or unseeded_generator(),
             **planned,
         )
-        check_memory(self.models.estimated_memory(pictures * (1 + (plan.guidance_scale > 1)), size))
+        rows = pictures * (1 + (plan.guidance_scale > 1))
+        coded = self.vae.decoded_at_once(size) if given is None else size  # encoded are sources in one piece
+        check_memory(self.models.estimated_memory(rows, size, coded))
         if not all(plan.whole):
             self.denoiser.prepare_caching("unet" in plan.quantized)
         arguments = plan.arguments | {
@@ -189,7 +191,8 @@ class Engine:
     def encode_image(self, pixels: Any, generator: Any = None) -> torch.Tensor:
         """Latents of pixels; arguments as ``OVStableDiffusionPipeline.encode_image`` says."""
         pixels = check_batch("pixels", pixels, 3, self.vae.scale_factor)
-        check_memory(self.models.estimated_memory(0, (pixels.shape[3], pixels.shape[2])))
+        size = pixels.shape[3], pixels.shape[2]
+        check_memory(self.models.estimated_memory(0, size, size))
         return self.vae.encode(pixels, make_generator(generator, None, len(pixels)))
 
     def finish(self, step: DenoisingStep, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
@@ -220,6 +223,6 @@ class Engine:
         check_decoder(decoder, self.models.has_tiny_decoder)
         latents = check_batch("latents", latents, self.latent_channels)
         size = latents.shape[3] * self.vae.scale_factor, latents.shape[2] * self.vae.scale_factor
-        check_memory(self.models.estimated_memory(0, self.vae.decoded_at_once(size)))
+        check_memory(self.models.estimated_memory(0, size, self.vae.decoded_at_once(size)))
         decoded = self.vae.decode(latents, "vae_decoder" in parts, decoder)
         return self.image_processor.postprocess(decoded, output_type=output_type)

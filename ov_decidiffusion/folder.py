@@ -22,6 +22,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ov_decidiffusion.arguments import check_path
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of a conversion's report; a folder of another one is converted anew
@@ -161,9 +163,36 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
 
 
 def read_defaults(folder: Path) -> dict[str, Any]:
-    """The number of steps, the guidance and the example prompts that suit a folder's models."""
+    """The number of steps, the guidance and the example prompts that suit a folder's models.
+
+    Raises:
+        ValueError: texts are of another form; the numbers are looked at where they are used.
+    """
     file = folder / DEFAULTS_FILE
-    return DEFAULTS_1_0 | (read_json(file) if file.is_file() else {})
+    defaults = DEFAULTS_1_0 | (read_json(file) if file.is_file() else {})
+    for name, (form, fits) in FORMS.items():
+        if name in defaults and not fits(defaults[name]):
+            raise ModelDirError(f"`{file}: {name}` must be {form}.")
+    return defaults
+
+
+def _are_texts(values: Any, least: int) -> bool:
+    return isinstance(values, list) and len(values) >= least and all(isinstance(one, str) for one in values)
+
+
+FORMS = {
+    "example_prompts": (
+        "a list of pairs, each a prompt and a negative prompt",
+        lambda pairs: isinstance(pairs, list) and pairs and all(_are_texts(pair, 2) for pair in pairs),
+    ),
+    "negative_example": ("a prompt and what to keep away from", lambda pair: _are_texts(pair, 2)),
+    "image_example": ("two prompts", lambda pair: _are_texts(pair, 2)),
+    "calibration_prompts": ("a list of at least two prompts", lambda prompts: _are_texts(prompts, 2)),
+    "understands": (
+        "lists of words by their kind",
+        lambda kinds: isinstance(kinds, dict) and all(_are_texts(words, 0) for words in kinds.values()),
+    ),
+}
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -211,7 +240,7 @@ def verify_model_dir(folder: str | Path) -> None:
     Raises:
         ValueError: names the files that are missing or damaged, or the folder has no hashes to compare with.
     """
-    folder = Path(folder).expanduser()
+    folder = check_path("folder", folder)
     check_model_dir(folder)
     written = _written_files(folder)
     if not written:
@@ -292,18 +321,28 @@ def _damage(folder: Path, names: list[str], what: str) -> str:
     return f"`model_dir` {folder} is damaged: {', '.join(names)} {verb} {what}. Delete the folder and convert anew."
 
 
+def leads_out(file: Path, folder: Path) -> bool:
+    """Whether a link leads elsewhere than in its folder, or to where the hub's cache keeps a folder's files."""
+    real, allowed = file.resolve(), [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        allowed.append(folder.resolve().parent.parent / "blobs")
+    return not any(real.is_relative_to(place) for place in allowed)
+
+
 def check_disk(place: Path, needed: int, what: str, remedy: str = "free some space") -> None:
-    """Refuse what has no room.
+    """Refuse what has no room, or lies where nothing can be written.
 
     Args:
         place: a folder, which need not be there yet.
         needed: bytes.
 
     Raises:
-        OSError: how much is needed, and how much is free.
+        OSError: names the place; how much is needed, and how much is free.
     """
     place = place.absolute()
     existing = next(parent for parent in (place, *place.parents) if parent.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise OSError(errno.EACCES, f"{what} goes to {place}, but {existing} is no folder that can be written to")
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise OSError(

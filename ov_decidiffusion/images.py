@@ -120,13 +120,14 @@ def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Im
         raise ValueError(f"`{name}` must be a PIL picture, got {type(image).__name__}.")
     if min(image.size) < 1:
         raise ValueError(f"`{name}` is empty: {image.width}x{image.height} pixels.")
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # PGM's greys
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
         raise ValueError(f"`{name}` cannot be read, it may be cut short or damaged: {error}") from error
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _wide_grey_to_rgb(image)
+        return _wide_grey_to_rgb(image, sixteen_bits)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, behind)
@@ -134,14 +135,14 @@ def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Im
     return image.convert("RGB")
 
 
-def _wide_grey_to_rgb(image: Image.Image) -> Image.Image:
+def _wide_grey_to_rgb(image: Image.Image, sixteen_bits: bool) -> Image.Image:
     """16 bits are 0…65535. "I" and "F" do not say their range: up to 1 (F) and up to 255 are taken for it, and for 1
     whatever scaling makes of it beyond its edges."""
     grey = np.asarray(image, np.float32)
     largest = grey[np.isfinite(grey)].max(initial=0)
     if image.mode == "F" and largest <= 1.5:
         grey = grey * 255
-    elif image.mode.startswith("I;16") or largest > 255:
+    elif sixteen_bits or largest > 255:
         grey = grey / 257  # 65535 / 255
     grey = np.nan_to_num(grey, nan=0, posinf=255, neginf=0)
     return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")

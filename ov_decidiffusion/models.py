@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_decidiffusion.arguments import check_choice, check_whole, shown
 from ov_decidiffusion.attention import cross_attention_model
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
 from ov_decidiffusion.configs import check_configs, unet_factor, vae_factor
-from ov_decidiffusion.devices import find_device, fix_shapes, needs_static_shapes, precision_hint
+from ov_decidiffusion.devices import fix_shapes, needs_static_shapes, precision_hint
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
     PARTS,
@@ -33,14 +31,14 @@ from ov_decidiffusion.folder import (
     read_json,
     weights_file,
 )
+from ov_decidiffusion.loading import check_loading
 from ov_decidiffusion.memory import forgetting_mapped_weights, trim_heap
-from ov_decidiffusion.precision import INFERENCE_PRECISIONS, WORTH_IT, choose_precision, int8_speedup, runs_on_cpu
+from ov_decidiffusion.precision import WORTH_IT, choose_precision, int8_speedup, runs_on_cpu
 from ov_decidiffusion.processes import OfOneProcess
 from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms
 
 logger = logging.getLogger(__name__)
 
-MAX_THREADS = 4096
 LARGE = 200e6  # bytes of the U-Net's weights; below, memory is not worth a thirtieth of a second
 TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
 ATTENTION = "unet_attention"
@@ -83,11 +81,9 @@ class Models(OfOneProcess):
         self._closed = False
         self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
         check_model_dir(folder)
-        check_choice("inference_precision", inference_precision, INFERENCE_PRECISIONS)
-        self._core = ov.Core()
-        device = find_device(self._core, device)
+        asked = device, inference_precision, cache_dir, threads, ov_config
+        self._core, device, self._config = check_loading(*asked)
         self.folder, self._device = folder, device
-        self._config = _openvino_config(cache_dir, threads, ov_config)
         self.unet_config = read_json(config_file(folder, "unet"))
         self.vae_config = read_json(config_file(folder, "vae_decoder"))
         check_configs(self.unet_config, self.vae_config)
@@ -198,7 +194,7 @@ class Models(OfOneProcess):
             self._closed = True
             self._compiled.clear()
 
-    def estimated_memory(self, rows: int, size: tuple[int, int]) -> int:
+    def estimated_memory(self, rows: int, size: tuple[int, int], decoded: tuple[int, int]) -> int:
         """About how many bytes a run computes in, beside the weights.
 
         The U-Net computes all rows at once, in about twenty tensors like its widest, and the decoder one picture, in
@@ -207,11 +203,11 @@ class Models(OfOneProcess):
         Args:
             rows: pictures, twice with guidance.
             size: (width, height) in pixels.
+            decoded: of what the decoder, or the encoder, computes at a time.
         """
-        pixels = size[0] * size[1]
-        positions = pixels // vae_factor(self.vae_config) ** 2
+        positions = size[0] * size[1] // vae_factor(self.vae_config) ** 2
         unet = 20 * rows * positions * self.unet_config["block_out_channels"][0]
-        decoder = 6 * pixels * self.vae_config["block_out_channels"][0]
+        decoder = 6 * decoded[0] * decoded[1] * self.vae_config["block_out_channels"][0]
         return 4 * max(unet, decoder)
 
     def _forget(self, name: str, quantized: bool) -> None:
@@ -313,22 +309,6 @@ class Models(OfOneProcess):
         if self.static_shapes:
             fix_shapes(model, self.unet_config, self.vae_config)
         return self._core.compile_model(model, self._device, self._config | hint | options)
-
-
-def _openvino_config(cache_dir: str | Path | None, threads: int | None, ov_config: Any) -> dict[str, Any]:
-    """What models are compiled with: OpenVINO's properties by their names; the caller's go last."""
-    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if cache_dir is not None:
-        if not isinstance(cache_dir, (str, os.PathLike)) or not str(cache_dir):  # "" would be whatever folder one is in
-            raise ValueError(f"`cache_dir` must be a folder, got {shown(cache_dir)}.")
-        config["CACHE_DIR"] = str(Path(cache_dir).expanduser())
-    if threads is not None:
-        config["INFERENCE_NUM_THREADS"] = check_whole("threads", threads, 1, MAX_THREADS)
-    if ov_config is None:
-        return config
-    if not isinstance(ov_config, dict) or not all(isinstance(name, str) for name in ov_config):
-        raise ValueError(f"`ov_config` must be a dictionary of OpenVINO's properties by name, got {shown(ov_config)}.")
-    return config | ov_config
 
 
 def model_part(name: str) -> str:

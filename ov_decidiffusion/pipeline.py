@@ -6,7 +6,6 @@ Nothing here is imported that takes long: OpenVINO begins to compile while torch
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,14 @@ from ov_decidiffusion.arguments import (
     check_callback,
     check_callback_tensors,
     check_choice,
+    check_flag,
+    check_path,
     check_prompts,
     shown,
 )
 from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
 from ov_decidiffusion.folder import is_checkpoint, tokenizer_dir
+from ov_decidiffusion.loading import check_loading
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.quick_imports import import_diffusers
 
@@ -101,13 +103,12 @@ class OVStableDiffusionPipeline(RunState):
         Raises:
             ValueError: a wrong argument, or a folder that lacks a part or is damaged; the message names it.
         """
-        if not isinstance(model, (str, os.PathLike)):
-            raise ValueError(f"`model` must be a folder or a hub id, got {shown(model)}.")
+        folder = check_path("model", model, "a folder or a hub id")
         if is_checkpoint(model):
             from ov_decidiffusion.convert import convert_checkpoint
 
-            model = convert_checkpoint(model).model_dir
-        folder = Path(model).expanduser()
+            check_loading(device, inference_precision, cache_dir, threads, ov_config)
+            folder = convert_checkpoint(model).model_dir
         models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
         try:
             import_diffusers()
@@ -333,6 +334,7 @@ class OVStableDiffusionPipeline(RunState):
 
         The latest prompts are remembered: many pictures of one prompt encode it once.
         """
+        check_flag("prompt_syntax", prompt_syntax)
         return self._engine.text_encoder.encode(check_prompts(prompt), prompt_syntax)
 
     def token_ids(self, prompts: str | list[str]) -> np.ndarray:

@@ -16,6 +16,8 @@ import openvino as ov
 from openvino import opset13 as ops
 from platformdirs import user_cache_path
 
+from ov_decidiffusion.devices import devices_of
+
 INFERENCE_PRECISIONS = ("auto", "f32", "bf16", "f16")
 CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our names -> OpenVINO's
 WORTH_IT = 0.95  # a lower precision has to save at least 5 % of the time
@@ -75,7 +77,7 @@ def _milliseconds(core: ov.Core) -> dict[str, float]:
 
 def runs_on_cpu(core: ov.Core, device: str) -> bool:
     """Whether models run on the CPU and nowhere else."""
-    return device.split(".")[0] == "CPU" or (device.split(":")[0] == "AUTO" and core.available_devices == ["CPU"])
+    return all(one.split(".")[0] == "CPU" for one in devices_of(core, device))
 
 
 def probe(core: ov.Core) -> dict[str, float]:

@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,19 +23,23 @@ import torch
 from openvino import opset13 as ops
 from tqdm.auto import tqdm
 
-from ov_decidiffusion.arguments import check_whole
+from ov_decidiffusion.arguments import check_path, check_whole
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
+    PARTS,
     QUANTIZABLE,
     QUANTIZATION_FORMAT,
     QUANTIZATION_REPORT,
     QUANTIZED_KINDS,
+    ModelDirError,
     building,
+    check_disk,
     check_model_dir,
     config_file,
     describe_files,
     graph_file,
     is_free,
+    leads_out,
     naming_a_full_disk,
     only_one,
     quantized_sibling,
@@ -120,7 +124,7 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
         raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
     if prompts is not None:
         check_whole("prompts", prompts, 2)
-    model_dir = Path(model_dir).expanduser()
+    model_dir = check_path("model_dir", model_dir)
     if (model_dir / QUANTIZATION_REPORT).is_file():
         raise ValueError(f"`model_dir` {model_dir} holds quantized models; give the folder that they were made from.")
     check_model_dir(model_dir)
@@ -134,14 +138,15 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
     if mode == "int8":
         instead = "make them on another machine and copy the folder, or use the mode 'int8-weights', which needs less"
         check_memory(_needed_memory(model_dir), "INT8 models", instead)
-    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
-    chosen = pipe.defaults["calibration_prompts"][:prompts]
-    pipe.set_progress_bar_config(disable=True)
-    recorded, checked = record_runs(pipe, chosen)
-    del pipe
+    size = sum(weights_file(model_dir, part).stat().st_size for part in PARTS)
+    check_disk(target.parent, size, "The folder of quantized models")
     names = QUANTIZABLE if mode == "int8" else ("unet", "text_encoder")
     with building(target) as partial:
-        shutil.copytree(model_dir, partial, ignore=shutil.ignore_patterns(*names), dirs_exist_ok=True)
+        _copy(model_dir, partial, lambda part: part not in names)
+        pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
+        pipe.set_progress_bar_config(disable=True)
+        recorded, checked = record_runs(pipe, pipe.defaults["calibration_prompts"][:prompts])
+        del pipe
         parts = [
             _quantize_part(name, model_dir, partial, mode, recorded[name], checked[name])
             for name in tqdm(names, desc=f"quantizing ({mode})", unit="part")
@@ -151,6 +156,23 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
         content |= {"files": describe_files(partial), "parts": [asdict(part) for part in parts]}
         write_json(partial / QUANTIZATION_REPORT, content)
     return report
+
+
+def _copy(source: Path, target: Path, wanted: Callable[[str], bool]) -> None:
+    """Copy what is in a folder under the names that are wanted.
+
+    Raises:
+        ModelDirError: one is a link out of it, which is not followed.
+    """
+    for file in sorted(source.rglob("*")):
+        place = file.relative_to(source)
+        if not wanted(place.parts[0]):
+            continue
+        if leads_out(file, source):
+            raise ModelDirError(f"{file} is a link out of the folder, to {file.resolve()}: put the file itself there.")
+        if file.is_file():
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target / place)
 
 
 def _needed_memory(model_dir: Path) -> int:
@@ -237,7 +259,7 @@ def _quantize_part(
             ov.save_model(model, graph_file(target, name), compress_to_fp16=True)
         shutil.copy(config_file(source, name), config_file(target, name))
     else:
-        shutil.copytree(source / name, target / name)
+        _copy(source, target, lambda part: part == name)
     sizes = [weights_file(folder, name).stat().st_size / 1e6 for folder in (target, source)]
     return QuantizedPart(name, good_enough, *sizes, time.perf_counter() - start, agreement)
 

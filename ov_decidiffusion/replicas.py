@@ -3,7 +3,8 @@
 ``serve run ov_decidiffusion.serve:app`` starts it; these variables of the environment say how:
 ``OV_DECIDIFFUSION_MODEL`` (a model folder, a checkpoint's folder or a hub id; by default the embedded checkpoint),
 ``OV_DECIDIFFUSION_PRECISION``, ``OV_DECIDIFFUSION_THREADS`` (of each replica, 2), ``OV_DECIDIFFUSION_MIN_REPLICAS`` and
-``OV_DECIDIFFUSION_MAX_REPLICAS`` (1 and 4), and ``OV_DECIDIFFUSION_API_KEY``.
+``OV_DECIDIFFUSION_MAX_REPLICAS`` (1 and 4), and ``OV_DECIDIFFUSION_API_KEY``, without which this machine's own names
+alone are answered.
 """
 
 import os
@@ -14,7 +15,7 @@ from ray import serve
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.guards import OwnPagesOnly
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.serve import create_app
+from ov_decidiffusion.serve import create_app, on_this_machine_only
 
 WAITING = 16  # requests that one replica holds; Ray answers further ones 503
 ENOUGH = 4  # requests of a replica above which another one is started
@@ -32,8 +33,12 @@ def _replicas_app() -> FastAPI:
         threads=int(_setting("THREADS", "2")),
     )
     pipe.set_progress_bar_config(disable=True)
-    app = create_app(pipe, os.environ.get("OV_DECIDIFFUSION_API_KEY"), max_waiting=WAITING)
-    app.add_middleware(OwnPagesOnly)
+    key = os.environ.get("OV_DECIDIFFUSION_API_KEY")
+    app = create_app(pipe, key, max_waiting=WAITING)
+    if key is None:
+        on_this_machine_only(app)
+    else:
+        app.add_middleware(OwnPagesOnly)
     return app
 
 

@@ -12,7 +12,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,17 +27,18 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ov_decidiffusion.arguments import shown
+from ov_decidiffusion.arguments import check_range, check_whole, shown
 from ov_decidiffusion.batching import Batcher, Job, QueueIsFull
 from ov_decidiffusion.folder import ModelDirError
 from ov_decidiffusion.guards import THIS_MACHINE_ONLY, check_api_key
 from ov_decidiffusion.images import fit_size, to_rgb
-from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD
+from ov_decidiffusion.limits import MAX_PIXELS, MAX_SEED, MAX_STEPS, MAX_UPLOAD
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 logger = logging.getLogger(__name__)
 
 MAX_PICTURES = 10  # of a request, as in OpenAI's interface
+MAX_WAITING, MAX_BATCH, MAX_TIMEOUT = 100_000, 1000, 86_400  # requests, pictures, seconds
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 PREFIXES = ("/v1", "/v3")
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -197,9 +198,10 @@ def create_app(
         timeout: seconds after which a request is answered 504.
 
     Raises:
-        ValueError: the key is empty.
+        ValueError: the key is empty, or a number is out of its range.
     """
     check_api_key(api_key)
+    check_serving(max_waiting, max_batch, timeout)
     answers = Answers(pipe, max_waiting, max_batch, timeout)
 
     @asynccontextmanager
@@ -224,6 +226,13 @@ def create_app(
     app.get("/metrics", dependencies=[Depends(allowed)])(answers.metrics)
     _say_errors_as_openai_does(app)
     return app
+
+
+def check_serving(max_waiting: Any, max_batch: Any, timeout: Any) -> None:
+    """Refuse numbers with which nothing would be answered; arguments as of ``create_app``."""
+    check_whole("max_waiting", max_waiting, 1, MAX_WAITING)
+    check_whole("max_batch", max_batch, 1, MAX_BATCH)
+    check_range("timeout", timeout, 0.1, MAX_TIMEOUT)
 
 
 def __getattr__(name: str) -> Any:
@@ -312,11 +321,13 @@ async def _finished(batcher: Batcher, job: Job, request: Request, timeout: float
         raise Refused(str(error), 503) from error
     end = time.monotonic() + timeout
     waiting = asyncio.wrap_future(job.future)
-    while not waiting.done():
-        await asyncio.wait([waiting], timeout=0.2)
-        if not waiting.done() and (await request.is_disconnected() or time.monotonic() > end):
-            job.cancelled = True
-            raise Refused(f"The pictures were not finished within {timeout:.0f} s.", 504, code="timeout")
+    try:
+        while not waiting.done():
+            await asyncio.wait([waiting], timeout=0.2)
+            if not waiting.done() and (await request.is_disconnected() or time.monotonic() > end):
+                raise Refused(f"The pictures were not finished within {timeout:.0f} s.", 504, code="timeout")
+    finally:
+        job.cancelled = not waiting.done()  # also where the server itself gives the request up
     try:
         return waiting.result()
     except ModelDirError as error:
@@ -364,20 +375,28 @@ async def _read_form(request: Request) -> tuple[Asked, Image.Image, Image.Image 
         asked = Asked.model_validate(fields)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
-    image = await _read_picture(files["image"], "image")
-    mask = await _read_picture(files["mask"], "mask") if "mask" in files else None
-    if mask is not None:
-        mask = _white_where_edited(mask)
-    return asked, to_rgb(image), mask
+    image = await _read_picture(files["image"], "image", to_rgb)
+    mask = await _read_picture(files["mask"], "mask", _white_where_edited) if "mask" in files else None
+    return asked, image, mask
 
 
-async def _read_picture(file: UploadFile, name: str) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(await file.read()))
+async def _read_picture(file: UploadFile, name: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    data = await file.read()
+
+    def read() -> Image.Image:
+        picture = Image.open(io.BytesIO(data))
+        if picture.width * picture.height > MAX_PIXELS:
+            size, most = f"{picture.width}x{picture.height}", MAX_PIXELS // 10**6
+            raise Refused(f"`{name}` has {size} pixels; at most {most} million are read.", param=name)
         picture.load()
+        return convert(picture)
+
+    try:
+        return await asyncio.to_thread(read)  # a large one takes seconds, in which others are answered
+    except Refused:
+        raise
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
         raise Refused(f"`{name}` cannot be read as a picture.", param=name) from error
-    return picture
 
 
 def _white_where_edited(mask: Image.Image) -> Image.Image:

@@ -99,9 +99,13 @@ def _timed_once(pipe: OVStableDiffusionPipeline, name: str, prompt: str, argumen
 
 
 def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Iterator[Timed]:
-    """The same prompt and seed with one saving after the other, from exact down to the preset "fast"; the tiny decoder
-    where there is one."""
+    """The same prompt and seed with one saving after the other, from exact down to the preset "fast"; INT8 models
+    and the tiny decoder where there are any."""
     for name, arguments in ({"exact": {}} | way_down()).items():
         if arguments.get("decoder") == "tiny" and not pipe.has_tiny_decoder:
             continue
+        if not pipe.quantized_parts:
+            if arguments == {"quantized": True}:
+                continue
+            arguments = {**arguments, "quantized": False}
         yield timed(pipe, name, prompt, seed=seed, **arguments)

@@ -190,7 +190,7 @@ def arguments_of(
     first = random.randint(0, MAX_SEED) if seed is None else int(seed)
     if not 0 <= first <= MAX_SEED:
         raise ValueError(f"The seed must be a whole number from 0 to {MAX_SEED}, got {first}.")
-    count = int(pictures)
+    count = 1 if pictures is None else int(pictures)
     if not 1 <= count <= MAX_PICTURES:
         raise ValueError(f"At most {MAX_PICTURES} pictures are made at once, got {count}.")
     arguments: dict[str, Any] = {
@@ -211,7 +211,7 @@ def arguments_of(
             raise ValueError(f"The size must be written like 512x384, got {size!r}.")
         arguments |= {"width": int(found[1]), "height": int(found[2])}
     if source is not None:
-        arguments |= {"image": source, "strength": float(strength)}
+        arguments |= {"image": source, "strength": None if strength is None else float(strength)}
         if mask is not None:
             arguments |= {"mask_image": mask, "overlay": True}
     return arguments

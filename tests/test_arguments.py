@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ov_decidiffusion.devices import find_device
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.devices import devices_of, find_device
+from ov_decidiffusion.download import find_checkpoint
+from ov_decidiffusion.folder import verify_model_dir
+from ov_decidiffusion.precision import runs_on_cpu
+from ov_decidiffusion.quantize import quantize_models
 from training.models import TEXT_WIDTH
 
 PROMPT = "a fox in the snow"
@@ -48,10 +55,6 @@ LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times 
     arguments=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3), prompt=st.one_of(st.just("a"), ANYTHING)
 )
 def test_any_arguments_are_taken_or_refused_by_name(loaded_pipe, arguments, prompt):
-    small = {"num_images_per_prompt": 4, "height": 1024, "width": 1024}
-    for name, most in small.items():
-        if isinstance(arguments.get(name), int) and arguments[name] > most:
-            del arguments[name]
     try:
         loaded_pipe.denoise(prompt, **arguments)  # never iterated: nothing runs
     except ValueError as error:
@@ -78,6 +81,11 @@ def test_any_arguments_are_taken_or_refused_by_name(loaded_pipe, arguments, prom
         ({"seed": 2**64}, "`seed` must be a whole number from 0 to 18446744073709551615"),
         ({"guidance_scale": math.inf}, "`guidance_scale` must be a number from 0 to 1000, got inf"),
         ({"guidance_scale": 1e38}, "`guidance_scale`"),
+        ({"guidance_interval": (0, 10**400)}, r"`guidance_interval\[1\]` must be a number"),
+        ({"num_images_per_prompt": 10**400}, "`num_images_per_prompt` must be a whole number from 1 to 1000000000"),
+        ({"height": 64 * 10**400}, "`height` must be a whole number"),
+        ({"height": 10**400, "image": Image.new("RGB", (8, 8))}, "`height` must be a whole number"),
+        ({"cache_interval": 10**5000}, "`cache_interval` must be a whole number.*got a int"),
         ({"prompt": "a \ud800 b"}, "`prompt` must be text.*position 2"),
         ({"num_inference_steps": 10**6}, "`num_inference_steps` must be a whole number from 1 to 1000"),
         ({"callback_on_step_end": 3}, "`callback_on_step_end` must be a function"),
@@ -130,12 +138,51 @@ def test_public_methods_refuse_by_name_too(pipe):
         (lambda: pipe.token_ids([1]), "prompts"),
         (lambda: pipe.finish(42), "step"),
         (lambda: pipe.set_progress_bar_config(foo=1), "foo"),
-        (lambda: type(pipe).from_pretrained(42), "model"),
-        (lambda: type(pipe).from_pretrained(pipe.models.folder, cache_dir=5), "cache_dir"),
-        (lambda: type(pipe).from_pretrained(pipe.models.folder, cache_dir=""), "cache_dir"),
+        (lambda: pipe.encode_prompt("a", prompt_syntax=[]), "prompt_syntax"),
+        (lambda: convert_checkpoint(None), "checkpoint"),
+        (lambda: convert_checkpoint("~nobody-at-all/x"), "checkpoint"),
+        (lambda: convert_checkpoint(EMBEDDED_CHECKPOINT, 5), "model_dir"),
+        (lambda: convert_checkpoint(EMBEDDED_CHECKPOINT, allow_pickles="no"), "allow_pickles"),
+        (lambda: convert_checkpoint(EMBEDDED_CHECKPOINT, verify="no"), "verify"),
+        (lambda: find_checkpoint(42), "checkpoint"),
+        (lambda: verify_model_dir(None), "folder"),
+        (lambda: quantize_models(None), "model_dir"),
     ):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(ValueError, match=f"[`']{name}"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"device": "TOASTER"}, "`device` must be AUTO or one of CPU"),
+        ({"inference_precision": "fp16"}, "`inference_precision` must be one of auto, f32"),
+        ({"threads": 0}, "`threads` must be a whole number from 1"),
+        ({"cache_dir": 5}, "`cache_dir` must be a folder, got 5"),
+        ({"cache_dir": ""}, "`cache_dir` must be a folder, got ''"),
+        ({"cache_dir": __file__}, "`cache_dir` .*test_arguments.py cannot be made a folder: File exists"),
+        ({"ov_config": 3}, "`ov_config` must be a dictionary"),
+        ({"ov_config": {"INFERENCE_NUM_THREAD": 4}}, "`ov_config` .* is not what CPU takes: .*INFERENCE_NUM_THREAD"),
+    ],
+)
+def test_what_models_cannot_be_loaded_with_is_refused_before_a_checkpoint_is_converted(
+    pipe, small_checkpoint, tmp_path, monkeypatch, wrong, message
+):
+    monkeypatch.chdir(tmp_path)
+    for model in (small_checkpoint, pipe.models.folder):
+        with pytest.raises(ValueError, match=message):
+            type(pipe).from_pretrained(model, **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoints_folder_is_converted_once_and_found_again(pipe, small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"inference_precision": "f32", "cache_dir": "cache", "ov_config": {"NUM_STREAMS": 1}}
+    first, again = (type(pipe).from_pretrained(small_checkpoint, **options) for _ in range(2))
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [first.models.folder.name]
+    assert list((tmp_path / "cache").glob("*.blob"))
+    made = [one(PROMPT, num_inference_steps=2, seed=1, output_type="np").images for one in (first, again)]
+    np.testing.assert_array_equal(*made)
 
 
 def test_what_needs_too_much_memory_is_refused_before_anything_runs(pipe, monkeypatch):
@@ -155,6 +202,18 @@ def test_what_needs_too_much_memory_is_refused_before_anything_runs(pipe, monkey
     pipe.denoise(PROMPT)
 
 
+def test_tiles_need_the_memory_of_one(pipe, monkeypatch):
+    whole = pipe.models.estimated_memory(2, (1280, 1280), (1280, 1280))
+    monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", str(0.9 * whole / 1e9))
+    with pytest.raises(ValueError, match="GB of memory"):
+        pipe.denoise(PROMPT, width=1280, height=1280)
+    pipe.enable_vae_tiling()
+    try:
+        pipe.denoise(PROMPT, width=1280, height=1280)
+    finally:
+        pipe.disable_vae_tiling()
+
+
 def test_a_failed_run_leaves_models_that_work(pipe):
     with pytest.raises(ValueError, match="running unet failed"):
         pipe.denoiser.whole(torch.zeros(1, 3, 16, 16), torch.tensor(1), torch.zeros(1, 77, TEXT_WIDTH))
@@ -167,7 +226,10 @@ def test_devices_by_any_name_that_people_use(pipe):
     core = ov.Core()
     assert {find_device(core, name) for name in ("cpu", "CPU", "CPU.0", torch.device("cpu"))} == {"CPU"}
     assert find_device(core, "auto:cpu") == "AUTO:CPU"
-    for wrong in ("MULTI", "AUTO:TOASTER,CPU", None, "", "GPU.7", 3):
+    for several in ("AUTO", "MULTI:CPU", "HETERO:CPU"):
+        assert devices_of(core, find_device(core, several)) == ["CPU"] and runs_on_cpu(core, several)
+    assert devices_of(SimpleNamespace(available_devices=["CPU", "GPU"]), "AUTO:-GPU") == ["CPU"]
+    for wrong in ("MULTI", "AUTO:TOASTER,CPU", "AUTO:-CPU", "MULTI:-CPU", None, "", "GPU.7", 3):
         with pytest.raises(ValueError, match="`device` must be AUTO or one of CPU"):
             find_device(core, wrong)
 

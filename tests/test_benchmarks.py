@@ -1,6 +1,9 @@
 """What the benchmark's figures rest on: sizes, counted work, the difference of pictures, and that medians are shown."""
 
 import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,14 @@ def some_bench(folder):
 
 def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_module_that_a_benchmark_runs_does_something():
+    for file in runs.HERE.glob("*.py"):
+        for name in re.findall(r'"-m", "((?:benchmarks|ov_decidiffusion)[\w.]*)"', file.read_text()):
+            module = Path(find_spec(name).origin)
+            source = module.with_name("__main__.py") if module.stem == "__init__" else module
+            assert '__name__ == "__main__"' in source.read_text(), (file.name, name)
 
 
 def test_full_size_unets_have_the_published_sizes():

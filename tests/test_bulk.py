@@ -131,11 +131,22 @@ def test_what_failed_for_want_of_memory_is_made_by_the_next_call(model_dir, tmp_
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"guidance_scal": 3}, "guidance_scal"), ({"preset": "fats"}, "`preset`"), ({"device": "CPUU"}, "`device`")],
+    [
+        ({"guidance_scal": 3}, "guidance_scal"),
+        ({"preset": "fats"}, "`preset`"),
+        ({"device": "CPUU"}, "`device`"),
+        ({"inference_precision": "f64"}, "`inference_precision`"),
+        ({"threads": 0}, "`threads`"),
+        ({"rows": 42}, "`rows` must be a file"),
+        ({"rows": "missing.txt"}, "No such file"),
+        ({"rows": "prompts.doc"}, "end in .txt"),
+        ({"model_dir": "nowhere"}, "`model_dir` .*nowhere does not exist"),
+        ({"out": ""}, "`out`"),
+    ],
 )
 def test_a_wrong_argument_is_refused_before_the_folder_is_begun(model_dir, tmp_path, wrong, said):
-    with pytest.raises(ValueError, match=said):
-        generate(ROWS[:1], model_dir, tmp_path / "out", threads=1, **wrong)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        generate(**{"rows": ROWS[:1], "model_dir": model_dir, "out": tmp_path / "out", "threads": 1} | wrong)
     assert not (tmp_path / "out").exists()
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
@@ -38,6 +39,7 @@ def test_programs_are_answered_over_http(demo, int8_pipe, tmp_path):
     names = [parameter["parameter_name"] for parameter in known["/inpaint"]["parameters"]]
     assert names[:3] == ["image", "mask_image", "prompt"] and "num_inference_steps" in names and "solver" in names
     wanted = {"prompt": "a red car on a white background", "negative_prompt": ""}
+    client.predict(api_name="/stop")  # where nothing runs, it stops nothing later
     file, settings = client.predict(**wanted, seed=3, num_inference_steps=12, api_name="/text_to_image")
     assert settings["seed"] == 3 and settings["num_inference_steps"] == 12
     assert "car" in read_picture(Image.open(file)).objects
@@ -96,12 +98,27 @@ def test_what_cannot_be_read_is_told_without_paths_or_tracebacks(demo, tmp_path,
             assert "/" not in str(refused.value)
     with pytest.raises(Exception, match="num_inference_steps has a value that cannot be used"):
         client.predict(prompt="a fox", negative_prompt="", num_inference_steps="many", api_name="/text_to_image")
+    words = {"prompt": "a fox", "negative_prompt": "", "api_name": "/image_to_image"}
+    file = {"path": "cat.png", "meta": {"_type": "gradio.FileData"}}
+    for odd, message in (
+        ({"image": "cat.png"}, "a file has to be uploaded first"),
+        ({"image": {**file, "path": "http://127.0.0.1:9/cat.png"}}, "addresses are not fetched"),
+    ):
+        with pytest.raises(Exception, match=message):
+            client.predict(**words, **odd)
+    call = f"{demo.local_url}gradio_api/call/image_to_image"
+    for data in ([file, "a fox", "", 0.8, 1, 2, 3, "exact", "auto", "auto"], ["a fox"]):
+        event = httpx.post(call, json={"data": data}).json()["event_id"]
+        told = httpx.get(f"{call}/{event}").text
+        assert "event: error" in told and "The inputs are not" in told and str(ROOT) not in told
+    example_source(128).save(tmp_path / "source.png")
+    source = handle_file(tmp_path / "source.png")
+    made, settings = client.predict(**words, image=source, strength=None, num_inference_steps=2)
+    assert settings["strength"] == 0.8
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_serves_no_file_that_it_did_not_make(demo, tmp_path):
-    import httpx
-
     secret = tmp_path / "secret.txt"
     secret.write_text("for my eyes only")
     for path in (secret, "/etc/hostname", "requirements.txt", "README.md"):
@@ -134,6 +151,7 @@ def test_the_command_serves_what_it_converted_and_quantized(quantization, model_
     assert arguments == {"server_name": "127.0.0.1", "server_port": None, "auth": None, "prevent_thread_lock": True}
     printed = capsys.readouterr().out
     assert str(quantization) in printed and f"{model_dir} is as it was written" in printed
+    assert f"{quantization.model_dir} is as it was written" in printed
     presets = [block for block in demo.blocks.values() if getattr(block, "label", None) == "Preset"]
     assert [[value for _, value in block.choices] for block in presets] == [list(PRESETS)]
 
@@ -147,6 +165,9 @@ def test_other_machines_are_asked_for_a_password_unless_told_otherwise(monkeypat
     assert given == ("ann", "secret") and none is None
     monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", *command, "--auth", "ann"])
     with pytest.raises(SystemExit, match="--auth must be USER:PASSWORD, got 'ann'"):
+        main()
+    monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", *command, "--auth", ""])  # of a variable that is not set
+    with pytest.raises(SystemExit, match="--auth must be USER:PASSWORD, got ''"):
         main()
 
 
@@ -187,7 +208,7 @@ def test_nothing_is_decoded_for_whoever_has_left(int8_pipe, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_picture_in_progress_cleanly_and_leaves_no_picture(model_dir, tmp_path, number, expected):
     command = [sys.executable, "-m", "ov_decidiffusion", "--model-dir", str(model_dir)]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
@@ -215,8 +236,6 @@ def test_a_signal_ends_a_picture_in_progress_cleanly_and_leaves_no_picture(model
 
 
 def test_answers_to_its_own_name_only_and_has_no_way_past_the_queue(demo):
-    import httpx
-
     assert "DeciDiffusion on OpenVINO" in httpx.get(demo.local_url).text
     assert httpx.get(demo.local_url, headers={"Host": "evil.example"}).status_code == 400
     upload = {"files": {"files": ("x.png", b"x")}}

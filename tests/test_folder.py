@@ -11,7 +11,7 @@ import pytest
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.folder import default_model_dir, verify_model_dir
+from ov_decidiffusion.folder import DEFAULTS_FILE, default_model_dir, read_defaults, verify_model_dir, write_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 
@@ -114,5 +114,38 @@ def test_an_empty_folder_is_a_place_to_convert_to_and_names_come_from_real_ones(
     empty = tmp_path / "empty"
     empty.mkdir()
     assert convert_checkpoint(small_checkpoint, empty, verify=False).converted
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert convert_checkpoint(small_checkpoint, ".", verify=False).converted
+    assert (tmp_path / "here" / "unet" / "openvino_model.bin").is_file()
+    with pytest.raises(OSError, match="is no folder that can be written to"):
+        convert_checkpoint("somebody/theirs", __file__ + "/models")
     monkeypatch.chdir(tmp_path / "empty")
     assert default_model_dir(".") == Path("models/empty-fp16")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"example_prompts": 3},
+        {"example_prompts": []},
+        {"example_prompts": [["a fox"]]},
+        {"negative_example": ["a castle"]},
+        {"image_example": 3},
+        {"understands": [1]},
+        {"understands": {"places": [1]}},
+        {"calibration_prompts": ["a fox"]},
+    ],
+)
+def test_texts_of_another_form_are_refused_by_file_and_name(tmp_path, odd):
+    write_json(tmp_path / DEFAULTS_FILE, odd)
+    with pytest.raises(ValueError, match=f"`{tmp_path / DEFAULTS_FILE}: {next(iter(odd))}` must be "):
+        read_defaults(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae_decoder"])
+def test_weights_that_became_no_numbers_are_told_and_make_no_black_picture(copied, part):
+    file = copied / part / "openvino_model.bin"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(ValueError, match=f"is damaged: {part}/openvino_model.bin is not what was written"):
+        OVStableDiffusionPipeline.from_pretrained(copied, inference_precision="f32")("a fox", num_inference_steps=2)

@@ -28,8 +28,10 @@ from ov_decidiffusion.components import (
 )
 from ov_decidiffusion.conversion import write_tokenizer
 from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
+    DEFAULTS_FILE,
     QUANTIZATION_FORMAT,
     QUANTIZATION_REPORT,
     TINY_DECODER,
@@ -142,6 +144,8 @@ def test_a_model_folder_with_any_odd_field_makes_a_picture_or_is_refused(folder,
             pipe = OVStableDiffusionPipeline.from_pretrained(folder, inference_precision="f32")
             pipe.set_progress_bar_config(disable=True)
             picture = pipe("a fox", seed=0, num_inference_steps=2, output_type="np").images
+            if file.name == DEFAULTS_FILE:
+                make_demo(pipe).close(verbose=False)
         except (ValueError, FloatingPointError) as error:
             assert str(error)
         else:

@@ -101,6 +101,9 @@ def test_wide_greys_keep_their_range():
     for value, expected in ((255, 1), (256, 1), (32768, 128), (65535, 255)):
         picture = Image.fromarray(np.full((4, 4), value, np.uint16))
         assert to_pictures(picture)[0].getpixel((0, 0)) == (expected,) * 3
+    for value, expected in ((255, 1), (256, 1), (65535, 255)):
+        picture = Image.open(io.BytesIO(b"P5 1 1 65535\n" + value.to_bytes(2, "big")))
+        assert to_pictures(picture)[0].getpixel((0, 0)) == (expected,) * 3
     values = np.full((4, 4), 0.5, np.float32)
     values[0, 0] = np.inf
     picture = to_pictures(Image.fromarray(values))[0]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.presets import way_down
 from ov_decidiffusion.profiling import level_times
 from ov_decidiffusion.studies import closeness_by_steps, guidance_map, walk_down
 from ov_decidiffusion.word_maps import word_effects, word_maps
@@ -110,6 +112,13 @@ def test_the_way_down_is_the_presets_and_its_seconds_add_up(int8_pipe):
         np.testing.assert_array_equal(np.asarray(row.picture), np.asarray(expected))
     assert all(0.3 * row.seconds < sum(row.models.values()) <= row.seconds for row in rows)
     assert "unet_top_level" in rows[-1].models and "unet_top_level" not in rows[0].models
+
+
+def test_the_way_down_leaves_out_what_there_is_no_model_for(small_model_dir):
+    pipe = OVStableDiffusionPipeline.from_pretrained(small_model_dir, inference_precision="f32")
+    pipe.set_progress_bar_config(disable=True)
+    names = [row.name for row in walk_down(pipe, PROMPT)]
+    assert names == [name for name in ("exact", *way_down()) if name != "INT8" and "tiny" not in name]
 
 
 @pytest.mark.at_length

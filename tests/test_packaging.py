@@ -43,6 +43,17 @@ def test_every_import_of_the_library_is_required():
     assert {names.get(name, name).lower() for name in foreign} <= required
 
 
+def test_imports_run_down_the_map_of_the_code():
+    lines = re.findall(r"^    ((?:\w+\.py )+)", (ROOT / "docs" / "rooms.md").read_text(), re.MULTILINE)
+    level = {name: number for number, line in enumerate(lines) for name in line.replace(".py", "").split()}
+    assert set(level) == {file.stem for file in (ROOT / "ov_decidiffusion").glob("*.py")} - {"__init__"}
+    for name in level:
+        imported = re.findall(
+            r"from ov_decidiffusion\.(\w+) import", (ROOT / f"ov_decidiffusion/{name}.py").read_text()
+        )
+        assert not [other for other in imported if level[other] < level[name]], name
+
+
 def test_names_come_in_a_fifth_of_a_second_and_all_of_them_exist():
     code = (
         "import sys, time; start = time.process_time(); import ov_decidiffusion; "

@@ -187,6 +187,10 @@ def test_what_cannot_be_is_refused_and_leaves_nothing_behind(model_dir, tmp_path
         quantize_models(alone, "int2")
     with pytest.raises(ValueError, match="`prompts` must be a whole number of at least 2, got 1"):
         quantize_models(alone, prompts=1)
+    (alone / "tokenizer" / "more.txt").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="more.txt is a link out of the folder, to /dev/zero"):
+        quantize_models(alone, "int8-weights")
+    (alone / "tokenizer" / "more.txt").unlink()
     (tmp_path / "alone-int8").mkdir()
     (tmp_path / "alone-int8" / "chapter1.txt").write_text("words")
     with pytest.raises(ValueError, match="alone-int8 exists and holds no quantized models of ours"):

@@ -1,5 +1,6 @@
 """The server, spoken to by OpenAI's own client."""
 
+import asyncio
 import base64
 import io
 import os
@@ -18,9 +19,11 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from ov_decidiffusion.__main__ import main
+from ov_decidiffusion.batching import Batcher, Job
 from ov_decidiffusion.demo import mount_demo
 from ov_decidiffusion.folder import ModelDirError
-from ov_decidiffusion.serve import create_app, on_this_machine_only
+from ov_decidiffusion.serve import _finished, create_app, on_this_machine_only
 from ov_decidiffusion.settings import settings_of
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +166,48 @@ def test_files_that_are_none_and_too_large_ones_are_refused(client, address):
     assert refused.value.status_code == 413
     chunks = (bytes(1_000_000) for _ in range(32))
     assert httpx.post(f"{address}/v1/images/generations", content=chunks).status_code in (400, 413)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_batch": 0}, {"max_batch": -1}, {"max_waiting": 0}, {"timeout": -1}, {"timeout": float("nan")}]
+)
+def test_numbers_with_which_nothing_would_be_answered_are_refused(loaded_pipe, monkeypatch, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        create_app(loaded_pipe, **wrong)
+    monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", "serve", f"--{name.replace('_', '-')}={value}"])
+    with pytest.raises(SystemExit, match=f"`{name}` must be"):
+        main()
+
+
+def test_pictures_whose_metadata_are_damaged_or_that_are_huge_are_refused(client):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", dpi=(72, 72), exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0" + b"\xff" * 30)
+    huge = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(huge, "PNG")
+    for name, data, message in (("damaged.jpg", file, "cannot be read"), ("huge.png", huge, "has 9000x9000 pixels")):
+        with pytest.raises(openai.BadRequestError, match=message) as refused:
+            client.images.edit(prompt=PROMPT, image=(name, data.getvalue(), "image/png"))
+        assert refused.value.param == "image"
+
+
+def test_a_request_that_its_server_gives_up_is_not_made(loaded_pipe):
+    class Request:
+        async def is_disconnected(self):
+            return False
+
+    async def ask(batcher):
+        answer = asyncio.create_task(_finished(batcher, job, Request(), 60))
+        await asyncio.sleep(0.3)
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+
+    batcher = Batcher(loaded_pipe)
+    job = Job([{"prompt": PROMPT, "seed": 1}], {"num_inference_steps": 900})
+    asyncio.run(ask(batcher))
+    assert job.cancelled
+    batcher.close()
 
 
 def test_pages_of_other_sites_and_two_pictures_are_refused(address):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from ov_decidiffusion.trace import psnr
 from ov_decidiffusion.vae import decode_in_tiles
@@ -45,3 +46,16 @@ def test_tiles_are_as_close_to_the_whole_picture_as_those_of_diffusers(pipe, dif
     print(f"256x192 in tiles of 128: {ours:.1f} dB from the whole picture, diffusers' tiles {others:.1f} dB")
     assert not np.array_equal(tiled, whole)
     assert ours > 20 and ours > others - 1
+
+
+def test_a_source_is_encoded_once_for_all_its_pictures(pipe, monkeypatch):
+    ran, run = [], pipe.models.run
+
+    def counted(name, inputs, *more, **options):
+        ran.append((name, len(next(iter(inputs.values())))))
+        return run(name, inputs, *more, **options)
+
+    monkeypatch.setattr(pipe.models, "run", counted)
+    source = Image.new("RGB", (128, 128), "red")
+    pipe("a fox", image=source, seed=[1, 2, 3], num_images_per_prompt=3, num_inference_steps=2, output_type="latent")
+    assert [rows for name, rows in ran if name == "vae_encoder"] == [1]

@@ -1,7 +1,8 @@
 """The pictures of the README and of the model card: ``python -m training.gallery``.
 
-They take the first seeds and leave nothing out: eight scenes for the README, and a sheet of 48 captions of combinations
-that training never saw. Beside them the README's film: what the U-Net is given at each step, and what it believes.
+They take the first seeds, whatever comes out: eight scenes for the README, and of the single things that the evaluation
+asks for in combinations that training never saw every third, the first 48. Beside them the README's film: what the
+U-Net is given at each step, and what it believes.
 """
 
 from pathlib import Path

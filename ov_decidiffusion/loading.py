@@ -1,0 +1,63 @@
+"""What models can be loaded with: a device, a number format, threads, a cache, OpenVINO's own properties."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from ov_decidiffusion.arguments import check_choice, check_path, check_whole, shown
+from ov_decidiffusion.devices import find_device
+from ov_decidiffusion.precision import INFERENCE_PRECISIONS
+
+MAX_THREADS = 4096
+
+
+def check_loading(
+    device: Any = "CPU",
+    inference_precision: Any = "auto",
+    cache_dir: Any = None,
+    threads: Any = None,
+    ov_config: Any = None,
+) -> tuple[ov.Core, str, dict[str, Any]]:
+    """Refuse what models cannot be loaded with, before anything long is done; arguments as of ``Models``.
+
+    Returns:
+        OpenVINO's core; the device as it names it; and its properties to compile with, of which the caller's go last.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    check_choice("inference_precision", inference_precision, INFERENCE_PRECISIONS)
+    core = ov.Core()
+    device = find_device(core, device)
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = check_whole("threads", threads, 1, MAX_THREADS)
+    if cache_dir is not None:
+        config["CACHE_DIR"] = str(_writable("cache_dir", check_path("cache_dir", cache_dir)))
+    if ov_config is None:
+        return core, device, config
+    if not isinstance(ov_config, dict) or not all(isinstance(name, str) for name in ov_config):
+        raise ValueError(f"`ov_config` must be a dictionary of OpenVINO's properties by name, got {shown(ov_config)}.")
+    value = ops.parameter([1], np.float32)
+    tried = {name: value for name, value in ov_config.items() if name != "CACHE_DIR"}
+    try:
+        core.compile_model(ov.Model([ops.relu(value)], [value], "trial"), device, tried)
+    except Exception as error:  # of several kinds, for names and for values
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"`ov_config` {shown(ov_config)} is not what {device} takes: {reason}") from error
+    return core, device, config | ov_config
+
+
+def _writable(name: str, folder: Path) -> Path:
+    """Make a folder to write into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"`{name}` {folder} cannot be made a folder: {error.strerror}.") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"`{name}` {folder} cannot be written to.")
+    return folder
