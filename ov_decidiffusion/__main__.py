@@ -264,9 +264,10 @@ def _bulk(options: argparse.Namespace) -> None:
     from ov_decidiffusion.bulk import generate
     from ov_decidiffusion.rows import read_rows
 
-    rows = list(read_rows(options.prompts))  # refused now, not after the conversion
+    for _ in read_rows(options.prompts):  # what cannot be read is refused now, not after the conversion
+        pass
     manifest = generate(
-        rows,
+        options.prompts,
         _prepared(options),
         options.out,
         actors=options.actors,

@@ -34,7 +34,7 @@ from ov_decidiffusion.folder import (
 from ov_decidiffusion.loading import check_loading
 from ov_decidiffusion.memory import forgetting_mapped_weights, trim_heap
 from ov_decidiffusion.precision import WORTH_IT, choose_precision, int8_speedup, runs_on_cpu
-from ov_decidiffusion.processes import OfOneProcess
+from ov_decidiffusion.processes import LOCALE, OfOneProcess
 from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms
 
 logger = logging.getLogger(__name__)
@@ -308,7 +308,8 @@ class Models(OfOneProcess):
                 split_group_norms(model)
         if self.static_shapes:
             fix_shapes(model, self.unet_config, self.vae_config)
-        return self._core.compile_model(model, self._device, self._config | hint | options)
+        with LOCALE.kept():
+            return self._core.compile_model(model, self._device, self._config | hint | options)
 
 
 def model_part(name: str) -> str:

@@ -1,11 +1,12 @@
-"""What runs in OpenVINO's threads belongs to one process: refused after a fork, and ended before the process does."""
+"""What OpenVINO does to a process: its threads belong to it alone, and have to end before it; its locale is kept."""
 
 import atexit
+import contextlib
+import locale
 import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 _users: list[int] = []  # the process that has used OpenVINO here
@@ -42,7 +43,7 @@ class OfOneProcess:
                 "with multiprocessing's 'spawn', and call from_pretrained in each."
             )
 
-    @contextmanager
+    @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
         """One thread at a time, of the process that it was made in."""
         self.refuse_forks()
@@ -60,3 +61,31 @@ def _close_all() -> None:
     for one in list(_there_are):
         if one.is_of_this_process:
             one.close()
+
+
+class KeptLocale:
+    """The locale of the process, while OpenVINO compiles.
+
+    To name what it keeps in a model cache, it sets the locale to "C" and back; two threads at once leave it at "C",
+    and the process then reads texts as ASCII.
+    """
+
+    def __init__(self):
+        self._lock, self._inside, self._before = threading.Lock(), 0, ""
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._before = locale.setlocale(locale.LC_ALL)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside and locale.setlocale(locale.LC_ALL) != self._before:
+                    locale.setlocale(locale.LC_ALL, self._before)
+
+
+LOCALE = KeptLocale()

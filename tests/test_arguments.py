@@ -1,5 +1,6 @@
 """Whatever a call is given: pictures of the promised size and number, or a refusal that names the argument."""
 
+import locale
 import math
 import os
 import threading
@@ -175,12 +176,19 @@ def test_what_models_cannot_be_loaded_with_is_refused_before_a_checkpoint_is_con
     assert not list(tmp_path.iterdir())
 
 
+def own_locale() -> str:
+    return locale.setlocale(locale.LC_ALL)
+
+
 def test_a_checkpoints_folder_is_converted_once_and_found_again(pipe, small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = {"inference_precision": "f32", "cache_dir": "cache", "ov_config": {"NUM_STREAMS": 1}}
+    options, before = (
+        {"inference_precision": "f32", "cache_dir": "cache", "ov_config": {"NUM_STREAMS": 1}},
+        own_locale(),
+    )
     first, again = (type(pipe).from_pretrained(small_checkpoint, **options) for _ in range(2))
     assert [path.name for path in (tmp_path / "models").iterdir()] == [first.models.folder.name]
-    assert list((tmp_path / "cache").glob("*.blob"))
+    assert list((tmp_path / "cache").glob("*.blob")) and own_locale() == before
     made = [one(PROMPT, num_inference_steps=2, seed=1, output_type="np").images for one in (first, again)]
     np.testing.assert_array_equal(*made)
 

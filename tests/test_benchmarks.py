@@ -26,10 +26,10 @@ def parameters(model):
 
 def test_every_module_that_a_benchmark_runs_does_something():
     for file in runs.HERE.glob("*.py"):
-        for name in re.findall(r'"-m", "((?:benchmarks|ov_decidiffusion)[\w.]*)"', file.read_text()):
+        for name in re.findall(r'"-m", "((?:benchmarks|ov_decidiffusion)[\w.]*)"', file.read_text(encoding="utf-8")):
             module = Path(find_spec(name).origin)
             source = module.with_name("__main__.py") if module.stem == "__init__" else module
-            assert '__name__ == "__main__"' in source.read_text(), (file.name, name)
+            assert '__name__ == "__main__"' in source.read_text(encoding="utf-8"), (file.name, name)
 
 
 def test_full_size_unets_have_the_published_sizes():

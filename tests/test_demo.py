@@ -208,7 +208,13 @@ def test_nothing_is_decoded_for_whoever_has_left(int8_pipe, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (signal.SIGINT, 130),
+        *(pytest.param(one, 128 + one, marks=pytest.mark.at_length) for one in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_a_signal_ends_a_picture_in_progress_cleanly_and_leaves_no_picture(model_dir, tmp_path, number, expected):
     command = [sys.executable, "-m", "ov_decidiffusion", "--model-dir", str(model_dir)]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}

@@ -13,11 +13,15 @@ from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
 from ov_decidiffusion.download import find_checkpoint
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def lines(file: str) -> list[str]:
-    return [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith(("#", " "))]
+    return [
+        line
+        for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith(("#", " "))
+    ]
 
 
 def test_requirements_say_the_same_wherever_they_stand():
@@ -36,7 +40,7 @@ def test_every_import_of_the_library_is_required():
     names = {"PIL": "pillow", "openvino": "openvino", "huggingface_hub": "huggingface_hub"}
     imported = set()
     for file in (ROOT / "ov_decidiffusion").glob("*.py"):
-        imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+        imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE))
     foreign = imported - set(sys.stdlib_module_names) - {"ov_decidiffusion"}
     asked = [*lines("requirements.txt"), *PROJECT["optional-dependencies"]["scale"]]
     required = {re.split(r"[\[<>=]", line)[0].replace("-", "_").lower() for line in asked}
@@ -44,12 +48,12 @@ def test_every_import_of_the_library_is_required():
 
 
 def test_imports_run_down_the_map_of_the_code():
-    lines = re.findall(r"^    ((?:\w+\.py )+)", (ROOT / "docs" / "rooms.md").read_text(), re.MULTILINE)
+    lines = re.findall(r"^    ((?:\w+\.py )+)", (ROOT / "docs" / "rooms.md").read_text(encoding="utf-8"), re.MULTILINE)
     level = {name: number for number, line in enumerate(lines) for name in line.replace(".py", "").split()}
     assert set(level) == {file.stem for file in (ROOT / "ov_decidiffusion").glob("*.py")} - {"__init__"}
     for name in level:
         imported = re.findall(
-            r"from ov_decidiffusion\.(\w+) import", (ROOT / f"ov_decidiffusion/{name}.py").read_text()
+            r"from ov_decidiffusion\.(\w+) import", (ROOT / f"ov_decidiffusion/{name}.py").read_text(encoding="utf-8")
         )
         assert not [other for other in imported if level[other] < level[name]], name
 

@@ -24,7 +24,7 @@ def what(picture):
     return reading.objects, reading.place
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["balanced", "fast"])
 @pytest.mark.parametrize("task", ["text to image", "image to image", "list of prompts"])
 def test_a_preset_is_its_arguments_and_its_pictures_are_right(int8_pipe, preset, task):
     prompts = PROMPTS if task == "list of prompts" else PROMPTS[0]
@@ -48,7 +48,7 @@ def test_the_page_on_speed_says_what_the_presets_are():
     assert {*PRESETS["balanced"], *PRESETS["fast"]} == {*named, "quantized"}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["balanced", "fast"])
 def test_negative_prompts_keep_things_away(int8_pipe, preset):
     prompt, negative = int8_pipe.defaults["negative_example"]
     plain = int8_pipe([prompt] * 8, seed=list(range(1, 9)), preset=preset).images

@@ -113,7 +113,10 @@ def test_the_folder_is_found_again_and_works_on_its_own(quantization, model_dir,
         quantize_models(quantization.model_dir)
 
 
-@pytest.mark.parametrize(("mode", "share", "floor"), [("int8-weights", 0.6, 35), ("int4-weights", 0.6, 15)])
+@pytest.mark.parametrize(
+    ("mode", "share", "floor"),
+    [("int8-weights", 0.6, 35), pytest.param("int4-weights", 0.6, 15, marks=pytest.mark.at_length)],
+)
 def test_lighter_weights_are_smaller_and_agree(model_dir, mode, share, floor):
     report = quantize_models(model_dir, mode, prompts=2)
     print(report)
