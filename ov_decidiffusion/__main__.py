@@ -42,7 +42,7 @@ def main() -> None:
     options = _parser().parse_args(arguments)
     for ending in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):
         if signal.getsignal(ending) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(ending, lambda number, _: sys.exit(128 + number))
+            signal.signal(ending, _end)
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -62,6 +62,12 @@ def main() -> None:
         if type(error).__name__ != "ConversionError":
             raise
         sys.exit(f"error: {error}")
+
+
+def _end(number: int, _: object) -> None:
+    """End in order, once: a terminal that is closed sends its signal twice."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,7 +158,7 @@ def _checked(model_dir: Path, options: argparse.Namespace) -> Path:
         from ov_decidiffusion.folder import QUANTIZATION_REPORT, quantized_sibling, verify_model_dir
 
         int8 = quantized_sibling(model_dir)
-        for folder in [model_dir, int8] if (int8 / QUANTIZATION_REPORT).is_file() else [model_dir]:
+        for folder in dict.fromkeys([model_dir, int8]) if (int8 / QUANTIZATION_REPORT).is_file() else [model_dir]:
             verify_model_dir(folder)
             print(f"{folder} is as it was written")
     return model_dir
@@ -195,11 +201,12 @@ def _check_port(options: argparse.Namespace) -> None:
 
 def _prepared(options: argparse.Namespace) -> Path:
     """The model folder, converted unless it is there, and quantized where that was asked for."""
+    from ov_decidiffusion.arguments import check_path
     from ov_decidiffusion.folder import check_model_dir, graph_file
     from ov_decidiffusion.loading import check_loading
 
     check_loading(options.device, options.inference_precision, threads=options.threads)
-    given = None if options.model_dir is None else Path(options.model_dir).expanduser()
+    given = None if options.model_dir is None else check_path("model_dir", options.model_dir)
     if options.checkpoint is None and given is not None and graph_file(given, "unet").is_file():
         check_model_dir(given)  # whatever it was made of
         model_dir = _checked(given, options)
@@ -261,9 +268,13 @@ def _demo_beside(app, pipe, options: argparse.Namespace, address: str) -> Iterat
 def _bulk(options: argparse.Namespace) -> None:
     import pyarrow  # noqa: F401  missing, it is told before anything is converted
 
+    from ov_decidiffusion.arguments import check_path, check_whole
     from ov_decidiffusion.bulk import generate
     from ov_decidiffusion.rows import read_rows
 
+    check_path("out", options.out)
+    if options.actors is not None:
+        check_whole("actors", options.actors, 1)
     for _ in read_rows(options.prompts):  # what cannot be read is refused now, not after the conversion
         pass
     manifest = generate(

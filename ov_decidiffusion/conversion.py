@@ -21,16 +21,12 @@ from ov_decidiffusion.folder import (
     DEFAULTS_FILE,
     FORMAT,
     TINY_DECODER,
-    building,
-    check_disk,
     config_file,
     describe_files,
     graph_file,
-    naming_a_full_disk,
     prompt_tokenizer_file,
     read_json,
     tokenizer_dir,
-    write_json,
     write_settings,
 )
 from ov_decidiffusion.memory import passing_over_what_is_there, release_freed_memory
@@ -44,6 +40,7 @@ from ov_decidiffusion.reports import (
 )
 from ov_decidiffusion.schedulers import SQUEEZED, make_scheduler, peer_scheduler_config
 from ov_decidiffusion.trace import TRACED, load_part, measure_agreement, run_torch, trace
+from ov_decidiffusion.writing import building, check_disk, naming_a_full_disk, write_json
 
 MIN_PSNR = 40.0  # dB
 SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise

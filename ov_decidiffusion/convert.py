@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 
 from ov_decidiffusion.arguments import check_choice, check_flag, check_path
-from ov_decidiffusion.folder import default_model_dir, is_free, only_one
+from ov_decidiffusion.folder import default_model_dir
 from ov_decidiffusion.reports import ConversionReport, existing_report, quantized_from
+from ov_decidiffusion.writing import is_free, only_one, refuse_own_folder
 
 WEIGHT_FORMATS = ("fp16", "fp32")
 
@@ -60,6 +61,7 @@ def convert_checkpoint(
 
         if found is not None:
             return verify_conversion(found, checkpoint, revision, allow_pickles)
+        refuse_own_folder(model_dir)
         report = make_model_dir(checkpoint, model_dir, weight_format, verify, revision, allow_pickles)
         for quantized in outdated:
             shutil.rmtree(quantized)

@@ -1,9 +1,9 @@
 """The interactive demo: a Gradio page over the pipeline's public calls, served to this machine."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import gradio as gr
 from fastapi import FastAPI
@@ -21,6 +21,8 @@ from ov_decidiffusion.limits import LOOPBACK, MAX_UPLOAD
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.sittings import IDLE_SECONDS
 from ov_decidiffusion.studio import Studio
+
+logger = logging.getLogger(__name__)
 
 TITLE = "DeciDiffusion on OpenVINO"
 MAX_QUEUED = 128  # calls that gradio holds; the line in front of the pipeline is shorter
@@ -90,9 +92,9 @@ class DemoBlocks(gr.Blocks):
     async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
         """Gradio's, whose message for what it cannot read tells the server's paths, and whose log is a traceback; and
         which fetches files from addresses that it is given, of any size."""
-        if _asks_to_fetch(arguments):
-            raise gr.Error("Send the file itself: addresses are not fetched.", print_exception=False)
         try:
+            if _asks_to_fetch(arguments):
+                raise gr.Error("Send the file itself: addresses are not fetched.")
             return await super().preprocess_data(block_fn, *arguments, **options)
         except gr.Error as error:  # a refusal in gradio's own words
             error.print_exception = False
@@ -105,6 +107,9 @@ class DemoBlocks(gr.Blocks):
             else:
                 message = f"{getattr(component, 'label', None) or 'An input'} has a value that cannot be used."
             raise gr.Error(message, print_exception=False) from None
+        except OSError as error:
+            logger.error("an upload could not be kept: %s", error)
+            raise gr.Error("Files cannot be kept here now.", print_exception=False) from None
         except Exception:  # a program's call that is not as the interface says
             message = "The inputs are not what is taken here; a file has to be uploaded first."
             raise gr.Error(message, print_exception=False) from None
@@ -120,7 +125,7 @@ def _asks_to_fetch(value: Any) -> bool:
     """Whether there is a file among the inputs that lies at an address, and was not uploaded."""
     if isinstance(value, dict):
         path = value.get("path")
-        is_address = isinstance(path, str) and urlsplit(path).scheme in ("http", "https")
+        is_address = isinstance(path, str) and path.lower().lstrip().startswith(("http:", "https:"))
         return is_address or _asks_to_fetch(list(value.values()))
     return isinstance(value, (list, tuple)) and any(_asks_to_fetch(one) for one in value)
 

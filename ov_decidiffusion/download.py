@@ -35,7 +35,8 @@ from ov_decidiffusion.checkpoint import (
     missing_files,
     missing_message,
 )
-from ov_decidiffusion.folder import TINY_DECODER, check_disk, read_json
+from ov_decidiffusion.folder import TINY_DECODER, read_json
+from ov_decidiffusion.writing import check_disk
 
 logger = logging.getLogger(__name__)
 
@@ -201,9 +202,9 @@ def _needed_files(repo_id: str, revision: str | None) -> tuple[list[str], list[s
         chosen += [f"{part}/{name}" for name in weights if f"{part}/{name}" in to_download][:1]
     size = sum(to_download.get(name, 0) for name in chosen)
     try:
-        check_disk(
-            Path(constants.HF_HUB_CACHE), size, f"'{repo_id}'", "free some space, or set HF_HOME to a larger disk"
-        )
+        if size:  # a cache that has it all may be read-only
+            remedy = "free some space, or set HF_HOME to another disk"
+            check_disk(Path(constants.HF_HUB_CACHE), size, f"'{repo_id}'", remedy)
     except OSError as error:
         raise CheckpointError(str(error)) from error
     return chosen, [name for name in chosen if to_download.get(name)]

@@ -37,27 +37,32 @@ def check_loading(
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = check_whole("threads", threads, 1, MAX_THREADS)
     if cache_dir is not None:
-        config["CACHE_DIR"] = str(_writable("cache_dir", check_path("cache_dir", cache_dir)))
-    if ov_config is None:
-        return core, device, config
+        config["CACHE_DIR"] = str(check_path("cache_dir", cache_dir))
+    if ov_config is not None:
+        _try_properties(core, device, ov_config)
+    if cache_dir is not None:
+        _make_cache(Path(config["CACHE_DIR"]))
+    return core, device, config | (ov_config or {})
+
+
+def _try_properties(core: ov.Core, device: str, ov_config: Any) -> None:
+    """Compile next to nothing with them: only the device knows which it takes."""
     if not isinstance(ov_config, dict) or not all(isinstance(name, str) for name in ov_config):
         raise ValueError(f"`ov_config` must be a dictionary of OpenVINO's properties by name, got {shown(ov_config)}.")
-    value = ops.parameter([1], np.float32)
+    sample = ops.parameter([1], np.float32)
     tried = {name: value for name, value in ov_config.items() if name != "CACHE_DIR"}
     try:
-        core.compile_model(ov.Model([ops.relu(value)], [value], "trial"), device, tried)
+        core.compile_model(ov.Model([ops.relu(sample)], [sample], "trial"), device, tried)
     except Exception as error:  # of several kinds, for names and for values
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"`ov_config` {shown(ov_config)} is not what {device} takes: {reason}") from error
-    return core, device, config | ov_config
 
 
-def _writable(name: str, folder: Path) -> Path:
-    """Make a folder to write into."""
+def _make_cache(folder: Path) -> None:
+    """A folder to write into, unless it is one with compiled models, which may be read-only."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"`{name}` {folder} cannot be made a folder: {error.strerror}.") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"`{name}` {folder} cannot be written to.")
-    return folder
+        raise ValueError(f"`cache_dir` {folder} cannot be made a folder: {error.strerror}.") from error
+    if not os.access(folder, os.W_OK) and not any(folder.glob("*.blob")):
+        raise ValueError(f"`cache_dir` {folder} cannot be written to.")

@@ -64,10 +64,10 @@ def _close_all() -> None:
 
 
 class KeptLocale:
-    """The locale of the process, while OpenVINO compiles.
+    """The locale of the process, over what OpenVINO compiles.
 
     To name what it keeps in a model cache, it sets the locale to "C" and back; two threads at once leave it at "C",
-    and the process then reads texts as ASCII.
+    and the process then reads texts as ASCII. It is put back when the last of them is done.
     """
 
     def __init__(self):
@@ -84,8 +84,9 @@ class KeptLocale:
         finally:
             with self._lock:
                 self._inside -= 1
-                if not self._inside and locale.setlocale(locale.LC_ALL) != self._before:
-                    locale.setlocale(locale.LC_ALL, self._before)
+                if not self._inside and locale.setlocale(locale.LC_ALL) == "C":
+                    with contextlib.suppress(locale.Error):
+                        locale.setlocale(locale.LC_ALL, self._before)
 
 
 LOCALE = KeptLocale()

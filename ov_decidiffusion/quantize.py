@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,26 +32,29 @@ from ov_decidiffusion.folder import (
     QUANTIZATION_REPORT,
     QUANTIZED_KINDS,
     ModelDirError,
-    building,
-    check_disk,
     check_model_dir,
     config_file,
     describe_files,
     graph_file,
-    is_free,
     leads_out,
-    naming_a_full_disk,
-    only_one,
     quantized_sibling,
     read_json,
     weights_file,
-    write_json,
 )
 from ov_decidiffusion.memory import check_memory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.reports import read_parts
 from ov_decidiffusion.rewrites import merge_upsampling
 from ov_decidiffusion.trace import psnr
+from ov_decidiffusion.writing import (
+    building,
+    check_disk,
+    is_free,
+    naming_a_full_disk,
+    only_one,
+    refuse_own_folder,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -138,11 +141,13 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
     if mode == "int8":
         instead = "make them on another machine and copy the folder, or use the mode 'int8-weights', which needs less"
         check_memory(_needed_memory(model_dir), "INT8 models", instead)
-    size = sum(weights_file(model_dir, part).stat().st_size for part in PARTS)
-    check_disk(target.parent, size, "The folder of quantized models")
+    refuse_own_folder(target)
+    _refuse_links(model_dir)
     names = QUANTIZABLE if mode == "int8" else ("unet", "text_encoder")
+    size = sum(weights_file(model_dir, part).stat().st_size // (4 if part in names else 1) for part in PARTS)
+    check_disk(target.parent, size, "The folder of quantized models")  # at the least
     with building(target) as partial:
-        _copy(model_dir, partial, lambda part: part not in names)
+        shutil.copytree(model_dir, partial, ignore=shutil.ignore_patterns(*names), dirs_exist_ok=True)
         pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
         pipe.set_progress_bar_config(disable=True)
         recorded, checked = record_runs(pipe, pipe.defaults["calibration_prompts"][:prompts])
@@ -158,21 +163,15 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
     return report
 
 
-def _copy(source: Path, target: Path, wanted: Callable[[str], bool]) -> None:
-    """Copy what is in a folder under the names that are wanted.
+def _refuse_links(folder: Path) -> None:
+    """Refuse what copying a folder would follow out of it.
 
     Raises:
-        ModelDirError: one is a link out of it, which is not followed.
+        ModelDirError: names the link.
     """
-    for file in sorted(source.rglob("*")):
-        place = file.relative_to(source)
-        if not wanted(place.parts[0]):
-            continue
-        if leads_out(file, source):
-            raise ModelDirError(f"{file} is a link out of the folder, to {file.resolve()}: put the file itself there.")
-        if file.is_file():
-            (target / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target / place)
+    for file in folder.rglob("*"):
+        if leads_out(file, folder) or (file.is_symlink() and file.is_dir()):
+            raise ModelDirError(f"{file} is a link, to {file.resolve()}: put what it stands for itself there.")
 
 
 def _needed_memory(model_dir: Path) -> int:
@@ -259,7 +258,7 @@ def _quantize_part(
             ov.save_model(model, graph_file(target, name), compress_to_fp16=True)
         shutil.copy(config_file(source, name), config_file(target, name))
     else:
-        _copy(source, target, lambda part: part == name)
+        shutil.copytree(source / name, target / name)
     sizes = [weights_file(folder, name).stat().st_size / 1e6 for folder in (target, source)]
     return QuantizedPart(name, good_enough, *sizes, time.perf_counter() - start, agreement)
 

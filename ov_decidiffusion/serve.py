@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -41,6 +42,7 @@ MAX_PICTURES = 10  # of a request, as in OpenAI's interface
 MAX_WAITING, MAX_BATCH, MAX_TIMEOUT = 100_000, 1000, 86_400  # requests, pictures, seconds
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 PREFIXES = ("/v1", "/v3")
+READER = ThreadPoolExecutor(1, "reader")  # a large picture takes seconds and 0.5 GB: one at a time, others are answered
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
@@ -392,7 +394,7 @@ async def _read_picture(file: UploadFile, name: str, convert: Callable[[Image.Im
         return convert(picture)
 
     try:
-        return await asyncio.to_thread(read)  # a large one takes seconds, in which others are answered
+        return await asyncio.get_running_loop().run_in_executor(READER, read)
     except Refused:
         raise
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files

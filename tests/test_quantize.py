@@ -16,10 +16,11 @@ from conftest import cpu_flags
 from openvino import opset13 as ops
 
 from ov_decidiffusion import quantize
-from ov_decidiffusion.folder import CONVERSION_REPORT, quantized_sibling, read_json, write_json
+from ov_decidiffusion.folder import CONVERSION_REPORT, quantized_sibling, read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import BUDGETS, quantize_models, record_runs
 from ov_decidiffusion.trace import psnr
+from ov_decidiffusion.writing import write_json
 
 PROMPT = "a fox in the snow"
 
@@ -190,10 +191,11 @@ def test_what_cannot_be_is_refused_and_leaves_nothing_behind(model_dir, tmp_path
         quantize_models(alone, "int2")
     with pytest.raises(ValueError, match="`prompts` must be a whole number of at least 2, got 1"):
         quantize_models(alone, prompts=1)
-    (alone / "tokenizer" / "more.txt").symlink_to("/dev/zero")
-    with pytest.raises(ValueError, match="more.txt is a link out of the folder, to /dev/zero"):
-        quantize_models(alone, "int8-weights")
-    (alone / "tokenizer" / "more.txt").unlink()
+    for place in ("tokenizer/more.txt", "unet/more.txt"):
+        (alone / place).symlink_to("/dev/zero")
+        with pytest.raises(ValueError, match="more.txt is a link, to /dev/zero"):
+            quantize_models(alone, "int8-weights")
+        (alone / place).unlink()
     (tmp_path / "alone-int8").mkdir()
     (tmp_path / "alone-int8" / "chapter1.txt").write_text("words")
     with pytest.raises(ValueError, match="alone-int8 exists and holds no quantized models of ours"):

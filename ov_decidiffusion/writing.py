@@ -1,0 +1,137 @@
+"""How files and folders come about: whole or not at all, by one writer at a time, where there is room for them."""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+
+def check_disk(place: Path, needed: int, what: str, remedy: str = "free some space or choose another") -> None:
+    """Refuse what has no room, or lies where nothing can be written.
+
+    Args:
+        place: a folder, which need not be there yet.
+        needed: bytes.
+
+    Raises:
+        OSError: names the place; how much is needed, and how much is free.
+    """
+    place = place.absolute()
+    existing = next(parent for parent in (place, *place.parents) if parent.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise OSError(
+            errno.EACCES, f"{what} goes to {place}, but {existing} is no folder that can be written to: {remedy}"
+        )
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what} needs {needed / 1e9:.2f} GB in {place}, where {free / 1e9:.2f} GB are free: {remedy}",
+        )
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(place: Path) -> Iterator[None]:
+    """OpenVINO says "basic_ios::clear" when there is no more room."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "basic_ios" not in str(error) and "write" not in str(error).lower():
+            raise
+        free = shutil.disk_usage(place).free
+        raise OSError(
+            errno.ENOSPC, f"Writing to {place} failed, {free / 1e6:.0f} MB are free there: {error}"
+        ) from error
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a new folder may be made there: nothing is there, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+@contextlib.contextmanager
+def only_one(target: Path) -> Iterator[None]:
+    """Wait for other processes that make the same folder, and remove what a killed one left beside it."""
+    place = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    lock = FileLock(Path(tempfile.gettempdir()) / f"ov_decidiffusion-{user}-{place}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("Another process is writing %s: waiting for it.", target)
+        lock.acquire()
+    try:
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_own_folder(target: Path) -> None:
+    """A new folder takes the place of an empty or older one, which a process that is in it would lose.
+
+    Raises:
+        ValueError: says what to do.
+    """
+    with contextlib.suppress(FileNotFoundError):  # the process's own is gone already
+        if Path.cwd().is_relative_to(target.resolve()):
+            raise ValueError(f"`model_dir` {target} is the folder that this runs in: run it from outside of it.")
+
+
+@contextlib.contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target`` to write into, which takes its place at the end; after an error, nothing stays.
+
+    A folder that is there already is replaced. To be used within ``only_one``.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old.partial")
+    try:
+        partial.mkdir()
+        yield partial
+        for file in partial.rglob("*"):
+            _write_through(file)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_through(file: Path) -> None:
+    """To the disk, so that a folder which is there is whole after a power cut too."""
+    if file.is_file():
+        with file.open("r+b") as opened:
+            os.fsync(opened.fileno())
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write beside the file's place and move it there: never half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)  # of a full disk, say
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """A settings file, whole or not at all."""
+    write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())
