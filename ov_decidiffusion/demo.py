@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 TITLE = "DeciDiffusion on OpenVINO"
 MAX_QUEUED = 128  # calls that gradio holds; the line in front of the pipeline is shorter
+MAX_SESSIONS = 200  # whose values gradio keeps; each takes some 0.2 MB, and every call of a new client is one
 # The browser itself then refuses to ask any other host for anything.
 CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; object-src 'none'; "
@@ -85,6 +86,7 @@ class DemoBlocks(gr.Blocks):
             "share": False,
             "app_kwargs": {"middleware": middleware},
             "max_threads": MAX_QUEUED,
+            "state_session_capacity": MAX_SESSIONS,
             "height": 1000,
         }
         return super().launch(**(defaults | kwargs))
@@ -165,6 +167,7 @@ def mount_demo(app: FastAPI, pipe: OVStableDiffusionPipeline, password: str | No
         password: what the page asks for, of the user "demo"; None lets everybody in whom the server lets in.
     """
     demo = make_demo(pipe)
+    demo.state_session_capacity = MAX_SESSIONS
     app.add_middleware(_StayLocal)
     auth = None if password is None else ("demo", password)
     gr.mount_gradio_app(app, demo, path="/demo", auth=auth, **_page_options())

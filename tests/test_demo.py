@@ -16,7 +16,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from ov_decidiffusion.__main__ import main
-from ov_decidiffusion.demo import DemoBlocks
+from ov_decidiffusion.demo import MAX_SESSIONS, DemoBlocks
 from ov_decidiffusion.demo_page import example_source
 from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.settings import settings_of
@@ -254,3 +254,9 @@ def test_answers_to_its_own_name_only_and_has_no_way_past_the_queue(demo):
     for route in ("run/predict", "run/text_to_image", "api/text_to_image"):
         answer = httpx.post(f"{demo.local_url}gradio_api/{route}", json=arguments)
         assert answer.status_code >= 400, (route, answer.text[:200])
+
+
+def test_no_more_sessions_are_kept_than_memory_is_meant_for(demo):
+    for number in range(MAX_SESSIONS + 20):
+        demo.app.state_holder[f"visitor {number}"]
+    assert len(demo.app.state_holder.session_data) == MAX_SESSIONS
