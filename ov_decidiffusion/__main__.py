@@ -157,8 +157,10 @@ def _checked(model_dir: Path, options: argparse.Namespace) -> Path:
     if options.check:
         from ov_decidiffusion.folder import QUANTIZATION_REPORT, quantized_sibling, verify_model_dir
 
-        int8 = quantized_sibling(model_dir)
-        for folder in dict.fromkeys([model_dir, int8]) if (int8 / QUANTIZATION_REPORT).is_file() else [model_dir]:
+        folders, int8 = [model_dir], quantized_sibling(model_dir)
+        if int8 != model_dir and (int8 / QUANTIZATION_REPORT).is_file():
+            folders.append(int8)
+        for folder in folders:
             verify_model_dir(folder)
             print(f"{folder} is as it was written")
     return model_dir
