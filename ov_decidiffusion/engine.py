@@ -3,10 +3,12 @@
 This is where torch and diffusers come in; ``pipeline.py`` imports it while models compile.
 """
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -40,7 +42,21 @@ from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
 from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start
 from ov_decidiffusion.tensors import check_batch, check_latents, make_generator, unseeded_generator
 from ov_decidiffusion.text import Text, TextEncoder, check_text, load_tokenizer
-from ov_decidiffusion.vae import Autoencoder
+from ov_decidiffusion.vae import Autoencoder, quick_look
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _at_work(method: "Callable[Concatenate[Engine, P], R]") -> "Callable[Concatenate[Engine, P], R]":
+    """A method whose end ``Models.close`` waits for."""
+
+    @functools.wraps(method)
+    def counted(self: "Engine", *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.models.at_work():
+            return method(self, *args, **kwargs)
+
+    return counted
 
 
 class Engine:
@@ -88,6 +104,7 @@ class Engine:
             raise ValueError(f"tqdm has no option {unknown[0]!r}; it has {', '.join(list(known)[1:])}.")
         self.progress_bar_config = options
 
+    @_at_work
     def denoise(
         self,
         *,
@@ -152,7 +169,17 @@ class Engine:
             "width": size[0],
             "height": size[1],
         }
-        return self._run(plan, text, given, latents, shape, arguments)
+        return self._count(self._run(plan, text, given, latents, shape, arguments))
+
+    def _count(self, run: Generator[DenoisingStep]) -> Iterator[DenoisingStep]:
+        """A loop that is at work while it makes a step, and not while it waits to be asked for the next."""
+        with contextlib.closing(run):
+            while True:
+                with self.models.at_work():
+                    step = next(run, None)
+                if step is None:
+                    return
+                yield step
 
     @torch.no_grad()
     def _run(
@@ -188,6 +215,18 @@ class Engine:
             "versions": versions(),
         }
 
+    @_at_work
+    def encode_prompt(self, prompts: list[str], prompt_syntax: bool) -> torch.Tensor:
+        """Hidden states of prompts, as ``OVStableDiffusionPipeline.encode_prompt`` says."""
+        return self.text_encoder.encode(prompts, prompt_syntax)
+
+    @_at_work
+    def quick_look(self, latents: Any) -> list[Image.Image]:
+        """Coarse pictures of latents, as ``OVStableDiffusionPipeline.quick_look`` says."""
+        latents = check_batch("latents", latents, self.latent_channels)
+        return quick_look(latents, self.defaults["quick_look"], self.vae.scale_factor)
+
+    @_at_work
     def encode_image(self, pixels: Any, generator: Any = None) -> torch.Tensor:
         """Latents of pixels; arguments as ``OVStableDiffusionPipeline.encode_image`` says."""
         pixels = check_batch("pixels", pixels, 3, self.vae.scale_factor)
@@ -195,6 +234,7 @@ class Engine:
         check_memory(self.models.estimated_memory(0, size, size))
         return self.vae.encode(pixels, make_generator(generator, None, len(pixels)))
 
+    @_at_work
     def finish(self, step: DenoisingStep, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
         """The pictures of a step; arguments as ``OVStableDiffusionPipeline.finish`` says."""
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
@@ -210,6 +250,7 @@ class Engine:
         array = self.image_processor.pil_to_numpy(pictures)
         return array if output_type == "np" else self.image_processor.numpy_to_pt(array)
 
+    @_at_work
     def decode(
         self,
         latents: torch.Tensor,

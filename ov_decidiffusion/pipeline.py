@@ -323,11 +323,7 @@ class OVStableDiffusionPipeline(RunState):
 
         With ``step.predicted`` they show what becomes of a run from its first step on.
         """
-        from ov_decidiffusion.tensors import check_batch
-        from ov_decidiffusion.vae import quick_look
-
-        latents = check_batch("latents", latents, self._engine.latent_channels)
-        return quick_look(latents, self.defaults["quick_look"], self.vae_scale_factor)
+        return self._engine.quick_look(latents)
 
     def encode_prompt(self, prompt: str | list[str], prompt_syntax: bool = True) -> torch.Tensor:
         """Hidden states [prompts, 77, d] of the text encoder; a multiple of 77 where a prompt is longer.
@@ -335,7 +331,7 @@ class OVStableDiffusionPipeline(RunState):
         The latest prompts are remembered: many pictures of one prompt encode it once.
         """
         check_flag("prompt_syntax", prompt_syntax)
-        return self._engine.text_encoder.encode(check_prompts(prompt), prompt_syntax)
+        return self._engine.encode_prompt(check_prompts(prompt), prompt_syntax)
 
     def token_ids(self, prompts: str | list[str]) -> np.ndarray:
         """Whole numbers [prompts, 77] of prompts as they stand, brackets too; of a longer one the beginning."""

@@ -6,8 +6,11 @@ import locale
 import os
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+
+PATIENCE = 60.0  # seconds for a step of a run
 
 _users: list[int] = []  # the process that has used OpenVINO here
 _there_are: "weakref.WeakSet[OfOneProcess]" = weakref.WeakSet()
@@ -25,6 +28,8 @@ class OfOneProcess:
         self.refuse_forks()
         _users[:] = [self._process]
         self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
+        self._at_work: Counter[int] = Counter()  # calls, by thread
+        self._work_ended, self._ending = threading.Condition(), False
         _there_are.add(self)
 
     def __reduce__(self) -> Any:
@@ -47,8 +52,39 @@ class OfOneProcess:
     def _in_turn(self) -> Iterator[None]:
         """One thread at a time, of the process that it was made in."""
         self.refuse_forks()
+        self._stay_if_ending()
         with self._running:
             yield
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Around all that computes, in torch too; the end of the process waits for it."""
+        self.refuse_forks()
+        with self._work_ended:
+            self._at_work[threading.get_ident()] += 1
+        try:
+            yield
+        finally:
+            with self._work_ended:
+                self._at_work[threading.get_ident()] -= 1
+                self._work_ended.notify_all()
+            self._stay_if_ending()
+
+    def _stay_if_ending(self) -> None:
+        """When the process ends, its other threads wait here for that: it must not find them in C++."""
+        if self._ending and threading.current_thread() is not threading.main_thread():
+            with self._work_ended:
+                self._at_work.pop(threading.get_ident(), None)
+                self._work_ended.notify_all()
+            threading.Event().wait()
+
+    def end(self) -> None:
+        """Stop what is going on, for the process ends: where it is in Python, and no model runs."""
+        self._ending = True
+        with self._work_ended:
+            me = threading.get_ident()
+            self._work_ended.wait_for(lambda: not any(n for one, n in self._at_work.items() if one != me), PATIENCE)
+        self.close()
 
     def close(self) -> None:
         """Wait for what is going on, and refuse whatever comes later."""
@@ -56,11 +92,11 @@ class OfOneProcess:
 
 
 @atexit.register
-def _close_all() -> None:
-    """A process that ends while a thread of it computes would be aborted."""
+def _end_all() -> None:
+    """Python, when it ends, takes itself from daemon threads; one that then comes back from C++ aborts the process."""
     for one in list(_there_are):
         if one.is_of_this_process:
-            one.close()
+            one.end()
 
 
 class KeptLocale:

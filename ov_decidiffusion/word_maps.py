@@ -75,7 +75,8 @@ def _steps_of_one(pipe: OVStableDiffusionPipeline, prompt: str, arguments: dict[
     for step in pipe.denoise(prompt, **arguments | {"prompt_syntax": False}):
         if len(step.latents) > 1:
             raise ValueError("Maps are made for one picture at a time.")
-        yield step
+        with pipe.models.at_work():  # while the caller looks inside
+            yield step
 
 
 def _maps(layers: list[torch.Tensor], sample: torch.Tensor) -> np.ndarray:

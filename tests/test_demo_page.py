@@ -128,10 +128,11 @@ def download(page: Page, folder: Path) -> Path:
     return file
 
 
-def paste(page: Page, file: Path, event: str = "paste") -> None:
-    """What Ctrl+V, or a drop on the page, tells it."""
+def paste(page: Page, file: Path, event: str = "paste", after: str = "null") -> None:
+    """What Ctrl+V, or a drop on the page, tells it, after a promise."""
     page.evaluate(
-        """([event, name, content]) => {
+        f"async ([event, name, content]) => {{ await {after};"
+        """
             const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
             const data = new DataTransfer();
             data.items.add(new File([bytes], name, { type: "image/png" }));
@@ -395,6 +396,22 @@ def test_what_is_wrong_is_said_in_words(page, tmp_path):
         photograph(page, "refused")
         close_messages(page)
         page.get_by_text(message).first.wait_for(state="hidden")
+
+
+def test_a_picture_pasted_while_another_is_read_is_taken_too(page, tmp_path):
+    (tmp_path / "text.png").write_bytes(b"hello")
+    Image.new("RGB", (128, 128), "red").save(tmp_path / "red.png")
+    page.evaluate(
+        """() => {
+            window.fieldGone = new Promise((resolve) => new MutationObserver(() => {
+                if (!document.querySelector("#incoming input[type=file]")) resolve();
+            }).observe(document, { subtree: true, childList: true }));
+        }"""
+    )
+    paste(page, tmp_path / "text.png")
+    paste(page, tmp_path / "red.png", after="window.fieldGone")
+    page.get_by_text("This picture cannot be read").first.wait_for()
+    page.get_by_text("Taken as the source picture").first.wait_for()
 
 
 def test_everything_can_be_done_with_keys_alone(page):

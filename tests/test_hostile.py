@@ -358,12 +358,21 @@ def test_a_pipeline_says_what_to_do_instead_of_being_pickled_or_forked(pipe):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 
 
-def test_a_process_that_ends_while_a_thread_of_it_generates_ends_cleanly(model_dir):
+@pytest.mark.parametrize("where", ["in a model", "in torch"])
+def test_a_process_that_ends_while_a_thread_of_it_generates_ends_cleanly(model_dir, where):
     code = (
-        "import sys, threading, time; from ov_decidiffusion import OVStableDiffusionPipeline as P\n"
-        "pipe = P.from_pretrained(sys.argv[1], inference_precision='f32')\n"
+        "import sys, threading, time, torch; from ov_decidiffusion import OVStableDiffusionPipeline as P\n"
+        "pipe, large = P.from_pretrained(sys.argv[1], inference_precision='f32'), torch.ones(2048, 2048)\n"
+        "of, there = type(pipe.scheduler), threading.Event()\n"
+        "step = of.step\n"
+        "def slow(*args, **kwargs):\n"
+        "    there.set()\n"
+        "    for _ in range(10 if sys.argv[2] == 'in torch' else 0): large @ large\n"
+        "    return step(*args, **kwargs)\n"
+        "of.step = slow\n"
         "work = lambda: pipe('a fox', num_inference_steps=500)\n"
-        "threading.Thread(target=work, daemon=True).start(); time.sleep(1.5)"
+        "threading.Thread(target=work, daemon=True).start(); there.wait(); time.sleep(0.5)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(model_dir)], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, str(model_dir), where]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]

@@ -13,9 +13,13 @@
     }
   }, true);
 
-  const takeIn = (file) => {
+  // While one file is being read, Gradio has no field for the next.
+  const takeIn = (file, tries = 150) => {
     const input = find("#incoming input[type=file]");
-    if (!input) return;
+    if (!input) {
+      if (tries) setTimeout(takeIn, 200, file, tries - 1);
+      return;
+    }
     const files = new DataTransfer();
     files.items.add(file);
     input.files = files.files;
