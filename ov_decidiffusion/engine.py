@@ -190,7 +190,7 @@ class Engine:
         latents: torch.Tensor | None,
         shape: tuple[int, ...],
         arguments: dict[str, Any],
-    ) -> Iterator[DenoisingStep]:
+    ) -> Generator[DenoisingStep]:
         """The loop, from checked arguments; a generator, so that nothing is computed before it is asked for."""
         sources = None if given is None else prepare_sources(given, (arguments["width"], arguments["height"]))
         finishing = Finishing(

@@ -5,12 +5,14 @@ import contextlib
 import locale
 import os
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 PATIENCE = 60.0  # seconds for a step of a run
+LATEST_END = 20.0  # seconds after which whoever waits for a thread that was stopped shall have it
 
 _users: list[int] = []  # the process that has used OpenVINO here
 _there_are: "weakref.WeakSet[OfOneProcess]" = weakref.WeakSet()
@@ -52,38 +54,49 @@ class OfOneProcess:
     def _in_turn(self) -> Iterator[None]:
         """One thread at a time, of the process that it was made in."""
         self.refuse_forks()
-        self._stay_if_ending()
         with self._running:
-            yield
+            if not self._is_too_late():
+                yield
+                return
+        self._stay()
+        raise RuntimeError("The process is ending.")
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Around all that computes, in torch too; the end of the process waits for it."""
         self.refuse_forks()
+        me = threading.get_ident()
         with self._work_ended:
-            self._at_work[threading.get_ident()] += 1
+            late = self._is_too_late()
+            self._at_work[me] += not late
+        if late:
+            self._stay()
+            raise RuntimeError("The process is ending.")
         try:
             yield
         finally:
             with self._work_ended:
-                self._at_work[threading.get_ident()] -= 1
+                self._at_work[me] -= 1
                 self._work_ended.notify_all()
-            self._stay_if_ending()
+            if self._is_too_late():
+                self._stay()
 
-    def _stay_if_ending(self) -> None:
-        """When the process ends, its other threads wait here for that: it must not find them in C++."""
-        if self._ending and threading.current_thread() is not threading.main_thread():
-            with self._work_ended:
-                self._at_work.pop(threading.get_ident(), None)
-                self._work_ended.notify_all()
-            threading.Event().wait()
+    def _is_too_late(self) -> bool:
+        return self._ending and threading.current_thread() is not threading.main_thread()
+
+    def _stay(self) -> None:
+        """A thread waits for the process's end here, where it is in Python and not in C++."""
+        with self._work_ended:
+            self._at_work.pop(threading.get_ident(), None)
+            self._work_ended.notify_all()
+        time.sleep(LATEST_END)
 
     def end(self) -> None:
-        """Stop what is going on, for the process ends: where it is in Python, and no model runs."""
-        self._ending = True
+        """Stop what is going on, for the process ends: no thread is in a model or in torch after it."""
+        me = threading.get_ident()
         with self._work_ended:
-            me = threading.get_ident()
-            self._work_ended.wait_for(lambda: not any(n for one, n in self._at_work.items() if one != me), PATIENCE)
+            self._ending = True
+            self._work_ended.wait_for(lambda: not any(n > 0 for one, n in self._at_work.items() if one != me), PATIENCE)
         self.close()
 
     def close(self) -> None:

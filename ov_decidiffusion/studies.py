@@ -41,8 +41,9 @@ def guidance_map(pipe: OVStableDiffusionPipeline, step: DenoisingStep) -> np.nda
     """
     if len(step.prompt_embeds) != 2:
         raise ValueError("The map is of one picture whose run is guided: `guidance_scale` above 1.")
-    predictions, _ = pipe.denoiser.whole(torch.cat([step.sample] * 2), step.timestep, step.prompt_embeds)
-    return (predictions[1] - predictions[0]).abs().mean(dim=0).numpy()
+    with pipe.models.at_work():
+        predictions, _ = pipe.denoiser.whole(torch.cat([step.sample] * 2), step.timestep, step.prompt_embeds)
+        return (predictions[1] - predictions[0]).abs().mean(dim=0).numpy()
 
 
 def closeness_by_steps(

@@ -401,6 +401,7 @@ def test_what_is_wrong_is_said_in_words(page, tmp_path):
 def test_a_picture_pasted_while_another_is_read_is_taken_too(page, tmp_path):
     (tmp_path / "text.png").write_bytes(b"hello")
     Image.new("RGB", (128, 128), "red").save(tmp_path / "red.png")
+    page.locator("#incoming input[type=file]").wait_for(state="attached")
     page.evaluate(
         """() => {
             window.fieldGone = new Promise((resolve) => new MutationObserver(() => {

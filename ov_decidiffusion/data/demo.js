@@ -13,11 +13,13 @@
     }
   }, true);
 
-  // While one file is being read, Gradio has no field for the next.
+  // While one file is being read, Gradio has no field for the next; the latest of those that wait is taken.
+  let waits = 0;
   const takeIn = (file, tries = 150) => {
+    clearTimeout(waits);
     const input = find("#incoming input[type=file]");
     if (!input) {
-      if (tries) setTimeout(takeIn, 200, file, tries - 1);
+      if (tries) waits = setTimeout(takeIn, 200, file, tries - 1);
       return;
     }
     const files = new DataTransfer();
