@@ -1,7 +1,9 @@
 """The interactive demo: a Gradio page over the pipeline's public calls, served to this machine."""
 
 import logging
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,7 @@ class DemoBlocks(gr.Blocks):
             "share": False,
             "app_kwargs": {"middleware": middleware},
             "max_threads": MAX_QUEUED,
+            "enable_monitoring": False,
             "state_session_capacity": MAX_SESSIONS,
             "height": 1000,
         }
@@ -142,6 +145,8 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
         the page; ``launch()`` serves it on localhost, ``close()`` ends it.
     """
     studio = Studio(pipe)
+    # Else Gradio makes a table of all calls with each, for a page that nobody sees, in memory that it keeps.
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(sys.maxsize))
 
     def leave(request: gr.Request) -> None:
         studio.line.forget(request.session_hash)
@@ -170,5 +175,5 @@ def mount_demo(app: FastAPI, pipe: OVStableDiffusionPipeline, password: str | No
     demo.state_session_capacity = MAX_SESSIONS
     app.add_middleware(_StayLocal)
     auth = None if password is None else ("demo", password)
-    gr.mount_gradio_app(app, demo, path="/demo", auth=auth, **_page_options())
+    gr.mount_gradio_app(app, demo, path="/demo", auth=auth, enable_monitoring=False, **_page_options())
     return demo
