@@ -271,4 +271,4 @@ def test_a_call_makes_no_table_of_all_calls_before_it(demo, monkeypatch):
     for _ in range(2):
         client.predict("a fox", num_inference_steps=1, api_name="/text_to_image")
     assert not made
-    assert httpx.get(f"{demo.local_url}gradio_api/monitoring/summary").status_code == 403
+    assert httpx.get(f"{demo.local_url}monitoring/summary").status_code == 403
