@@ -42,6 +42,7 @@ def _page_options() -> dict[str, Any]:
     return {
         "show_error": True,
         "ssr_mode": False,
+        "enable_monitoring": False,
         "theme": make_theme(),
         "css_paths": [DATA / "demo.css"],
         "head": f"<script>{(DATA / 'demo.js').read_text(encoding='utf-8')}</script>",
@@ -88,7 +89,6 @@ class DemoBlocks(gr.Blocks):
             "share": False,
             "app_kwargs": {"middleware": middleware},
             "max_threads": MAX_QUEUED,
-            "enable_monitoring": False,
             "state_session_capacity": MAX_SESSIONS,
             "height": 1000,
         }
@@ -175,5 +175,5 @@ def mount_demo(app: FastAPI, pipe: OVStableDiffusionPipeline, password: str | No
     demo.state_session_capacity = MAX_SESSIONS
     app.add_middleware(_StayLocal)
     auth = None if password is None else ("demo", password)
-    gr.mount_gradio_app(app, demo, path="/demo", auth=auth, enable_monitoring=False, **_page_options())
+    gr.mount_gradio_app(app, demo, path="/demo", auth=auth, **_page_options())
     return demo

@@ -49,7 +49,7 @@ R = TypeVar("R")
 
 
 def _at_work(method: "Callable[Concatenate[Engine, P], R]") -> "Callable[Concatenate[Engine, P], R]":
-    """A method whose end ``Models.close`` waits for."""
+    """A method that the end of the process waits for."""
 
     @functools.wraps(method)
     def counted(self: "Engine", *args: P.args, **kwargs: P.kwargs) -> R:
@@ -171,7 +171,7 @@ class Engine:
         }
         return self._count(self._run(plan, text, given, latents, shape, arguments))
 
-    def _count(self, run: Generator[DenoisingStep]) -> Iterator[DenoisingStep]:
+    def _count(self, run: Generator[DenoisingStep, None, None]) -> Iterator[DenoisingStep]:
         """A loop that is at work while it makes a step, and not while it waits to be asked for the next."""
         with contextlib.closing(run):
             while True:
@@ -190,7 +190,7 @@ class Engine:
         latents: torch.Tensor | None,
         shape: tuple[int, ...],
         arguments: dict[str, Any],
-    ) -> Generator[DenoisingStep]:
+    ) -> Generator[DenoisingStep, None, None]:
         """The loop, from checked arguments; a generator, so that nothing is computed before it is asked for."""
         sources = None if given is None else prepare_sources(given, (arguments["width"], arguments["height"]))
         finishing = Finishing(
@@ -221,10 +221,10 @@ class Engine:
         return self.text_encoder.encode(prompts, prompt_syntax)
 
     @_at_work
-    def quick_look(self, latents: Any) -> list[Image.Image]:
+    def quick_look(self, latents: Any, colours: Any) -> list[Image.Image]:
         """Coarse pictures of latents, as ``OVStableDiffusionPipeline.quick_look`` says."""
         latents = check_batch("latents", latents, self.latent_channels)
-        return quick_look(latents, self.defaults["quick_look"], self.vae.scale_factor)
+        return quick_look(latents, colours, self.vae.scale_factor)
 
     @_at_work
     def encode_image(self, pixels: Any, generator: Any = None) -> torch.Tensor:

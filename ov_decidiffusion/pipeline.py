@@ -323,7 +323,7 @@ class OVStableDiffusionPipeline(RunState):
 
         With ``step.predicted`` they show what becomes of a run from its first step on.
         """
-        return self._engine.quick_look(latents)
+        return self._engine.quick_look(latents, self.defaults["quick_look"])
 
     def encode_prompt(self, prompt: str | list[str], prompt_syntax: bool = True) -> torch.Tensor:
         """Hidden states [prompts, 77, d] of the text encoder; a multiple of 77 where a prompt is longer.

@@ -59,7 +59,6 @@ class OfOneProcess:
                 yield
                 return
         self._stay()
-        raise RuntimeError("The process is ending.")
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -67,11 +66,9 @@ class OfOneProcess:
         self.refuse_forks()
         me = threading.get_ident()
         with self._work_ended:
-            late = self._is_too_late()
-            self._at_work[me] += not late
-        if late:
+            self._at_work[me] += 1
+        if self._is_too_late():
             self._stay()
-            raise RuntimeError("The process is ending.")
         try:
             yield
         finally:
@@ -90,6 +87,7 @@ class OfOneProcess:
             self._at_work.pop(threading.get_ident(), None)
             self._work_ended.notify_all()
         time.sleep(LATEST_END)
+        raise RuntimeError("The process is ending.")
 
     def end(self) -> None:
         """Stop what is going on, for the process ends: no thread is in a model or in torch after it."""

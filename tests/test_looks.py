@@ -63,8 +63,10 @@ def test_quick_looks_do_not_flicker_and_are_quick(pipe):
     assert min(timeit.repeat(lambda: pipe.quick_look(latents), number=1, repeat=10)) < 0.05
 
 
-def test_wrong_colours_in_a_folder_are_told(pipe, monkeypatch):
+def test_wrong_colours_in_a_folder_are_told(pipe):
+    kept = pipe.defaults
     for wrong in (None, [[1, 2, 3]], "red"):
-        monkeypatch.setitem(pipe.defaults, "quick_look", wrong)
+        pipe.defaults = kept | {"quick_look": wrong}
         with pytest.raises(ValueError, match="quick_look` must be 5 rows of 3 numbers"):
             pipe.quick_look(torch.zeros(1, 4, 8, 8))
+    pipe.defaults = kept
