@@ -38,6 +38,7 @@ lint: $(VENV)/ready-to-test
 benchmark: $(VENV)/ready-to-test peers
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.waterfall
+	$(BIN)/python -m benchmarks.cold
 	$(BIN)/python -m benchmarks.parts
 
 quality: $(VENV)/ready-to-test

@@ -14,6 +14,7 @@ import openvino as ov
 from benchmarks import report
 from benchmarks.make_checkpoint import unet_of
 from benchmarks.runs import (
+    CACHES,
     GROWTH,
     HERE,
     RESULTS,
@@ -29,6 +30,7 @@ from benchmarks.workload import gigaflops
 from ov_decidiffusion.precision import choose_precision
 
 ROUNDS = 3
+LOADINGS = 4
 
 
 def all_runs(precision: str) -> list[tuple[dict, int]]:
@@ -37,7 +39,7 @@ def all_runs(precision: str) -> list[tuple[dict, int]]:
     units = [unet_run(unet, wanted) for wanted in dict.fromkeys(("f32", precision)) for unet in ("nas", "sd15")]
     turns = [[(run, turn) for run in rivals + units] for turn in range(ROUNDS)]
     once = [(run, 0) for run in (*GROWTH.values(), *THIRTY_STEPS.values())]
-    once += [(loading_run(), turn) for turn in (0, 1)]
+    once += [(loading_run(cache), turn) for cache in CACHES for turn in range(LOADINGS)]
     return turns[0] + once + [planned for turn in turns[1:] for planned in turn]
 
 

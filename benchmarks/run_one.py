@@ -7,6 +7,7 @@ their memory and their start are their own; diffusers needs its U-Net, for which
 import contextlib
 import dataclasses
 import json
+import math
 import statistics
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-START = time.perf_counter()
+START, START_OF_DAY = time.perf_counter(), time.time()
 PROMPT = "a fox in the snow"
 WARMUP_PROMPT = "a whale under water"  # another one: the pipelines may remember prompts
 SEED = 42
@@ -26,6 +27,7 @@ Generate = Callable[[Callable[[], None]], "object"]  # takes what to call after 
 def ours(options: dict) -> Generate:
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
+    options["imported"] = time.perf_counter()
     pipe = OVStableDiffusionPipeline.from_pretrained(options["model_dir"], inference_precision=options["precision"])
     pipe.set_progress_bar_config(disable=True)
     options["effective_precision"] = pipe.inference_precision
@@ -73,6 +75,7 @@ def diffusers(options: dict) -> Generate:
 def optimum(options: dict) -> Generate:
     from optimum.intel import OVStableDiffusionPipeline
 
+    options["imported"] = time.perf_counter()
     pipe = OVStableDiffusionPipeline.from_pretrained(options["model_dir"], ov_config=_ov_config(options))
     return _diffusers_like(pipe, options)
 
@@ -105,6 +108,7 @@ def genai(options: dict) -> Generate:
     import openvino_genai
     from PIL import Image
 
+    options["imported"] = time.perf_counter()
     pipe = openvino_genai.Text2ImagePipeline(options["model_dir"], "CPU", **_ov_config(options))
 
     def generate(on_step: Callable[[], None]) -> object:
@@ -143,18 +147,30 @@ TOOLS = {"ours": ours, "diffusers": diffusers, "optimum": optimum, "genai": gena
 def measure(options: dict) -> dict:
     """Load, make a first picture, and unless ``cold_only`` is set a second one with its steps timed.
 
-    ``warmup_steps`` are the first picture's, if it needs no more. Of this project's pipeline the seconds in each
-    model are told too.
+    ``warmup_steps`` are the first picture's, if it needs no more. Seconds from the start are the process's where
+    ``started`` says when that was, by the time of day. Of this project's pipeline the seconds in each model are told
+    too, and when the U-Net began.
     """
+    start = START - max(0.0, START_OF_DAY - options.get("started", START_OF_DAY))
     generate = TOOLS[options["tool"]](options)
     seconds = options.get("seconds", dict)
     steps, options["steps"] = options["steps"], options.get("warmup_steps", options["steps"])
     options["prompt"] = PROMPT if options.get("cold_only") else WARMUP_PROMPT
     begin = loaded = time.perf_counter()
     ticks: list[float] = []
-    picture = generate(lambda: ticks.append(time.perf_counter()))
+    in_unet: list[float] = []
+
+    def on_first_picture() -> None:
+        ticks.append(time.perf_counter())
+        in_unet.append(seconds().get("unet", math.nan))
+
+    picture = generate(on_first_picture)
     first = time.perf_counter()
-    result = {"load_s": loaded - START, "first_picture_s": first - START}
+    result = {"load_s": loaded - start, "first_picture_s": first - start, "first_step_s": ticks[0] - loaded}
+    if "imported" in options:
+        result["import_s"] = options["imported"] - start
+    if not math.isnan(in_unet[0]):
+        result["unet_begins_s"] = ticks[0] - in_unet[0] - start
     if not options.get("cold_only"):
         options |= {"steps": steps, "prompt": PROMPT}
         before = seconds()
@@ -173,12 +189,17 @@ def measure(options: dict) -> dict:
 
 
 def time_loading(options: dict) -> dict:
-    """Seconds of ``from_pretrained`` with OpenVINO's model cache, imports left out."""
+    """Seconds of ``from_pretrained``, imports left out, with OpenVINO's model cache or none, and the cache's size."""
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
+    cache_dir, mode = options["cache_dir"], options["cache_mode"]
     start = time.perf_counter()
-    OVStableDiffusionPipeline.from_pretrained(options["model_dir"], cache_dir=options["cache_dir"])
-    return {"load_s": time.perf_counter() - start}
+    OVStableDiffusionPipeline.from_pretrained(
+        options["model_dir"], cache_dir=cache_dir, ov_config={"CACHE_MODE": mode} if cache_dir else None
+    )
+    seconds = time.perf_counter() - start
+    size = sum(file.stat().st_size for file in Path(cache_dir).iterdir()) if cache_dir else 0
+    return {"load_s": seconds, "cache_gb": size / 1e9}
 
 
 def measure_conversion(options: dict) -> dict:

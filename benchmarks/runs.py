@@ -9,10 +9,14 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import openvino as ov
+
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.folder import default_model_dir
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -37,8 +41,7 @@ def pictures_run(tool: str, precision: str, side: int = 512, pictures: int = 1, 
         "side": side,
         "pictures": pictures,
         "steps": steps,
-        "guidance_scale": GUIDANCE,
-        **more,
+        **({"guidance_scale": GUIDANCE} | more),
     }
 
 
@@ -57,9 +60,12 @@ def unet_run(unet: str, precision: str) -> dict:
     return {"tool": "unet", "unet": unet, "precision": precision, "side": 512, "pictures": 1}
 
 
-def loading_run() -> dict:
-    """Options of one run that only loads; OpenVINO's model cache is empty at the first turn, filled at the second."""
-    return {"tool": "loading"}
+CACHES = {"none": None, "whole": "OPTIMIZE_SPEED", "without weights": "OPTIMIZE_SIZE"}  # OpenVINO's CACHE_MODE
+
+
+def loading_run(cache: str) -> dict:
+    """Options of one run that only loads; OpenVINO's model cache is empty at the first turn, filled from the second."""
+    return {"tool": "loading", "cache": cache}
 
 
 class Bench:
@@ -115,17 +121,20 @@ class Bench:
 
     def do(self, run: dict, turn: int) -> None:
         """One run; what it printed as JSON joins the finished runs."""
-        options = run | {"model_dir": str(self.model_dir), "checkpoint": str(self.checkpoint)}
+        model_dir = str(default_model_dir(EMBEDDED_CHECKPOINT) if run.get("embedded") else self.model_dir)
+        options = run | {"model_dir": model_dir, "checkpoint": str(self.checkpoint)}
         if run["tool"] == "unet":
             options |= {"xml": str(self.unets[run["unet"]]), "gigaflop": self.gigaflops[run["unet"]]}
         elif run["tool"] == "loading":
-            options["cache_dir"] = str(self.cache)
+            options["cache_mode"] = CACHES[run["cache"]]
+            options["cache_dir"] = str(self.cache) if options["cache_mode"] else None
             if turn == 0:
                 shutil.rmtree(self.cache, ignore_errors=True)
         else:
             self.pictures.mkdir(parents=True, exist_ok=True)
             options["picture"] = str(self.picture(run))
         python = str(PEERS_PYTHON) if run["tool"] == "optimum" else sys.executable
+        options["started"] = time.time()
         printed = run_python(python, "-m", "benchmarks.run_one", json.dumps(options))
         self.runs = [other for other in self.runs if (other["run"], other["turn"]) != (run, turn)]
         self.runs.append({"run": run, "turn": turn, **json.loads(printed.strip().splitlines()[-1])})

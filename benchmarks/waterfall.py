@@ -25,6 +25,7 @@ CALIBRATION_PROMPTS = 4  # of eight, for the time's sake
 PEERS = {"Optimum Intel, its defaults": "optimum", "OpenVINO GenAI, its defaults": "genai"}
 EXACT, EXACT_F32 = "exact", "exact, f32"
 OURS = {EXACT_F32: {}, EXACT: {}} | way_down()  # each row adds to the one above it
+FLOOR = "the floor: one step without guidance"
 COLORS = {
     "unet": "#3182bd",
     "unet_top_level": "#9ecae1",
@@ -53,6 +54,8 @@ def all_runs() -> dict[str, dict]:
         warmup = {"warmup_steps": 2} if steps == 30 else {}
         precision = "f32" if name == EXACT_F32 else "auto"
         runs[name] = pictures_run("ours", precision, steps=steps, name=name, arguments=arguments, **warmup)
+    fast = {"preset": "fast", "cache_interval": 1}
+    runs[FLOOR] = pictures_run("ours", "auto", steps=1, name=FLOOR, guidance_scale=1.0, arguments=fast)
     return runs
 
 

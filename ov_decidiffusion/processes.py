@@ -11,8 +11,15 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from openvino import opset13 as ops
+
 PATIENCE = 60.0  # seconds for a step of a run
 LATEST_END = 20.0  # seconds after which whoever waits for a thread that was stopped shall have it
+
+# OpenVINO looks NumPy up when it is first handed numbers or asked for them, and waits in it for Python's lock: of two
+# threads that come to it at once, each then has what the other waits for, for ever. An import is one thread's.
+ops.constant(np.zeros(1, np.float32)).get_data()
 
 _users: list[int] = []  # the process that has used OpenVINO here
 _there_are: "weakref.WeakSet[OfOneProcess]" = weakref.WeakSet()

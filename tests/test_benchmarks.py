@@ -79,13 +79,14 @@ def test_report_shows_medians_and_ratios_to_ours(tmp_path):
             figures = {"step_s": step, "end_to_end_s": 5 * step + 1, "first_picture_s": 20.0, "peak_memory_gb": 4.5}
             figures["decode_s"] = 1.0
             bench.runs.append({"run": runs.pictures_run(*rival), "turn": turn, **figures})
-    bench.runs += [{"run": runs.loading_run(), "turn": turn, "load_s": load} for turn, load in ((0, 2.5), (1, 1.25))]
+    for turn, load in enumerate((2.5, 1.5, 1.0, 1.25)):
+        bench.runs.append({"run": runs.loading_run("whole"), "turn": turn, "load_s": load, "cache_gb": 2.0})
     text = report.write(bench, "f32", tmp_path / "results")
     ours, genai = (next(line for line in text.splitlines() if line.startswith(f"| {name}")) for name in (
         "this project, auto", "OpenVINO GenAI, its defaults"))  # fmt: skip
     assert "2.00 s (1.00 to 9.00) [1.00x]" in ours
     assert "3.00 s (3.00 to 3.00) [1.50x]" in genai
-    assert "not run" in text and "65.4 dB" in text and "2.5 s the first time, 1.2 s from then on" in text
+    assert "not run" in text and "65.4 dB" in text and "| whole | 2.5 s | 1.2 s | 2.0 GB |" in text
     assert (tmp_path / "results" / "compare.png").stat().st_size > 5000
 
 

@@ -1,0 +1,96 @@
+"""Where the seconds of a cold start go: ``python -m benchmarks.cold``.
+
+The full-size model's first picture, 512x512 with guidance, in a process of its own: exactly, beside other tools, and
+with the presets, as somebody at a command line meets them; and the embedded checkpoint's. Runs take turns, ours right
+beside its peers'. Results land in ``benchmarks/results/``: ``cold.json`` and ``cold.md``.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from benchmarks.report import machine_facts, table
+from benchmarks.runs import HERE, RESULTS, Bench, pictures_run, require_peers
+from benchmarks.waterfall import prepare
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.convert import convert_checkpoint
+
+TURNS = 5
+OURS, GENAI = "this project, exact", "OpenVINO GenAI, its defaults"
+RUNS = {
+    OURS: pictures_run("ours", "auto", name="cold", cold_only=True),
+    GENAI: pictures_run("genai", "default", name="cold genai", cold_only=True),
+    "Optimum Intel, its defaults": pictures_run("optimum", "default", name="cold optimum", cold_only=True),
+    "this project, balanced, 13 steps": pictures_run(
+        "ours", "auto", steps=None, name="cold balanced", cold_only=True, arguments={"preset": "balanced"}
+    ),
+    "this project, fast, 6 steps": pictures_run(
+        "ours", "auto", steps=None, name="cold fast", cold_only=True, arguments={"preset": "fast"}
+    ),
+    "the embedded checkpoint, 128x128": pictures_run(
+        "ours", "auto", side=128, name="cold embedded", cold_only=True, embedded=True
+    ),
+}
+PIECES = {"import_s": "imports", "load_s": "models loaded", "unet_begins_s": "first step begins"}
+REST = {"step_s": "a step, after the first", "decode_s": "after the last step", "peak_memory_gb": "peak memory"}
+
+
+def cold_table(bench: Bench) -> str:
+    """A row for each: up to when what was done, and what the rest takes; medians."""
+    rows = []
+    for name, run in RUNS.items():
+        cells = []
+        for figure in (*PIECES, "first_picture_s", *REST):
+            value = bench.median(figure, run)
+            unit = "GB" if figure.endswith("gb") else "s"
+            cells.append("" if value is None else f"{value:.1f} {unit}" if unit == "GB" else f"{value:.2f} s")
+        rows.append([name, *cells])
+    return table(["", *PIECES.values(), "picture made", *REST.values()], rows)
+
+
+def pairs_line(bench: Bench) -> str:
+    """Our first picture's time as a share of OpenVINO GenAI's, turn by turn."""
+    turns = {
+        name: {other["turn"]: other["first_picture_s"] for other in bench.runs if other["run"] == RUNS[name]}
+        for name in (OURS, GENAI)
+    }
+    ratios = sorted(turns[OURS][turn] / turns[GENAI][turn] for turn in turns[OURS] if turn in turns[GENAI])
+    middle = ratios[len(ratios) // 2]
+    return (
+        f"Of {len(ratios)} pairs, our exact first picture took {middle:.2f} of OpenVINO GenAI's time in the median "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f})."
+    )
+
+
+def write(bench: Bench) -> str:
+    """Write the table beside the figures, and return the Markdown."""
+    text = (
+        "DeciDiffusion 1.0 in its real configuration and size, with random weights: the first picture of a process, "
+        "512x512, guidance 7.5, 5 steps of DDIM where no number is named, without OpenVINO's model cache; medians of "
+        f"{TURNS} runs. The first four columns of seconds count from the start of the process. Measured by "
+        f"`make benchmark` on this machine:\n\n{machine_facts()}\n\n{cold_table(bench)}\n\n{pairs_line(bench)}\n"
+    )
+    bench.file.with_suffix(".md").write_text(text, encoding="utf-8")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 7 GB")
+    options = parser.parse_args()
+    require_peers()
+    bench = Bench(options.work, RESULTS / "cold.json", {})
+    bench.load()
+    prepare(bench, options.work)
+    convert_checkpoint(EMBEDDED_CHECKPOINT)
+    begin = time.perf_counter()
+    for turn in range(TURNS):
+        for name, run in RUNS.items():
+            if not bench.done(run, turn):
+                print(f"[turn {turn + 1}/{TURNS}, {(time.perf_counter() - begin) / 60:.0f} min] {name}", flush=True)
+                bench.do(run, turn)
+    print(write(bench))
+
+
+if __name__ == "__main__":
+    main()
