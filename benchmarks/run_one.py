@@ -181,7 +181,7 @@ def measure(options: dict) -> dict:
         result["models_s"] = {name: value - before.get(name, 0.0) for name, value in seconds().items()}
     result["decode_s"] = result.get("end_to_end_s", first - begin) - (ticks[-1] - begin)
     gaps = [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
-    result |= {"step_s": statistics.median(gaps), "steps_s": gaps}
+    result |= {"step_s": statistics.median(gaps or [ticks[0] - begin]), "steps_s": gaps}
     if options.get("picture"):
         picture.save(options["picture"])
     result["peak_memory_gb"] = peak_memory_gb()

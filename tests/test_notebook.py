@@ -122,15 +122,15 @@ def run_all(page, address: str) -> None:
             break
         except Exception:  # the server is still starting
             page.wait_for_timeout(500)
-    indicator = page.locator(".jp-Notebook-ExecutionIndicator")
+    indicator, prompts = page.locator(".jp-Notebook-ExecutionIndicator"), page.locator(".jp-CodeCell .jp-InputPrompt")
     for _ in range(6):  # it says idle before the kernel is there too, and nothing runs then
         expect(indicator).to_have_attribute("data-status", "idle", timeout=120_000)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
         with contextlib.suppress(AssertionError):
-            expect(indicator).to_have_attribute("data-status", "busy", timeout=20_000)
+            expect(prompts.first).to_have_text(re.compile(r"[*\d]"), timeout=20_000)
             break
-    expect(indicator).to_have_attribute("data-status", "idle", timeout=1_200_000)
+    expect(prompts.last).to_have_text(re.compile(r"\d"), timeout=1_200_000)
     page.keyboard.press("Control+s")
     page.wait_for_timeout(3000)
 
