@@ -21,7 +21,7 @@ RUNS = {
     OURS: pictures_run("ours", "auto", name="cold", cold_only=True),
     GENAI: pictures_run("genai", "default", name="cold genai", cold_only=True),
     "Optimum Intel, its defaults": pictures_run("optimum", "default", name="cold optimum", cold_only=True),
-    "this project, balanced, 13 steps": pictures_run(
+    "this project, balanced, 10 steps": pictures_run(
         "ours", "auto", steps=None, name="cold balanced", cold_only=True, arguments={"preset": "balanced"}
     ),
     "this project, fast, 6 steps": pictures_run(

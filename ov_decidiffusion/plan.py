@@ -84,6 +84,8 @@ def make_plan(
     arguments = {"solver": solver} | _checked(chosen, defaults, scheduler.config.num_train_timesteps - 1)
     own_steps = (arguments.get(name) for name in ("num_inference_steps", "timesteps", "sigmas"))
     running = set_timesteps(scheduler, strength, *own_steps)
+    if options["guidance_interval"] is None and not _tells_noise_levels(scheduler):
+        arguments["guidance_interval"] = None  # a preset does without what the solver asked for cannot do
     guided = guided_steps(scheduler, running, arguments["guidance_interval"])
     chosen |= _without_what_is_no_gain(chosen, options, models)  # last, for it may have to measure
     quantized = check_quantized(chosen["quantized"], models.quantized_parts, QUANTIZABLE)
@@ -150,13 +152,17 @@ def guided_steps(
     """Which steps guidance acts on: those with a noise level in the interval, or all."""
     if guidance_interval is None:
         return [True] * len(timesteps)
-    if not hasattr(scheduler, "alphas_cumprod") or type(scheduler).__name__ == "PNDMScheduler":
+    if not _tells_noise_levels(scheduler):
         raise ValueError(
             f"`guidance_interval` cannot be used with {type(scheduler).__name__}, which does not tell its noise "
             "levels, or makes one step of several."
         )
     low, high = guidance_interval
     return [low <= sigma <= high for sigma in noise_levels(scheduler, timesteps)]
+
+
+def _tells_noise_levels(scheduler: SchedulerMixin) -> bool:
+    return hasattr(scheduler, "alphas_cumprod") and type(scheduler).__name__ != "PNDMScheduler"
 
 
 def directed_steps(guided: list[bool], interval: int) -> list[bool]:

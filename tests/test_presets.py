@@ -1,5 +1,6 @@
 """Presets are the values that they document, on text and pictures, one prompt and many; and pictures stay right."""
 
+import ast
 import shutil
 from pathlib import Path
 
@@ -40,11 +41,11 @@ def test_a_preset_is_its_arguments_and_its_pictures_are_right(int8_pipe, preset,
 
 def test_the_page_on_speed_says_what_the_presets_are():
     page = (Path(__file__).parents[1] / "docs" / "faster.md").read_text(encoding="utf-8")
-    named = ("solver", "num_inference_steps", "cache_interval", "decoder")
+    named = ("solver", "num_inference_steps", "cache_interval", "cache_power", "guidance_interval", "decoder")
     for name in named:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
-        values = [str((PLAIN | PRESETS[preset])[name]) for preset in ("balanced", "fast")]
-        assert [cell.strip(' `"') for cell in row.split("|")[3:5]] == values
+        values = [(PLAIN | PRESETS[preset])[name] for preset in ("balanced", "fast")]
+        assert [ast.literal_eval(cell.strip(" `")) for cell in row.split("|")[3:5]] == values
     assert {*PRESETS["balanced"], *PRESETS["fast"]} == {*named, "quantized"}
 
 
@@ -65,7 +66,8 @@ def test_an_argument_goes_before_the_preset(int8_pipe):
     both = frozenset({"unet", "vae_decoder"})
     assert steps(preset="fast") == (6, both)
     assert steps(preset="fast", solver="ddim", num_inference_steps=3, quantized=False) == (3, frozenset())
-    assert steps(preset="balanced", quantized=["unet"]) == (13, {"unet"})
+    assert steps(preset="balanced", quantized=["unet"]) == (10, {"unet"})
+    assert steps(preset="fast", solver="plms")[1] == both  # it cannot tell noise levels
     assert steps() == (20, frozenset())
 
 
