@@ -1,7 +1,7 @@
 # make run     set up, execute the notebook on the embedded checkpoint, start the demo
 # make test    set up, run all tests
 # make notebook    execute the notebook and write it as it is committed
-# make benchmark   measure speed, memory and fidelity at full size, beside peers; an hour and a half
+# make benchmark   measure speed, memory and fidelity at full size, beside peers; one to two hours
 # make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; hours, the presets first
 # make bulk-benchmark    many pictures, and many clients of the server; half an hour
 # make soak        kills, many clients, hundreds of pictures, fuzzing at length; an hour

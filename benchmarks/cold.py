@@ -21,6 +21,9 @@ RUNS = {
     OURS: pictures_run("ours", "auto", name="cold", cold_only=True),
     GENAI: pictures_run("genai", "default", name="cold genai", cold_only=True),
     "Optimum Intel, its defaults": pictures_run("optimum", "default", name="cold optimum", cold_only=True),
+    "this project, exact, INT8 models beside": pictures_run(
+        "ours", "auto", name="cold beside", cold_only=True, arguments={"preset": "exact"}
+    ),
     "this project, balanced, 10 steps": pictures_run(
         "ours", "auto", steps=None, name="cold balanced", cold_only=True, arguments={"preset": "balanced"}
     ),

@@ -66,7 +66,7 @@ def write(bench: Bench, precision: str, folder: Path) -> str:
         "them; and the 512x512 picture after 5 steps against that of diffusers in PyTorch at f32.\n\n"
         + fidelity_tables(bench),
         "### Conversion and loading\n\n" + conversion_table(bench) + "\n\n"
-        "Imports left out, of the folder without INT8 models.\n\n" + loading_table(bench),
+        "Imports left out, without INT8 models beside.\n\n" + loading_table(bench),
     ]
     text = "\n\n".join(parts) + "\n"
     (folder / "compare.md").write_text(text, encoding="utf-8")

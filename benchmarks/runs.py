@@ -74,6 +74,7 @@ class Bench:
     def __init__(self, work: Path, file: Path, gigaflops: dict[str, float]):
         self.gigaflops = gigaflops
         self.checkpoint, self.model_dir, self.unets = work / "decidiffusion-1.0", work / "decidiffusion-1.0-fp16", {}
+        self.plain = work / "alone-fp16"  # the same models under a name that has no INT8 ones beside it
         self.pictures, self.cache, self.file = work / "pictures", work / "cache", file
         self.runs: list[dict] = []
         self.conversions: dict[str, dict] = {}
@@ -121,8 +122,7 @@ class Bench:
 
     def do(self, run: dict, turn: int) -> None:
         """One run; what it printed as JSON joins the finished runs."""
-        model_dir = str(default_model_dir(EMBEDDED_CHECKPOINT) if run.get("embedded") else self.model_dir)
-        options = run | {"model_dir": model_dir, "checkpoint": str(self.checkpoint)}
+        options = run | {"model_dir": str(self._models_of(run)), "checkpoint": str(self.checkpoint)}
         if run["tool"] == "unet":
             options |= {"xml": str(self.unets[run["unet"]]), "gigaflop": self.gigaflops[run["unet"]]}
         elif run["tool"] == "loading":
@@ -139,6 +139,16 @@ class Bench:
         self.runs = [other for other in self.runs if (other["run"], other["turn"]) != (run, turn)]
         self.runs.append({"run": run, "turn": turn, **json.loads(printed.strip().splitlines()[-1])})
         self.save()
+
+    def _models_of(self, run: dict) -> Path:
+        """Where INT8 models lie beside the others, none is compiled before it is known which are wanted."""
+        if run.get("embedded"):
+            return default_model_dir(EMBEDDED_CHECKPOINT)
+        if "arguments" in run:
+            return self.model_dir
+        if not self.plain.is_symlink():
+            self.plain.symlink_to(self.model_dir.name)
+        return self.plain
 
     def picture(self, run: dict) -> Path:
         names = [run.get("name", run["tool"]), *(run[key] for key in ("precision", "side", "pictures", "steps"))]
