@@ -6,7 +6,7 @@ beside its peers'. Results land in ``benchmarks/results/``: ``cold.json`` and ``
 """
 
 import argparse
-import time
+import statistics
 from pathlib import Path
 
 from benchmarks.report import machine_facts, table
@@ -14,6 +14,7 @@ from benchmarks.runs import HERE, RESULTS, Bench, pictures_run, require_peers
 from benchmarks.waterfall import prepare
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.presets import PRESETS
 
 TURNS = 5
 OURS, GENAI = "this project, exact", "OpenVINO GenAI, its defaults"
@@ -24,10 +25,10 @@ RUNS = {
     "this project, exact, INT8 models beside": pictures_run(
         "ours", "auto", name="cold beside", cold_only=True, arguments={"preset": "exact"}
     ),
-    "this project, balanced, 10 steps": pictures_run(
+    f"this project, balanced, {PRESETS['balanced']['num_inference_steps']} steps": pictures_run(
         "ours", "auto", steps=None, name="cold balanced", cold_only=True, arguments={"preset": "balanced"}
     ),
-    "this project, fast, 6 steps": pictures_run(
+    f"this project, fast, {PRESETS['fast']['num_inference_steps']} steps": pictures_run(
         "ours", "auto", steps=None, name="cold fast", cold_only=True, arguments={"preset": "fast"}
     ),
     "the embedded checkpoint, 128x128": pictures_run(
@@ -57,11 +58,10 @@ def pairs_line(bench: Bench) -> str:
         name: {other["turn"]: other["first_picture_s"] for other in bench.runs if other["run"] == RUNS[name]}
         for name in (OURS, GENAI)
     }
-    ratios = sorted(turns[OURS][turn] / turns[GENAI][turn] for turn in turns[OURS] if turn in turns[GENAI])
-    middle = ratios[len(ratios) // 2]
+    ratios = [turns[OURS][turn] / turns[GENAI][turn] for turn in turns[OURS] if turn in turns[GENAI]]
     return (
-        f"Of {len(ratios)} pairs, our exact first picture took {middle:.2f} of OpenVINO GenAI's time in the median "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f})."
+        f"Of {len(ratios)} pairs, our exact first picture took {statistics.median(ratios):.2f} of OpenVINO GenAI's "
+        f"time in the median ({min(ratios):.2f} to {max(ratios):.2f})."
     )
 
 
@@ -86,12 +86,7 @@ def main() -> None:
     bench.load()
     prepare(bench, options.work)
     convert_checkpoint(EMBEDDED_CHECKPOINT)
-    begin = time.perf_counter()
-    for turn in range(TURNS):
-        for name, run in RUNS.items():
-            if not bench.done(run, turn):
-                print(f"[turn {turn + 1}/{TURNS}, {(time.perf_counter() - begin) / 60:.0f} min] {name}", flush=True)
-                bench.do(run, turn)
+    bench.do_all([(name, run, turn) for turn in range(TURNS) for name, run in RUNS.items()])
     print(write(bench))
 
 

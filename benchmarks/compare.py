@@ -6,7 +6,6 @@ finished one is written down at once: an interrupted benchmark goes on where it 
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import openvino as ov
@@ -43,6 +42,10 @@ def all_runs(precision: str) -> list[tuple[dict, int]]:
     return turns[0] + once + [planned for turn in turns[1:] for planned in turn]
 
 
+def _described(run: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in run.items() if key != "guidance_scale")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 6 GB")
@@ -51,17 +54,10 @@ def main() -> None:
     require_peers()
     flops = {"nas": gigaflops(unet_of("1.0")), "sd15": gigaflops(unet_of("sd15"))}
     bench = Bench(options.work, RESULTS / "compare.json", flops)
-    begin = time.perf_counter()
     bench.load()
     bench.prepare(options.work)
     precision = choose_precision(ov.Core(), "CPU")[0]
-    planned = all_runs(precision)
-    for number, (run, turn) in enumerate(planned, 1):
-        if bench.done(run, turn) or time.perf_counter() - begin > 60 * options.minutes:
-            continue
-        what = ", ".join(f"{key} {value}" for key, value in run.items() if key != "guidance_scale")
-        print(f"[{number}/{len(planned)}, {(time.perf_counter() - begin) / 60:.0f} min] {what}")
-        bench.do(run, turn)
+    bench.do_all([(_described(run), run, turn) for run, turn in all_runs(precision)], options.minutes)
     tables = report.write(bench, precision, RESULTS)
     print(tables)
 

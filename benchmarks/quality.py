@@ -23,7 +23,7 @@ from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.components import load_vae
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.presets import NOISY, PRESETS
 from ov_decidiffusion.quantize import quantize_models
 from training.evaluate import BATCH, SINGLE, Case, choose_cases, generate
 from training.oracle import read_picture
@@ -36,7 +36,7 @@ SETTINGS = {
     "tiny decoder": {"decoder": "tiny"},
     "caching, every 3rd step": {"cache_interval": 3},
     "caching by 3, denser at the start": {"cache_interval": 3, "cache_power": 1.5},
-    "guided at noise levels above 0.6": {"guidance_interval": (0.6, 1e7)},
+    f"guided at noise levels above {NOISY[0]}": {"guidance_interval": NOISY},
     "guidance computed every 2nd step": {"guidance_cache_interval": 2},
     "guidance computed once": {"guidance_cache_interval": 1000},
     "DPM-Solver++, 10 steps": {"solver": "dpm++", "num_inference_steps": 10},

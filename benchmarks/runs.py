@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -35,14 +36,15 @@ RIVALS = [  # tool, precision
 
 def pictures_run(tool: str, precision: str, side: int = 512, pictures: int = 1, steps: int = 5, **more) -> dict:
     """Options of one run that makes pictures."""
-    return {
+    run = {
         "tool": tool,
         "precision": precision,
         "side": side,
         "pictures": pictures,
         "steps": steps,
-        **({"guidance_scale": GUIDANCE} | more),
+        "guidance_scale": GUIDANCE,
     }
+    return json.loads(json.dumps(run | more))  # as it is written down: a finished run is found by being equal
 
 
 GROWTH = {  # how cost grows with the size of a picture and with their number
@@ -77,6 +79,7 @@ class Bench:
         self.plain = work / "alone-fp16"  # the same models under a name that has no INT8 ones beside it
         self.pictures, self.cache, self.file = work / "pictures", work / "cache", file
         self.runs: list[dict] = []
+        self.begun = time.perf_counter()
         self.conversions: dict[str, dict] = {}
 
     def prepare(self, work: Path) -> None:
@@ -139,6 +142,14 @@ class Bench:
         self.runs = [other for other in self.runs if (other["run"], other["turn"]) != (run, turn)]
         self.runs.append({"run": run, "turn": turn, **json.loads(printed.strip().splitlines()[-1])})
         self.save()
+
+    def do_all(self, planned: list[tuple[str, dict, int]], minutes: float = math.inf) -> None:
+        """The runs that are not finished, told by their names; so many minutes after it was made none begins."""
+        for number, (name, run, turn) in enumerate(planned, 1):
+            spent = (time.perf_counter() - self.begun) / 60
+            if not self.done(run, turn) and spent <= minutes:
+                print(f"[{number}/{len(planned)}, {spent:.0f} min] {name}", flush=True)
+                self.do(run, turn)
 
     def _models_of(self, run: dict) -> Path:
         """Where INT8 models lie beside the others, none is compiled before it is known which are wanted."""

@@ -9,7 +9,6 @@ or under the name that ``--name`` gives, for another processor's beside them.
 import argparse
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -155,11 +154,7 @@ def main() -> None:
     bench = Bench(options.work, RESULTS / f"{options.name}.json", {})
     bench.load()
     prepare(bench, options.work)
-    begin = time.perf_counter()
-    for number, (name, run) in enumerate(all_runs().items(), 1):
-        if not bench.done(run, 0):
-            print(f"[{number}/{len(all_runs())}, {(time.perf_counter() - begin) / 60:.0f} min] {name}", flush=True)
-            bench.do(run, 0)
+    bench.do_all([(name, run, 0) for name, run in all_runs().items()])
     print(write(bench))
 
 

@@ -92,7 +92,7 @@ def test_report_shows_medians_and_ratios_to_ours(tmp_path):
 
 def test_finished_runs_are_found_again_and_another_machines_are_not(tmp_path, monkeypatch):
     bench = some_bench(tmp_path)
-    run = runs.pictures_run("ours", "auto")
+    run = runs.pictures_run("ours", "auto", arguments={"guidance_interval": (0.6, 1e7)})
     bench.runs.append({"run": run, "turn": 0, "step_s": 1.0})
     bench.save()
     again = some_bench(tmp_path)
