@@ -100,7 +100,7 @@ def test_finished_runs_are_found_again_and_another_machines_are_not(tmp_path, mo
     assert not again.done(run, 0)  # its picture is gone
     again.pictures.mkdir()
     again.picture(run).touch()
-    assert again.done(json.loads(json.dumps(run)), 0) and not again.done(run, 1)
+    assert again.done(run, 0) and again.done(json.loads(json.dumps(run)), 0) and not again.done(run, 1)
     monkeypatch.setattr(runs, "machine", lambda: {"processor": "another"})
     other = some_bench(tmp_path)
     other.load()
