@@ -227,7 +227,7 @@ def _serve(options: argparse.Namespace) -> None:
     from ov_decidiffusion.guards import check_api_key
     from ov_decidiffusion.limits import LOOPBACK
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-    from ov_decidiffusion.serve import check_serving, create_app, on_this_machine_only
+    from ov_decidiffusion.server import check_serving, create_app, on_this_machine_only
 
     local = options.host in LOOPBACK
     check_api_key(options.api_key)

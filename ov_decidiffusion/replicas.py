@@ -15,7 +15,7 @@ from ray import serve
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.guards import OwnPagesOnly
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.serve import create_app, on_this_machine_only
+from ov_decidiffusion.server import create_app, on_this_machine_only
 
 WAITING = 16  # requests that one replica holds; Ray answers further ones 503
 ENOUGH = 4  # requests of a replica above which another one is started

@@ -23,7 +23,7 @@ from ov_decidiffusion.__main__ import main
 from ov_decidiffusion.batching import Batcher, Job
 from ov_decidiffusion.demo import mount_demo
 from ov_decidiffusion.folder import ModelDirError
-from ov_decidiffusion.serve import _finished, create_app, on_this_machine_only
+from ov_decidiffusion.server import _finished, create_app, on_this_machine_only
 from ov_decidiffusion.settings import settings_of
 
 ROOT = Path(__file__).parent.parent
