@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument("--checkpoint", help="a folder or a hub id; by default the embedded one")
     source.add_argument("--revision", help="branch, tag or commit of a hub id")
-    source.add_argument("--model-dir", help="where the OpenVINO models go; by default models/<checkpoint>-fp16")
+    source.add_argument(
+        "--model-dir", help="where the OpenVINO models go; by default models/<checkpoint>-<weight format>"
+    )
     source.add_argument("--allow-pickles", action="store_true", help="take weights that are no safetensors")
     source.add_argument("--check", action="store_true", help="compare all files of the model folder with their hashes")
 

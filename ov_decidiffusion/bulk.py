@@ -4,6 +4,7 @@ Pictures are made in chunks, each written whole or not at all: first its picture
 whatever is killed, the same call goes on with the chunks that have no part yet.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -196,7 +197,8 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [
-            {"chunk": i, "wishes": json.dumps([vars(wish) for wish in chunk.wishes])} for i, chunk in enumerate(chunks)
+            {"chunk": i, "wishes": json.dumps([vars(wish) for wish in chunk.wishes], default=str)}
+            for i, chunk in enumerate(chunks)
         ]
         dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS_PER_ACTOR * actors))
         made = dataset.map(
@@ -276,15 +278,23 @@ def _is_done(out: Path, chunk: Chunk) -> bool:
         records = pyarrow.parquet.read_table(part).to_pylist()
     except (pyarrow.ArrowInvalid, OSError):  # damaged
         return False
-    if any(record["file"] and not _picture(out, record["file"]).is_file() for record in records):
+    if any(record["error"] and not record["for_good"] for record in records):
         return False
-    return all(record["for_good"] or not record["error"] for record in records)
+    return _hashes(out, records) == {record["file"]: record["sha256"] for record in records if record["file"]}
 
 
-def _picture(out: Path, file: str) -> Path:
-    """Where a picture lies, or the shard that it is in."""
-    place = out / file
-    return place.parent if place.parent.suffix == ".tar" else place
+def _hashes(out: Path, records: list[dict[str, Any]]) -> dict[str, str]:
+    """Of the pictures that there are of a chunk: another call with other rows may have written over them."""
+    hashes = {}
+    for place in {out / record["file"] for record in records if record["file"]}:
+        with contextlib.suppress(OSError, KeyError, tarfile.TarError):
+            if place.parent.suffix == ".tar":
+                with tarfile.open(place.parent) as shard:
+                    data = shard.extractfile(place.name).read()
+            else:
+                data = place.read_bytes()
+            hashes[place.relative_to(out).as_posix()] = hashlib.sha256(data).hexdigest()
+    return hashes
 
 
 def _record(wish: Wish, seconds: float) -> dict[str, Any]:

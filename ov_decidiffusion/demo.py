@@ -4,22 +4,25 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 from gradio.exceptions import ComponentProcessingError
-from gradio.utils import ipython_check
+from gradio.utils import get_upload_folder, ipython_check
+from PIL import Image
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ov_decidiffusion.demo_api import offer_api
 from ov_decidiffusion.demo_events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
 from ov_decidiffusion.demo_page import lay_out, make_theme
 from ov_decidiffusion.guards import THIS_MACHINE_ONLY
-from ov_decidiffusion.limits import LOOPBACK, MAX_UPLOAD
+from ov_decidiffusion.limits import LOOPBACK, MAX_UPLOAD, why_not_read
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.sittings import IDLE_SECONDS
 from ov_decidiffusion.studio import Studio
@@ -35,6 +38,8 @@ CONTENT_POLICY = (
     "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:* vscode-webview:"
 )
 DATA = Path(__file__).parent / "data"
+# Gradio would fetch these for whoever asks, and hand them on as if they were the page's own.
+ELSEWHERE = re.compile(r"/(file[=/]\s*https?:|proxy=)", re.IGNORECASE)
 
 
 def _page_options() -> dict[str, Any]:
@@ -48,11 +53,15 @@ def _page_options() -> dict[str, Any]:
         "head": f"<script>{(DATA / 'demo.js').read_text(encoding='utf-8')}</script>",
         "max_file_size": MAX_UPLOAD,
         "footer_links": [],
+        "run_history": False,  # which would send pictures to the hub, with the token of whoever started the demo
     }
 
 
 class _StayLocal:
-    """Tells the browser what the page may load. (Starlette's own way to change answers hides who has hung up.)"""
+    """Tells the browser what the page may load, and fetches nothing from elsewhere for it.
+
+    (Starlette's own way to change answers hides who has hung up.)
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -63,7 +72,9 @@ class _StayLocal:
                 MutableHeaders(scope=message)["Content-Security-Policy"] = CONTENT_POLICY
             await send(message)
 
-        await self.app(scope, receive, with_policy)
+        refuses = scope["type"] == "http" and ELSEWHERE.search(scope["path"])
+        app = PlainTextResponse("Nothing is fetched from elsewhere.", 403) if refuses else self.app
+        await app(scope, receive, with_policy)
 
 
 class DemoBlocks(gr.Blocks):
@@ -96,10 +107,10 @@ class DemoBlocks(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
         """Gradio's, whose message for what it cannot read tells the server's paths, and whose log is a traceback; and
-        which fetches files from addresses that it is given, of any size."""
+        which fetches files from addresses that it is given, and reads pictures of any size."""
         try:
-            if _asks_to_fetch(arguments):
-                raise gr.Error("Send the file itself: addresses are not fetched.")
+            for file in _files_in(arguments):
+                _check_file(file)
             return await super().preprocess_data(block_fn, *arguments, **options)
         except gr.Error as error:  # a refusal in gradio's own words
             error.print_exception = False
@@ -126,13 +137,34 @@ class DemoBlocks(gr.Blocks):
         super().close(verbose=verbose)
 
 
-def _asks_to_fetch(value: Any) -> bool:
-    """Whether there is a file among the inputs that lies at an address, and was not uploaded."""
+def _files_in(value: Any) -> Iterator[str]:
+    """The paths or addresses of the files among the inputs."""
     if isinstance(value, dict):
-        path = value.get("path")
-        is_address = isinstance(path, str) and path.lower().lstrip().startswith(("http:", "https:"))
-        return is_address or _asks_to_fetch(list(value.values()))
-    return isinstance(value, (list, tuple)) and any(_asks_to_fetch(one) for one in value)
+        if isinstance(value.get("path"), str):
+            yield value["path"]
+        value = list(value.values())
+    for one in value if isinstance(value, (list, tuple)) else ():
+        yield from _files_in(one)
+
+
+def _check_file(file: str) -> None:
+    """Refuse what would have to be fetched, and a picture too large to be read; Gradio refuses what was not uploaded.
+
+    Raises:
+        gr.Error: says what is taken.
+    """
+    if file.lower().lstrip().startswith(("http:", "https:")):
+        raise gr.Error("Send the file itself: addresses are not fetched.")
+    if Path(file).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        try:
+            with Image.open(file) as picture:
+                reason = why_not_read(picture)
+        except Image.DecompressionBombError:
+            reason = "has more pixels than can be read"
+        except Exception:  # no picture, which Gradio says where one is needed
+            return
+        if reason:
+            raise gr.Error(f"The picture {reason}.")
 
 
 def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:

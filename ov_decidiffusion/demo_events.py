@@ -10,6 +10,7 @@ from PIL import Image, ImageColor
 
 from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text, steps_of
 from ov_decidiffusion.folder import ModelDirError
+from ov_decidiffusion.images import to_rgb
 from ov_decidiffusion.limits import MAX_SEED
 from ov_decidiffusion.settings import settings_of
 from ov_decidiffusion.sittings import LineIsFull, Sitting
@@ -315,8 +316,7 @@ def wire_current(page: Page, studio: Studio) -> None:
             values = values_of(path)
         except ValueError:  # no settings in it
             try:
-                picture = Image.open(path)
-                picture.load()
+                picture = to_rgb(Image.open(path))
             except Exception as error:
                 raise refused("This picture cannot be read: choose a PNG, a JPEG or another picture file.") from error
             gr.Info("Taken as the source picture.")
@@ -344,7 +344,8 @@ def wire_comparison(page: Page, studio: Studio) -> None:
     sides = [{component: name for name, component in side.items()} for side in page.compared]
 
     def compare(filled: dict[Any, Any], request: gr.Request):
-        _, sitting = _sitting_of(studio, filled[page.visitor])
+        token, sitting = _sitting_of(studio, filled[page.visitor])
+        yield {page.visitor: {"token": token}}  # a new one, where the pictures of the old one were deleted
         pair, told = [], []
         if filled[page.inputs["seed"]] is None:  # one for both sides
             filled[page.inputs["seed"]] = random.randint(0, MAX_SEED)
@@ -372,7 +373,7 @@ def wire_comparison(page: Page, studio: Studio) -> None:
         .then(
             compare,
             {*shared, *(one for side in sides for one in side), page.visitor},
-            [page.status, page.slider, page.compared_caption, *_showing(page)],
+            [page.visitor, page.status, page.slider, page.compared_caption, *_showing(page)],
             show_progress="hidden",
             concurrency_limit=None,
             api_visibility="private",

@@ -83,6 +83,7 @@ class Models(OfOneProcess):
         check_model_dir(folder)
         asked = device, inference_precision, cache_dir, threads, ov_config
         self._core, device, self._config = check_loading(*asked)
+        folder = folder.absolute()  # what is compiled later is found from another working directory too
         self.folder, self._device = folder, device
         self.unet_config = read_json(config_file(folder, "unet"))
         self.vae_config = read_json(config_file(folder, "vae_decoder"))

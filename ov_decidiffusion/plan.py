@@ -69,7 +69,8 @@ def make_plan(
     Args:
         scheduler: of the pipeline; the run gets one of its own, so that loops can interleave.
         defaults: of the checkpoint.
-        models: that there are; a preset uses those that there are and that pay, what is asked for has to be there.
+        models: that there are; a preset does without INT8 where it does not pay and without a tiny decoder where
+            there is none; INT8 models that pay have to be there, as what is asked for by name.
         strength: of image-to-image and inpainting, or None.
         options: those that ``apply_preset`` fills in, but the number of steps.
 

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ov_decidiffusion.arguments import check_path, check_whole
 from ov_decidiffusion.folder import (
     CONVERSION_REPORT,
+    MAX_TOKENS,
     PARTS,
     QUANTIZABLE,
     QUANTIZATION_FORMAT,
@@ -49,6 +50,7 @@ from ov_decidiffusion.trace import psnr
 from ov_decidiffusion.writing import (
     building,
     check_disk,
+    copy_folder,
     is_free,
     naming_a_full_disk,
     only_one,
@@ -147,7 +149,7 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
     size = sum(weights_file(model_dir, part).stat().st_size // (4 if part in names else 1) for part in PARTS)
     check_disk(target.parent, size, "The folder of quantized models")  # at the least
     with building(target) as partial:
-        shutil.copytree(model_dir, partial, ignore=shutil.ignore_patterns(*names), dirs_exist_ok=True)
+        copy_folder(model_dir, partial, leave_out=names)
         pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
         pipe.set_progress_bar_config(disable=True)
         recorded, checked = record_runs(pipe, pipe.defaults["calibration_prompts"][:prompts])
@@ -209,7 +211,7 @@ def record_runs(
     for i, prompt in enumerate(tqdm(prompts, desc="recording runs", unit="prompt")):
         rows = checked if i % HELD_OUT == 1 else recorded
         latents = torch.randn((1, pipe.latent_channels, side, side), generator=torch.Generator().manual_seed(i))
-        texts = pipe.encode_prompt(["", prompt])
+        texts = pipe.encode_prompt(["", prompt])[:, :MAX_TOKENS]  # all that the folder's U-Net takes
         steps = pipe.denoise(prompt, latents=latents, solver="dpm++", num_inference_steps=STEPS)
         for number, step in enumerate(steps):
             sample, timestep = latents.numpy(), step.timestep.reshape(1).long().numpy()
@@ -256,9 +258,9 @@ def _quantize_part(
         (target / name).mkdir()
         with naming_a_full_disk(target):
             ov.save_model(model, graph_file(target, name), compress_to_fp16=True)
-        shutil.copy(config_file(source, name), config_file(target, name))
+        shutil.copyfile(config_file(source, name), config_file(target, name))
     else:
-        shutil.copytree(source / name, target / name)
+        copy_folder(source / name, target / name)
     sizes = [weights_file(folder, name).stat().st_size / 1e6 for folder in (target, source)]
     return QuantizedPart(name, good_enough, *sizes, time.perf_counter() - start, agreement)
 

@@ -33,7 +33,7 @@ from ov_decidiffusion.batching import Batcher, Job, QueueIsFull
 from ov_decidiffusion.folder import ModelDirError
 from ov_decidiffusion.guards import THIS_MACHINE_ONLY, check_api_key
 from ov_decidiffusion.images import fit_size, to_rgb
-from ov_decidiffusion.limits import MAX_PIXELS, MAX_SEED, MAX_STEPS, MAX_UPLOAD
+from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD, why_not_read
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 MAX_PICTURES = 10  # of a request, as in OpenAI's interface
 MAX_WAITING, MAX_BATCH, MAX_TIMEOUT = 100_000, 1000, 86_400  # requests, pictures, seconds
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+LONGEST = {"jpeg": 65_500, "webp": 16_383}  # pixels of a side that can be written
 PREFIXES = ("/v1", "/v3")
 READER = ThreadPoolExecutor(1, "reader")  # a large picture takes seconds and 0.5 GB: one at a time, others are answered
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -273,6 +274,9 @@ def make_job(
         raise Refused(f"`seed` must be from 0 to {MAX_SEED}, got {seed}.", param="seed")
     first = random.randint(0, MAX_SEED) if seed is None else seed
     width, height = _size(pipe, asked.size, image)
+    longest = LONGEST.get(asked.output_format or "", max(width, height))
+    if max(width, height) > longest:
+        raise Refused(f"`size` {width}x{height} is too long for {asked.output_format}: png has no bound.", param="size")
     row = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt, "image": image, "mask_image": mask}
     shared = {
         "width": width,
@@ -378,9 +382,8 @@ async def _read_picture(file: UploadFile, name: str, convert: Callable[[Image.Im
 
     def read() -> Image.Image:
         picture = Image.open(io.BytesIO(data))
-        if picture.width * picture.height > MAX_PIXELS:
-            size, most = f"{picture.width}x{picture.height}", MAX_PIXELS // 10**6
-            raise Refused(f"`{name}` has {size} pixels; at most {most} million are read.", param=name)
+        if reason := why_not_read(picture):
+            raise Refused(f"`{name}` {reason}.", param=name)
         picture.load()
         return convert(picture)
 

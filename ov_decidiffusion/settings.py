@@ -130,6 +130,7 @@ def _is_plain(value: Any) -> bool:
 def _webui_text(arguments: dict[str, Any], origin: dict[str, Any], size: tuple[int, int]) -> str:
     """As AUTOMATIC1111's stable-diffusion-webui writes it: prompt, negative prompt, and a line of names and values."""
     first = {name: value[0] if isinstance(value, list) and value else value for name, value in arguments.items()}
+    first |= words_of(arguments, origin)
     lines = [first["prompt"] or ""]
     if first.get("negative_prompt"):
         lines.append(f"Negative prompt: {first['negative_prompt']}")
@@ -245,6 +246,17 @@ def of_each(arguments: dict[str, Any], pictures: int) -> list[dict[str, Any]]:
         seed = seeds[i] if isinstance(seeds, list) else seeds
         each.append(arguments | own | {"seed": seed, "num_images_per_prompt": 1})
     return each
+
+
+def words_of(arguments: dict[str, Any], made_with: dict[str, Any]) -> dict[str, str | None]:
+    """The prompt and the negative prompt of a picture itself, where its call had several; as ``_read`` gives both."""
+    picture, times = made_with.get("picture"), arguments.get("num_images_per_prompt")
+    index = picture // times if isinstance(picture, int) and isinstance(times, int) and times > 0 else 0
+    words = {}
+    for name in ("prompt", "negative_prompt"):
+        value = arguments.get(name)
+        words[name] = value[index % len(value)] if isinstance(value, list) and value else value
+    return words
 
 
 def _at(values: Sequence[str] | str | None, index: int) -> str | None:

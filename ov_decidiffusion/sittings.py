@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 MAX_WAITING = 32
 MAX_PICTURES = 100  # of one visitor; the oldest go
+MAX_SOURCES = 100_000_000  # bytes of what one visitor's pictures were made from, as they lie in memory; the oldest go
 IDLE_SECONDS = 3600  # after which a visitor's pictures are deleted
 NAME_LENGTH = 60
 
@@ -140,12 +141,13 @@ class Kept:
 
 @dataclass
 class Sitting:
-    """One visitor's pictures, the newest first."""
+    """One visitor's pictures, the newest first; what they were made from is kept for who may go on from it."""
 
     folder: Path
     pictures: list[Kept] = field(default_factory=list)
     seen: float = field(default_factory=time.monotonic)
     ended: bool = False
+    keeps_sources: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(
@@ -167,11 +169,23 @@ class Sitting:
                 count += 1
                 path = self.folder / f"{name}-{count}.png"
             picture.save(path)
-            self.pictures.insert(0, Kept(path, arguments, caption, source, mask))
+            made_from = (source, mask) if self.keeps_sources else ()
+            self.pictures.insert(0, Kept(path, arguments, caption, *made_from))
             for old in self.pictures[MAX_PICTURES:]:
                 old.path.unlink(missing_ok=True)
             del self.pictures[MAX_PICTURES:]
+            self._let_sources_go()
             return self.pictures[0]
+
+    def _let_sources_go(self) -> None:
+        """Of older pictures, beyond ``MAX_SOURCES``; pictures of one call share theirs."""
+        held: dict[int, int] = {}
+        for i, one in enumerate(self.pictures):
+            for picture in (one.source, one.mask):
+                if picture is not None:
+                    held[id(picture)] = picture.width * picture.height * len(picture.getbands())
+            if i and sum(held.values()) > MAX_SOURCES:
+                self.pictures[i] = replace(one, source=None, mask=None)
 
     def end(self) -> None:
         """Delete the pictures, and keep no more."""
@@ -200,16 +214,17 @@ class Sittings:
 
     def of_session(self, session: str) -> Sitting:
         """The sitting of a program, which lasts as long as its session."""
-        return self._enter(f"session {session}")[1]
+        return self._enter(f"session {session}", keeps_sources=False)[1]
 
     def end_session(self, session: str) -> None:
         """A program has left: its pictures are deleted."""
         with self._lock:
             self._drop(f"session {session}")
 
-    def _enter(self, token: str) -> tuple[str, Sitting]:
+    def _enter(self, token: str, keeps_sources: bool = True) -> tuple[str, Sitting]:
         with self._lock:
-            sitting = self._sittings.setdefault(token, Sitting(Path(self._folder.name) / secrets.token_hex(8)))
+            new = Sitting(Path(self._folder.name) / secrets.token_hex(8), keeps_sources=keeps_sources)
+            sitting = self._sittings.setdefault(token, new)
             sitting.seen = time.monotonic()
             return token, sitting
 

@@ -16,7 +16,7 @@ from ov_decidiffusion.images import fit_size
 from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import PRESETS
-from ov_decidiffusion.settings import made_with, settings_of
+from ov_decidiffusion.settings import made_with, settings_of, words_of
 from ov_decidiffusion.sittings import Kept, Line, Sitting, Sittings, Ticket
 
 MAX_PICTURES = 4
@@ -223,15 +223,12 @@ def filled_in(picture: Any) -> dict[str, Any]:
     Raises:
         ValueError: the picture carries no settings.
     """
-    found, preset = settings_of(picture), made_with(picture).get("preset")
+    found, origin = settings_of(picture), made_with(picture)
+    words, preset = words_of(found, origin), origin.get("preset")
     size = f"{found['width']}x{found['height']}" if "width" in found and "height" in found else AUTOMATIC
-    prompt, negative = (
-        value[0] if isinstance(value, list) and value else value
-        for value in (found.get("prompt"), found.get("negative_prompt"))
-    )
     return {
-        "prompt": prompt or "",
-        "negative_prompt": negative or "",
+        "prompt": words["prompt"] or "",
+        "negative_prompt": words["negative_prompt"] or "",
         "strength": found.get("strength"),
         "preset": preset if isinstance(preset, str) and preset in PRESETS else None,
         "seed": seed_of(found, 0),

@@ -7,16 +7,20 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
+
+PARTIAL = re.compile(r"\.[0-9a-f]{8}(\.old)?\.partial")  # behind a folder's name, while it is written
 
 
 def check_disk(place: Path, needed: int, what: str, remedy: str = "free some space or choose another") -> None:
@@ -75,7 +79,8 @@ def only_one(target: Path) -> Iterator[None]:
         lock.acquire()
     try:
         for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+            if PARTIAL.fullmatch(left.name.removeprefix(f".{target.name}")):  # and not of a folder named longer
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         lock.release()
@@ -112,6 +117,19 @@ def building(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_folder(source: Path, target: Path, leave_out: Collection[str] = ()) -> None:
+    """Copy a folder's files into one that can be written to, also where the source's cannot.
+
+    Args:
+        target: new, or there already.
+        leave_out: names of files and folders.
+    """
+    ignore = shutil.ignore_patterns(*leave_out)
+    shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
 
 
 def _write_through(file: Path) -> None:

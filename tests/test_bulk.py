@@ -120,6 +120,23 @@ def test_what_was_lost_or_damaged_is_made_again(model_dir, tmp_path, monkeypatch
     assert sums(generate(ROWS[:2], model_dir, tmp_path / "out", **EXACT, **SHORT)) == before
 
 
+@pytest.mark.parametrize("output_format", ["png", "webdataset"])
+def test_a_picture_that_other_rows_were_written_over_is_made_again(model_dir, tmp_path, monkeypatch, output_format):
+    without_ray(monkeypatch)
+    more = {"output_format": output_format} | EXACT | SHORT
+    for row in (0, 1, 0):
+        manifest = generate([ROWS[row] | {"seed": 1}], model_dir, tmp_path / "out", **more)
+    ((record,),) = [records(manifest)]
+    place = tmp_path / "out" / record["file"]
+    if output_format == "png":
+        data = place.read_bytes()
+    else:
+        with tarfile.open(place.parent) as shard:
+            data = shard.extractfile(place.name).read()
+    assert hashlib.sha256(data).hexdigest() == record["sha256"]
+    assert settings_of(Image.open(io.BytesIO(data)))["prompt"] == record["prompt"] == ROWS[0]["prompt"]
+
+
 def test_what_failed_for_want_of_memory_is_made_by_the_next_call(model_dir, tmp_path, monkeypatch):
     without_ray(monkeypatch)
     asked = (ROWS[:2], model_dir, tmp_path / "out")
@@ -171,6 +188,13 @@ def test_actors_make_the_same_pictures(alone, cluster, model_dir, tmp_path, acto
     spread = generate(ROWS, model_dir, tmp_path / "spread", actors=actors, **EXACT, **SHORT)
     assert sums(spread) == sums(alone)
     assert [record["error"] for record in records(spread)] == [record["error"] for record in records(alone)]
+
+
+def test_rows_for_actors_may_name_files_by_paths(cluster, model_dir, tmp_path):
+    Image.new("RGB", (128, 128), "red").save(tmp_path / "red.png")
+    rows = [{"prompt": "a fox in the snow", "image": tmp_path / "red.png"}]
+    (record,) = records(generate(rows, model_dir, tmp_path / "out", actors=1, **EXACT, **SHORT))
+    assert record["file"] and not record["error"]
 
 
 def test_without_ray_one_pipeline_here_does_the_actors_work(alone, model_dir, tmp_path, monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """The demo as programs and the network see it: what it answers, refuses and serves, and how its command ends."""
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -77,6 +78,13 @@ def test_programs_are_answered_over_http(demo, int8_pipe, tmp_path):
             client.predict(**wanted | wrong, api_name="/text_to_image")
 
 
+def png_of(width: int, height: int) -> bytes:
+    """A black picture in one bit a pixel."""
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
 def test_what_cannot_be_read_is_told_without_paths_or_tracebacks(demo, tmp_path, capfd):
     client = Client(demo.local_url, verbose=False)
     files = {
@@ -87,6 +95,9 @@ def test_what_cannot_be_read_is_told_without_paths_or_tracebacks(demo, tmp_path,
             "SVG files are not supported",
         ),
         "large.png": (b"\x89PNG\r\n" + bytes(32_000_000), "exceeds the maximum file size"),
+        "wide.png": (png_of(9000, 9000), "has 9000x9000 pixels; at most 64 million are read"),
+        "wider.png": (png_of(30000, 10000), "has more pixels than can be read"),
+        "print.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is a file of the kind EPS"),
     }
     capfd.readouterr()
     for name, (content, message) in files.items():
@@ -126,6 +137,21 @@ def test_serves_no_file_that_it_did_not_make(demo, tmp_path):
         for route in ("gradio_api/file=", "file="):
             answer = httpx.get(f"{demo.local_url}{route}{path}")
             assert answer.status_code >= 400 and "for my eyes only" not in answer.text, path
+
+
+def test_fetches_nothing_from_elsewhere_and_sends_nothing_there(demo):
+    """Gradio would hand other hosts' files on as the page's own, and keep runs on the hub with the owner's token."""
+    for place in (
+        "file=https://example.com/x.png",
+        "file=HTTP://127.0.0.1:9/",
+        "file/https://example.com/x",
+        "proxy=x",
+    ):
+        for route in (f"gradio_api/{place}", place, f"gradio_api/{place.replace('=', '%3D', 1)}"):
+            answer = httpx.get(f"{demo.local_url}{route}")
+            assert (answer.status_code, answer.text) == (403, "Nothing is fetched from elsewhere."), route
+    for place in ("runs", "run-history/buckets"):
+        assert httpx.get(f"{demo.local_url}gradio_api/{place}").status_code == 404
 
 
 class Served(Exception):
@@ -195,6 +221,18 @@ def test_pictures_of_whoever_has_left_or_is_long_gone_are_deleted():
     root = leaver.folder.parent
     sittings.close()
     assert not root.exists()
+
+
+def test_what_pictures_were_made_from_takes_no_more_memory_than_there_is_for_it():
+    sittings = Sittings()
+    _, sitting = sittings.of(None)
+    large, small = Image.new("RGB", (5000, 5000)), Image.new("RGB", (64, 64))
+    for source in (small, small, large, large.copy(), small):
+        sitting.keep(small, {"prompt": "a fox"}, "", source, small)
+    assert [kept.source is not None for kept in sitting.pictures] == [True, True, False, False, False]
+    assert [kept.mask is not None for kept in sitting.pictures] == [True, True, False, False, False]
+    assert sittings.of_session("a program").keep(small, {"prompt": "a fox"}, "", small).source is None
+    sittings.close()
 
 
 def test_nothing_is_decoded_for_whoever_has_left(int8_pipe, monkeypatch):

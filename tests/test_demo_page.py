@@ -19,6 +19,7 @@ from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.presets import PRESETS
 from ov_decidiffusion.settings import settings_of
+from ov_decidiffusion.sittings import Sittings
 from training.oracle import read_picture
 
 PROMPT = "a fox in the snow"
@@ -310,6 +311,20 @@ def test_a_source_by_upload_paste_and_drop_and_a_mask_painted_on_it(page, int8_p
     photograph(page, "inpainted")
 
 
+def test_a_photograph_that_is_dropped_stands_upright(page, tmp_path):
+    lying = Image.new("CMYK", (200, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright, as phones say it
+    lying.save(tmp_path / "photo.jpg", exif=exif)
+    unfold(page, "Start from a picture")
+    paste(page, tmp_path / "photo.jpg", "drop")
+    page.get_by_text("Taken as the source picture.").last.wait_for()
+    page.wait_for_timeout(1500)
+    make(page)
+    width, height = shown(page).size
+    assert height > width
+
+
 def test_a_picture_of_ours_dropped_on_the_page_fills_its_settings_in(page, int8_pipe, tmp_path):
     arguments = {"seed": 77, "negative_prompt": "white", "num_inference_steps": 7, "guidance_scale": 3.5}
     picture = int8_pipe("a lion in the desert", solver="euler", **arguments).images[0]
@@ -351,6 +366,18 @@ def test_two_settings_are_compared_with_a_slider(page):
     expect(page.locator("#slider img")).to_have_count(2)
     page.wait_for_timeout(500)
     photograph(page, "compared")
+
+
+def test_compared_pictures_can_be_gone_on_from_when_earlier_ones_were_deleted_meanwhile(page, demo, monkeypatch):
+    monkeypatch.setattr(demo.studio, "sittings", Sittings())  # after an hour, as it were
+    fill(page, "Prompt", PROMPT)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#compared")).to_contain_text(re.compile(r"A: [\d.]+ s, B: [\d.]+ s"))
+    page.locator("#gallery .thumbnail-item").last.click()
+    expect(page.locator("#caption")).to_contain_text(PROMPT)
+    expect(page.locator("#gallery .thumbnail-item")).to_have_count(2)
+    demo.studio.sittings.close()
 
 
 def test_stop_ends_both_sides_of_a_comparison(page, slow):

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.folder import DEFAULTS_FILE, default_model_dir, read_defaults, verify_model_dir
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.writing import write_json
+from ov_decidiffusion.writing import copy_folder, only_one, write_json
 
 
 @pytest.fixture
@@ -109,6 +110,29 @@ def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_pat
     assert [one.name for one in target.parent.iterdir()] == [target.name]
 
 
+def test_what_another_folder_is_written_in_is_left_alone(tmp_path):
+    mine, others = tmp_path / ".a.0123abcd.partial", tmp_path / ".a.b.0123abcd.partial"
+    for left in (mine, tmp_path / ".a.0123abcd.old.partial", others):
+        left.mkdir()
+    with only_one(tmp_path / "a"):
+        assert list(tmp_path.iterdir()) == [others]
+
+
+def test_a_copy_of_a_folder_that_cannot_be_written_to_can_be(tmp_path):
+    source, inner = tmp_path / "source", tmp_path / "source" / "unet"
+    inner.mkdir(parents=True)
+    (inner / "config.json").write_text("{}")
+    (source / "left_out").mkdir()
+    for path, mode in ((inner / "config.json", 0o444), (inner, 0o555), (source, 0o555)):
+        path.chmod(mode)
+    copy_folder(source, tmp_path / "copy", leave_out=["left_out"])
+    copied = sorted((tmp_path / "copy").rglob("*"))
+    assert [path.name for path in copied] == ["unet", "config.json"]
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "copy", *copied))
+    for path in (source, inner):  # for whoever deletes it
+        path.chmod(0o755)
+
+
 def test_an_empty_folder_is_a_place_to_convert_to_and_names_come_from_real_ones(
     tmp_path, monkeypatch, small_checkpoint
 ):
@@ -146,6 +170,15 @@ def test_texts_of_another_form_are_refused_by_file_and_name(tmp_path, odd):
 
 
 @pytest.mark.parametrize("part", ["unet", "vae_decoder"])
+def test_a_loaded_pipeline_works_from_another_folder_too(model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(model_dir.parent)
+    pipe = OVStableDiffusionPipeline.from_pretrained(model_dir.name, inference_precision="f32")
+    monkeypatch.chdir(tmp_path)
+    source = Image.new("RGB", (128, 128), "red")
+    assert pipe("a fox", image=source, num_inference_steps=2, seed=1).images  # the encoder is compiled only now
+    assert pipe.tokenizer("a fox")
+
+
 def test_weights_that_became_no_numbers_are_told_and_make_no_black_picture(copied, part):
     file = copied / part / "openvino_model.bin"
     file.write_bytes(b"\xff" * file.stat().st_size)

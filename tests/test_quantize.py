@@ -130,6 +130,12 @@ def test_lighter_weights_are_smaller_and_agree(model_dir, mode, share, floor):
         pipe.denoise(PROMPT, preset="fast")
 
 
+def test_a_long_calibration_prompt_is_recorded_by_its_beginning(loaded_pipe):
+    recorded, _ = record_runs(loaded_pipe, ["a fox " * 60])
+    assert {row["encoder_hidden_states"].shape[1] for row in recorded["unet"]} == {77}
+    assert {row["input_ids"].shape for row in recorded["text_encoder"]} == {(1, 77)}
+
+
 def test_a_part_that_int8_harms_too_much_is_kept_as_it_was(model_dir, tmp_path, monkeypatch):
     alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
     monkeypatch.setattr(quantize, "quantize_within_budget", lambda model, *_: model)

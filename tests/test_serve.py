@@ -122,6 +122,13 @@ def test_edits_leave_what_is_opaque_in_the_mask(client, pipe):
     ("asked", "more", "kind", "param", "message"),
     [
         ({"size": "100x100"}, {}, openai.BadRequestError, "size", "multiples of 64, got '100x100'"),
+        (
+            {"size": "16384x64", "output_format": "webp"},
+            {},
+            openai.BadRequestError,
+            "size",
+            "`size` 16384x64 is too long for webp",
+        ),
         ({"n": 11}, {}, openai.BadRequestError, "n", "`n` must be from 1 to 10"),
         ({"response_format": "url"}, {}, openai.BadRequestError, "response_format", "must be b64_json"),
         ({"model": "dall-e-3"}, {}, openai.NotFoundError, "model", "There is no model 'dall-e-3' here, only"),
@@ -185,7 +192,12 @@ def test_pictures_whose_metadata_are_damaged_or_that_are_huge_are_refused(client
     Image.new("RGB", (64, 64)).save(file, "PNG", exif=b"garbage")
     huge = io.BytesIO()
     Image.new("1", (9000, 9000)).save(huge, "PNG")
-    for name, data, message in (("damaged.png", file, "cannot be read"), ("huge.png", huge, "has 9000x9000 pixels")):
+    eps = io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")  # Ghostscript would be run for it
+    for name, data, message in (
+        ("damaged.png", file, "cannot be read"),
+        ("huge.png", huge, "has 9000x9000 pixels"),
+        ("print.png", eps, "is a file of the kind EPS"),
+    ):
         with pytest.raises(openai.BadRequestError, match=message) as refused:
             client.images.edit(prompt=PROMPT, image=(name, data.getvalue(), "image/png"))
         assert refused.value.param == "image"

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from ov_decidiffusion.settings import made_with, settings_of
+from ov_decidiffusion.studio import filled_in
 
 PROMPT = "a fox in the snow"
 WEBUI = """a (fox:1.2), in the snow
@@ -51,6 +52,17 @@ def test_each_of_several_with_its_own_seed_is_made_alone_and_others_together(pip
     together[1].save(tmp_path / "made.png")
     assert made_with(tmp_path / "made.png")["picture"] == 1
     assert same(pipe(**settings_of(tmp_path / "made.png")).images[1], together[1])
+
+
+def test_each_of_several_with_one_seed_tells_its_own_prompt(pipe, tmp_path):
+    prompts, negative = ["a fox in the snow", "a lion in the desert"], ["white", "blue"]
+    made = pipe(prompts, negative_prompt=negative, seed=1, num_images_per_prompt=2, num_inference_steps=1).images
+    for i, picture in enumerate(made):
+        picture.save(tmp_path / "saved.png")
+        with Image.open(tmp_path / "saved.png") as saved:
+            assert saved.text["parameters"].startswith(f"{prompts[i // 2]}\nNegative prompt: {negative[i // 2]}\n")
+        filled = filled_in(tmp_path / "saved.png")
+        assert (filled["prompt"], filled["negative_prompt"]) == (prompts[i // 2], negative[i // 2])
 
 
 def test_image_to_image_and_inpainting_need_their_pictures_again(pipe, tmp_path):
