@@ -312,17 +312,19 @@ def test_a_source_by_upload_paste_and_drop_and_a_mask_painted_on_it(page, int8_p
 
 
 def test_a_photograph_that_is_dropped_stands_upright(page, tmp_path):
-    lying = Image.new("CMYK", (200, 100))
+    lying = Image.new("CMYK", (128, 128), (0, 255, 255, 0))
+    lying.paste((255, 0, 255, 0), [64, 0, 128, 128])
     exif = Image.Exif()
-    exif[0x0112] = 6  # held upright, as phones say it
+    exif[0x0112] = 6  # its left is the top, as phones say it
     lying.save(tmp_path / "photo.jpg", exif=exif)
     unfold(page, "Start from a picture")
     paste(page, tmp_path / "photo.jpg", "drop")
     page.get_by_text("Taken as the source picture.").last.wait_for()
     page.wait_for_timeout(1500)
+    fill(page, "Strength", 0.1)
     make(page)
-    width, height = shown(page).size
-    assert height > width
+    red, green, _ = np.asarray(shown(page), int).transpose(2, 0, 1)
+    assert (red - green)[:56].mean() > 100 and (green - red)[72:].mean() > 100
 
 
 def test_a_picture_of_ours_dropped_on_the_page_fills_its_settings_in(page, int8_pipe, tmp_path):
@@ -374,6 +376,7 @@ def test_compared_pictures_can_be_gone_on_from_when_earlier_ones_were_deleted_me
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#compared")).to_contain_text(re.compile(r"A: [\d.]+ s, B: [\d.]+ s"))
+    page.get_by_role("tab", name="Picture").click()
     page.locator("#gallery .thumbnail-item").last.click()
     expect(page.locator("#caption")).to_contain_text(PROMPT)
     expect(page.locator("#gallery .thumbnail-item")).to_have_count(2)
