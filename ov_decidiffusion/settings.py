@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -130,7 +129,7 @@ def _is_plain(value: Any) -> bool:
 def _webui_text(arguments: dict[str, Any], origin: dict[str, Any], size: tuple[int, int]) -> str:
     """As AUTOMATIC1111's stable-diffusion-webui writes it: prompt, negative prompt, and a line of names and values."""
     first = {name: value[0] if isinstance(value, list) and value else value for name, value in arguments.items()}
-    first |= words_of(arguments, origin)
+    first |= words_of(arguments, origin)  # which may be another picture's than the first
     lines = [first["prompt"] or ""]
     if first.get("negative_prompt"):
         lines.append(f"Negative prompt: {first['negative_prompt']}")
@@ -239,12 +238,10 @@ def of_each(arguments: dict[str, Any], pictures: int) -> list[dict[str, Any]]:
     seeds = arguments.get("seed")
     if pictures > 1 and not isinstance(seeds, list):
         return [arguments] * pictures
-    times = arguments["num_images_per_prompt"]
     each = []
     for i in range(pictures):
-        own = {name: _at(arguments.get(name), i // times) for name in ("prompt", "negative_prompt")}
         seed = seeds[i] if isinstance(seeds, list) else seeds
-        each.append(arguments | own | {"seed": seed, "num_images_per_prompt": 1})
+        each.append(arguments | words_of(arguments, {"picture": i}) | {"seed": seed, "num_images_per_prompt": 1})
     return each
 
 
@@ -257,10 +254,6 @@ def words_of(arguments: dict[str, Any], made_with: dict[str, Any]) -> dict[str, 
         value = arguments.get(name)
         words[name] = value[index % len(value)] if isinstance(value, list) and value else value
     return words
-
-
-def _at(values: Sequence[str] | str | None, index: int) -> str | None:
-    return values if values is None or isinstance(values, str) else values[index]
 
 
 def sha256_of(picture: Image.Image) -> str:
