@@ -22,12 +22,12 @@ from matplotlib.patches import FancyBboxPatch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, KNOWN_CHECKPOINTS, CheckpointError
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, KNOWN_CHECKPOINTS
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.download import find_checkpoint
-from ov_decidiffusion.folder import default_model_dir
-from ov_decidiffusion.memory import NotEnoughMemory
+from ov_decidiffusion.errors import CheckpointError, NotEnoughMemory
+from ov_decidiffusion.model_folder.layout import default_model_dir
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.plan import noise_levels
 from ov_decidiffusion.profiling import level_times

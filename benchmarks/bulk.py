@@ -18,7 +18,8 @@ from benchmarks.report import machine_facts, table
 from benchmarks.runs import PEERS_PYTHON, RESULTS, require_peers
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.folder import config_file, read_json
+from ov_decidiffusion.model_folder.integrity import read_json
+from ov_decidiffusion.model_folder.layout import config_file
 
 PROMPTS = ["a fox in the snow", "an owl in a forest at night", "a whale under water", "a rocket on a beach at sunset"]
 CHUNKS = (100, 1100)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.folder import TINY_DECODER
+from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.squeezed import SqueezedDPMSolverMultistepScheduler
 from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 

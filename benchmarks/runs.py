@@ -17,7 +17,7 @@ from pathlib import Path
 import openvino as ov
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.folder import default_model_dir
+from ov_decidiffusion.model_folder.layout import default_model_dir
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -37,7 +37,8 @@ from PIL import Image
 from benchmarks.report import machine_facts, psnr_of_pictures, table
 from benchmarks.runs import RESULTS
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.folder import describe_files, quantized_sibling, verify_model_dir
+from ov_decidiffusion.model_folder.integrity import describe_files, verify_model_dir
+from ov_decidiffusion.model_folder.layout import quantized_sibling
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from training.evaluate import Case, choose_cases, generate
 from training.oracle import read_picture

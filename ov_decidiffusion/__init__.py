@@ -16,7 +16,7 @@ _PLACES = {
     "made_with": "settings",
     "quantize_models": "quantize",
     "settings_of": "settings",
-    "verify_model_dir": "folder",
+    "verify_model_dir": "model_folder.integrity",
 }
 __all__ = sorted(_PLACES)
 

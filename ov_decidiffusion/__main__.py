@@ -157,7 +157,8 @@ def _convert(options: argparse.Namespace) -> Path:
 
 def _checked(model_dir: Path, options: argparse.Namespace) -> Path:
     if options.check:
-        from ov_decidiffusion.folder import QUANTIZATION_REPORT, quantized_sibling, verify_model_dir
+        from ov_decidiffusion.model_folder.integrity import verify_model_dir
+        from ov_decidiffusion.model_folder.layout import QUANTIZATION_REPORT, quantized_sibling
 
         folders, int8 = [model_dir], quantized_sibling(model_dir)
         if int8 != model_dir and (int8 / QUANTIZATION_REPORT).is_file():
@@ -206,8 +207,9 @@ def _check_port(options: argparse.Namespace) -> None:
 def _prepared(options: argparse.Namespace) -> Path:
     """The model folder, converted unless it is there, and quantized where that was asked for."""
     from ov_decidiffusion.arguments import check_path
-    from ov_decidiffusion.folder import check_model_dir, graph_file
     from ov_decidiffusion.loading import check_loading
+    from ov_decidiffusion.model_folder.integrity import check_model_dir
+    from ov_decidiffusion.model_folder.layout import graph_file
 
     check_loading(options.device, options.inference_precision, threads=options.threads)
     given = None if options.model_dir is None else check_path("model_dir", options.model_dir)

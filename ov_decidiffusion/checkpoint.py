@@ -10,8 +10,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ov_decidiffusion.configs import MAX_SAMPLE_SIZE, MAX_WIDTH
-from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER, leads_out, read_json
+from ov_decidiffusion.errors import CheckpointError
+from ov_decidiffusion.model_folder.configs import MAX_SAMPLE_SIZE, MAX_WIDTH
+from ov_decidiffusion.model_folder.integrity import leads_out, read_json
+from ov_decidiffusion.model_folder.layout import DEFAULTS_FILE, TINY_DECODER
 
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny-decidiffusion"
 KNOWN_CHECKPOINTS = {
@@ -58,10 +60,6 @@ MAX_LAYERS = 100
 LIMITS = {"sample_size": MAX_SAMPLE_SIZE, "cross_attention_dim": MAX_WIDTH}
 COUNTS = ("num_hidden_layers", "layers_per_block", "num_encoder_blocks", "num_decoder_blocks")  # of layers
 REMEDY = "download it again"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be found, downloaded or used; the message says why and what to do."""
 
 
 def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
-from tokenizers import Tokenizer
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ov_decidiffusion.checkpoint import CheckpointError, copy_tokenizer
-from ov_decidiffusion.folder import check_token_ids
+from ov_decidiffusion.checkpoint import copy_tokenizer
+from ov_decidiffusion.errors import CheckpointError
+from ov_decidiffusion.model_folder.tokenizer import check_token_ids
 from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 
@@ -105,22 +105,3 @@ def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
         check_token_ids(tokenizer.get_vocab(), folder)
     tokenizer.name_or_path = str(folder / "tokenizer")
     return tokenizer
-
-
-def prompt_tokenizer(tokenizer: CLIPTokenizer) -> Tokenizer:
-    """What a tokenizer computes with, set to pad: the tokenizers library loads it in a fraction of the time.
-
-    Raises:
-        CheckpointError: its settings lack a token that begins, ends or pads a prompt.
-    """
-    known = tokenizer.get_vocab().values()
-    for name in ("bos_token", "eos_token", "pad_token"):
-        if getattr(tokenizer, f"{name}_id") not in known:
-            token = getattr(tokenizer, name)
-            raise CheckpointError(f"`tokenizer_config.json: {name}` must be a token of vocab.json, got {token!r}.")
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-    if backend.encode("").ids != [tokenizer.bos_token_id, tokenizer.eos_token_id]:
-        raise CheckpointError("The tokenizer must begin and end a prompt with a token each, as CLIP's does.")
-    return backend

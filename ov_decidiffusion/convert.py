@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from ov_decidiffusion.arguments import check_choice, check_flag, check_path
-from ov_decidiffusion.folder import default_model_dir
+from ov_decidiffusion.model_folder.layout import default_model_dir
+from ov_decidiffusion.model_folder.writing import is_free, only_one, refuse_own_folder
 from ov_decidiffusion.reports import ConversionReport, existing_report, quantized_from
-from ov_decidiffusion.writing import is_free, only_one, refuse_own_folder
 
 WEIGHT_FORMATS = ("fp16", "fp32")
 

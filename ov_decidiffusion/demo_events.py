@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image, ImageColor
 
 from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text, steps_of
-from ov_decidiffusion.folder import ModelDirError
+from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.images import to_rgb
 from ov_decidiffusion.limits import MAX_SEED
 from ov_decidiffusion.settings import settings_of

@@ -4,8 +4,8 @@ from typing import Any
 
 import openvino as ov
 
-from ov_decidiffusion.configs import vae_factor
-from ov_decidiffusion.folder import TINY_DECODER
+from ov_decidiffusion.model_folder.configs import vae_factor
+from ov_decidiffusion.model_folder.layout import TINY_DECODER
 
 SEVERAL = ("AUTO", "MULTI", "HETERO")  # stand for the devices listed behind them
 

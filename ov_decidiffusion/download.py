@@ -29,14 +29,15 @@ from ov_decidiffusion.checkpoint import (
     PLAIN_FILES,
     TINY_FILES,
     WEIGHTED_PARTS,
-    CheckpointError,
     check_checkpoint,
     check_tiny_decoder,
     missing_files,
     missing_message,
 )
-from ov_decidiffusion.folder import TINY_DECODER, read_json
-from ov_decidiffusion.writing import check_disk
+from ov_decidiffusion.errors import CheckpointError
+from ov_decidiffusion.model_folder.integrity import read_json
+from ov_decidiffusion.model_folder.layout import TINY_DECODER
+from ov_decidiffusion.model_folder.writing import check_disk
 
 logger = logging.getLogger(__name__)
 

@@ -26,22 +26,20 @@ from ov_decidiffusion.arguments import (
     shown,
 )
 from ov_decidiffusion.denoise import Denoiser, DenoisingStep
-from ov_decidiffusion.folder import (
-    QUANTIZABLE,
-    explaining,
-    read_defaults,
-    read_origin,
-    read_scheduler,
-)
 from ov_decidiffusion.images import choose_size, make_image_processor
 from ov_decidiffusion.memory import check_memory
+from ov_decidiffusion.model_folder.configs import read_origin, read_scheduler
+from ov_decidiffusion.model_folder.defaults import read_defaults
+from ov_decidiffusion.model_folder.integrity import explaining
+from ov_decidiffusion.model_folder.layout import QUANTIZABLE
+from ov_decidiffusion.model_folder.tokenizer import load_tokenizer
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.plan import Plan, make_plan
 from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
 from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
 from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start
 from ov_decidiffusion.tensors import check_batch, check_latents, make_generator, unseeded_generator
-from ov_decidiffusion.text import Text, TextEncoder, check_text, load_tokenizer
+from ov_decidiffusion.text import Text, TextEncoder, check_text
 from ov_decidiffusion.vae import Autoencoder, quick_look
 
 P = ParamSpec("P")

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import psutil
 
+from ov_decidiffusion.errors import NotEnoughMemory
+
 LIMIT_VARIABLE = "OV_DECIDIFFUSION_MEMORY_GB"
 PICTURES, SMALLER = "`width`, `height` and the number of pictures", "make smaller pictures, or fewer at a time"
 CONTROL_GROUP = Path("/sys/fs/cgroup")  # what a container sees of its own
 MADV_PAGEOUT = 21  # since Linux 5.4; whatever lies at the addresses by then, none of it is lost
-
-
-class NotEnoughMemory(ValueError):
-    """Something needs more memory than is free now."""
 
 
 def check_memory(needed: int, what: str = PICTURES, instead: str = SMALLER) -> None:

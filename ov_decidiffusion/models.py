@@ -15,24 +15,22 @@ import openvino as ov
 
 from ov_decidiffusion.attention import cross_attention_model
 from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
-from ov_decidiffusion.configs import check_configs, unet_factor, vae_factor
 from ov_decidiffusion.devices import fix_shapes, needs_static_shapes, precision_hint
-from ov_decidiffusion.folder import (
+from ov_decidiffusion.loading import check_loading
+from ov_decidiffusion.memory import forgetting_mapped_weights, trim_heap
+from ov_decidiffusion.model_folder.configs import check_configs, unet_factor, vae_factor
+from ov_decidiffusion.model_folder.integrity import check_model_dir, explaining, read_json
+from ov_decidiffusion.model_folder.layout import (
     CONVERSION_REPORT,
     PARTS,
     QUANTIZATION_FORMAT,
     QUANTIZATION_REPORT,
     TINY_DECODER,
-    check_model_dir,
     config_file,
-    explaining,
     graph_file,
     quantized_sibling,
-    read_json,
     weights_file,
 )
-from ov_decidiffusion.loading import check_loading
-from ov_decidiffusion.memory import forgetting_mapped_weights, trim_heap
 from ov_decidiffusion.precision import WORTH_IT, choose_precision, int8_speedup, runs_on_cpu
 from ov_decidiffusion.processes import LOCALE, OfOneProcess
 from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms

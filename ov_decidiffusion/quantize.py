@@ -24,7 +24,10 @@ from openvino import opset13 as ops
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_path, check_whole
-from ov_decidiffusion.folder import (
+from ov_decidiffusion.errors import ModelDirError
+from ov_decidiffusion.memory import check_memory
+from ov_decidiffusion.model_folder.integrity import check_model_dir, describe_files, leads_out, read_json
+from ov_decidiffusion.model_folder.layout import (
     CONVERSION_REPORT,
     MAX_TOKENS,
     PARTS,
@@ -32,22 +35,12 @@ from ov_decidiffusion.folder import (
     QUANTIZATION_FORMAT,
     QUANTIZATION_REPORT,
     QUANTIZED_KINDS,
-    ModelDirError,
-    check_model_dir,
     config_file,
-    describe_files,
     graph_file,
-    leads_out,
     quantized_sibling,
-    read_json,
     weights_file,
 )
-from ov_decidiffusion.memory import check_memory
-from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.reports import read_parts
-from ov_decidiffusion.rewrites import merge_upsampling
-from ov_decidiffusion.trace import psnr
-from ov_decidiffusion.writing import (
+from ov_decidiffusion.model_folder.writing import (
     building,
     check_disk,
     copy_folder,
@@ -57,6 +50,10 @@ from ov_decidiffusion.writing import (
     refuse_own_folder,
     write_json,
 )
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.reports import read_parts
+from ov_decidiffusion.rewrites import merge_upsampling
+from ov_decidiffusion.trace import psnr
 
 logger = logging.getLogger(__name__)
 

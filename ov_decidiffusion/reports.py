@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ov_decidiffusion.checkpoint import checkpoint_files
-from ov_decidiffusion.folder import (
+from ov_decidiffusion.model_folder.integrity import are_described, check_model_dir, explaining, hashes, read_json
+from ov_decidiffusion.model_folder.layout import (
     CONVERSION_REPORT,
     FORMAT,
     PARTS,
     QUANTIZED_KINDS,
-    are_described,
-    check_model_dir,
-    explaining,
-    hashes,
     quantized_sibling,
-    read_json,
     weights_file,
 )
 
@@ -26,10 +22,6 @@ logger = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
 REPORT_FIELDS = ("format", "checkpoint", "revision", "weight_format", "fingerprint", "read", "files", "parts")
-
-
-class ConversionError(RuntimeError):
-    """A converted model does not agree with the PyTorch model that it came from."""
 
 
 @dataclass(frozen=True)

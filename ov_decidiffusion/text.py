@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from ov_decidiffusion.arguments import check_negative_prompts, check_prompts, shown
-from ov_decidiffusion.folder import MAX_TOKENS, check_token_ids, prompt_tokenizer_file, tokenizer_dir
+from ov_decidiffusion.model_folder.layout import MAX_TOKENS
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.tensors import check_embeds
 from ov_decidiffusion.weights import Piece, parse_weights
@@ -56,29 +55,6 @@ def check_text(
             for one in set(text):
                 parse_weights(one, name)
     return conditional, unconditional
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder; where another tool made it, by way of transformers, which takes its time.
-
-    Raises:
-        ValueError: the file holds none, or one without tokens that begin, end and pad a prompt.
-    """
-    file = prompt_tokenizer_file(folder)
-    if not file.is_file():
-        from transformers import CLIPTokenizer
-
-        from ov_decidiffusion.components import prompt_tokenizer
-
-        return prompt_tokenizer(CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True))
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"{file} holds no tokenizer ({error}): make the folder anew.") from error
-    check_token_ids(tokenizer.get_vocab(), folder)
-    if tokenizer.padding is None or len(tokenizer.encode("").ids) != 2:
-        raise ValueError(f"{file} lacks the tokens that begin, end and pad a prompt: make the folder anew.")
-    return tokenizer
 
 
 class TextEncoder:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from ov_decidiffusion.arguments import check_whole, shown
-from ov_decidiffusion.configs import vae_factor
-from ov_decidiffusion.folder import DEFAULTS_FILE, TINY_DECODER
+from ov_decidiffusion.model_folder.configs import vae_factor
+from ov_decidiffusion.model_folder.layout import DEFAULTS_FILE, TINY_DECODER
 from ov_decidiffusion.models import Models
 
 OVERLAP = 0.25  # of a tile's side

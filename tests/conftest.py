@@ -13,7 +13,8 @@ from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.components import load_text_encoder, load_tokenizer, load_unet, load_vae
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.demo import DemoBlocks, make_demo
-from ov_decidiffusion.folder import TINY_DECODER, read_json
+from ov_decidiffusion.model_folder.integrity import read_json
+from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizationReport, quantize_models
 from ov_decidiffusion.reports import ConversionReport

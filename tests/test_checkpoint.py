@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.components import load_text_encoder
 from ov_decidiffusion.download import find_checkpoint
+from ov_decidiffusion.errors import CheckpointError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNWANTED = ("pipeline.py", "unet/diffusion_pytorch_model.safetensors", "safety_checker/model.safetensors",

@@ -12,9 +12,11 @@ from PIL import Image
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.folder import DEFAULTS_FILE, default_model_dir, read_defaults, verify_model_dir
+from ov_decidiffusion.model_folder.defaults import read_defaults
+from ov_decidiffusion.model_folder.integrity import verify_model_dir
+from ov_decidiffusion.model_folder.layout import DEFAULTS_FILE, default_model_dir
+from ov_decidiffusion.model_folder.writing import copy_folder, only_one, write_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.writing import copy_folder, only_one, write_json
 
 
 @pytest.fixture

@@ -17,37 +17,30 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError, check_checkpoint
-from ov_decidiffusion.components import (
-    load_text_encoder,
-    load_tiny_decoder,
-    load_tokenizer,
-    load_unet,
-    load_vae,
-    prompt_tokenizer,
-)
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, check_checkpoint
+from ov_decidiffusion.components import load_text_encoder, load_tiny_decoder, load_tokenizer, load_unet, load_vae
 from ov_decidiffusion.conversion import write_tokenizer
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.demo import make_demo
-from ov_decidiffusion.folder import (
+from ov_decidiffusion.errors import CheckpointError
+from ov_decidiffusion.model_folder.integrity import describe_files, read_json, verify_model_dir
+from ov_decidiffusion.model_folder.layout import (
     CONVERSION_REPORT,
     DEFAULTS_FILE,
     QUANTIZATION_FORMAT,
     QUANTIZATION_REPORT,
     TINY_DECODER,
-    describe_files,
     graph_file,
     prompt_tokenizer_file,
     quantized_sibling,
-    read_json,
-    verify_model_dir,
 )
+from ov_decidiffusion.model_folder.tokenizer import prompt_tokenizer
+from ov_decidiffusion.model_folder.writing import write_json
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizedPart, existing_quantization
 from ov_decidiffusion.reports import existing_report
 from ov_decidiffusion.schedulers import make_scheduler
-from ov_decidiffusion.writing import write_json
 
 ROOT = Path(__file__).parent.parent
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples

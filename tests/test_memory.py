@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ov_decidiffusion import memory, models
-from ov_decidiffusion.memory import NotEnoughMemory, check_memory
+from ov_decidiffusion.errors import NotEnoughMemory
+from ov_decidiffusion.memory import check_memory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 

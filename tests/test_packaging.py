@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import ov_decidiffusion
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.download import find_checkpoint
+from ov_decidiffusion.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.folder import read_json
+from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers import (
     SOLVERS,

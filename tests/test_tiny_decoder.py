@@ -10,10 +10,11 @@ from diffusers import AutoencoderTiny
 from test_checkpoint import COMMIT, Hub, run_code
 
 from ov_decidiffusion import models
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, CheckpointError
+from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.download import find_checkpoint
-from ov_decidiffusion.folder import TINY_DECODER, graph_file
+from ov_decidiffusion.errors import CheckpointError
+from ov_decidiffusion.model_folder.layout import TINY_DECODER, graph_file
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.settings import settings_of
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel
 
-from ov_decidiffusion.folder import TINY_DECODER
+from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 MODEL_INDEX = {

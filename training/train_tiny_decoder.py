@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from ov_decidiffusion.folder import TINY_DECODER
+from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from training.checkpoint_files import write_part
 from training.common import (
     autocast,

@@ -1,8 +1,12 @@
-"""What a model folder's settings say of sizes and scales."""
+"""What a model folder's JSON files say: sizes and scales, the scheduler, and what the folder was made of."""
 
+from pathlib import Path
 from typing import Any
 
 from ov_decidiffusion.arguments import check_range, check_whole, shown
+from ov_decidiffusion.model_folder.integrity import read_json
+from ov_decidiffusion.model_folder.layout import CONVERSION_REPORT, DEFAULTS_FILE, MODEL_INDEX
+from ov_decidiffusion.model_folder.writing import write_json
 
 MAX_SAMPLE_SIZE, MAX_WIDTH = 4096, 65_536
 
@@ -46,3 +50,28 @@ def _downsamples(config: dict[str, Any]) -> Any:
     if nas == {}:
         return [True] * (len(config["block_out_channels"]) - 1)
     return nas.get("add_downsample") if isinstance(nas, dict) else None
+
+
+def read_scheduler(folder: Path) -> dict[str, Any]:
+    """The settings of the scheduler to use: the checkpoint's own, where other tools have to be given another."""
+    own = folder / "ov_scheduler" / "scheduler_config.json"
+    return read_json(own if own.is_file() else folder / "scheduler" / "scheduler_config.json")
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """The checkpoint that a folder was made of, its revision and the format of the weights; None where nothing says."""
+    file = folder / CONVERSION_REPORT
+    report = read_json(file) if file.is_file() else {}
+    return {name: report.get(name) for name in ("checkpoint", "revision", "weight_format")}
+
+
+def write_settings(
+    target: Path, scheduler: dict[str, Any], scheduler_for_peers: dict[str, Any], defaults: dict[str, Any]
+) -> None:
+    """The scheduler, the pipeline's defaults, and the index that other tools start from."""
+    write_json(target / "scheduler" / "scheduler_config.json", scheduler_for_peers)
+    if scheduler_for_peers is not scheduler:
+        write_json(target / "ov_scheduler" / "scheduler_config.json", scheduler)
+    write_json(target / DEFAULTS_FILE, defaults)
+    index = MODEL_INDEX | {"scheduler": ["diffusers", scheduler_for_peers["_class_name"]]}
+    write_json(target / "model_index.json", index)

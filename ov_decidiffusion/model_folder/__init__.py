@@ -1,0 +1,1 @@
+"""The model folder: the contract between conversion and use."""

@@ -1,0 +1,80 @@
+"""The layout of a model folder: names of its parts and files.
+
+The layout is the one that Optimum Intel, OpenVINO GenAI and OpenVINO Model Server load as it is. Whoever has such a
+folder needs no torch weights, no hub and no checkpoint.
+"""
+
+import re
+from pathlib import Path
+
+FORMAT = 2  # of a conversion's report; a folder of another one is converted anew
+QUANTIZATION_FORMAT = 3  # models of an older one may saturate where VNNI is missing: not used, and made anew
+
+MAX_TOKENS = 77  # that a folder's text encoder and U-Net take
+PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+TINY_DECODER = "tiny_decoder"  # of a checkpoint and of a model folder: may be there or not
+QUANTIZED_KINDS = ("int8", "int8-weights", "int4-weights")  # of folders beside a model folder
+QUANTIZABLE = ("unet", "vae_decoder")  # where computing in INT8 pays
+CONVERSION_REPORT = "conversion_report.json"  # what a folder was made of
+QUANTIZATION_REPORT = "quantization_report.json"  # how a quantized one was made
+DEFAULTS_FILE = "pipeline_defaults.json"  # of a checkpoint too
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def default_model_dir(checkpoint: str | Path, weight_format: str = "fp16") -> Path:
+    """``models/<name>-<format>`` in the current folder, the name being the last part of the folder or hub id."""
+    path = Path(checkpoint).expanduser()
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return Path("models") / f"{name}-{weight_format}"
+
+
+def is_checkpoint(model: str | Path) -> bool:
+    """Whether this is a checkpoint's folder or looks like a hub id, and is no model folder."""
+    folder = Path(model).expanduser()
+    if folder.exists():
+        return (folder / "flexible_unet").is_dir()
+    name = str(model).rstrip("/")
+    return not folder.is_absolute() and name.count("/") == 1 and not name.startswith((".", "~"))
+
+
+def quantized_sibling(folder: Path, kind: str = "int8") -> Path:
+    """Where the quantized models of a folder are, or would be: ``models/x-fp16`` -> ``models/x-int8``.
+
+    A folder of INT8 models is its own.
+    """
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    if (folder / QUANTIZATION_REPORT).is_file():
+        return folder
+    return folder.with_name(f"{re.sub('-fp(16|32)$', '', folder.name)}-{kind}")
+
+
+def graph_file(folder: Path, part: str) -> Path:
+    """The graph of a part; what reads or writes it finds the weights beside it."""
+    return folder / part / "openvino_model.xml"
+
+
+def weights_file(folder: Path, part: str) -> Path:
+    """The weights of a part."""
+    return graph_file(folder, part).with_suffix(".bin")
+
+
+def config_file(folder: Path, part: str) -> Path:
+    """The settings of a part."""
+    return folder / part / "config.json"
+
+
+def tokenizer_dir(folder: Path) -> Path:
+    """The files of the tokenizer, and beside them the same as an OpenVINO model for other tools."""
+    return folder / "tokenizer"
+
+
+def prompt_tokenizer_file(folder: Path) -> Path:
+    """The tokenizer as the tokenizers library reads it, in a fraction of the time that transformers takes."""
+    return tokenizer_dir(folder) / "prompt_tokenizer.json"
