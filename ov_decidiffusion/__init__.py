@@ -9,7 +9,7 @@ if os.path.expanduser("~") == "~":  # a bare user id, as containers have: OpenVI
 
 _PLACES = {
     "OVStableDiffusionPipeline": "pipeline",
-    "SUPPORTED_SCHEDULERS": "schedulers",
+    "SUPPORTED_SCHEDULERS": "schedulers.registry",
     "convert_checkpoint": "convert",
     "find_checkpoint": "download",
     "make_demo": "demo",

@@ -32,7 +32,7 @@ from ov_decidiffusion.model_folder.layout import (
 from ov_decidiffusion.model_folder.tokenizer import prompt_tokenizer
 from ov_decidiffusion.model_folder.writing import building, check_disk, naming_a_full_disk, write_json
 from ov_decidiffusion.reports import ConversionReport, PartReport, fingerprint_of, source_files, source_of
-from ov_decidiffusion.schedulers import SQUEEZED, make_scheduler, peer_scheduler_config
+from ov_decidiffusion.schedulers.registry import SQUEEZED, make_scheduler, peer_scheduler_config
 from ov_decidiffusion.trace import TRACED, load_part, measure_agreement, run_torch, trace
 
 MIN_PSNR = 40.0  # dB

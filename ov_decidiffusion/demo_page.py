@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import PRESETS
-from ov_decidiffusion.schedulers import SOLVERS
+from ov_decidiffusion.schedulers.registry import SOLVERS
 from ov_decidiffusion.settings import webui_sampler
 from ov_decidiffusion.studio import AUTOMATIC, MAX_PICTURES, Studio
 

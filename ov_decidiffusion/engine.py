@@ -35,7 +35,7 @@ from ov_decidiffusion.model_folder.layout import QUANTIZABLE
 from ov_decidiffusion.model_folder.tokenizer import load_tokenizer
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.plan import Plan, make_plan
-from ov_decidiffusion.schedulers import check_scheduler, make_scheduler
+from ov_decidiffusion.schedulers.registry import check_scheduler, make_scheduler
 from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
 from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start
 from ov_decidiffusion.tensors import check_batch, check_latents, make_generator, unseeded_generator

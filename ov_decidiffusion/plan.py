@@ -24,7 +24,7 @@ from ov_decidiffusion.caching import full_steps
 from ov_decidiffusion.model_folder.layout import QUANTIZABLE
 from ov_decidiffusion.models import Models
 from ov_decidiffusion.presets import apply_preset
-from ov_decidiffusion.schedulers import make_solver, solver_name
+from ov_decidiffusion.schedulers.registry import make_solver, solver_name
 
 MAX_SIGMA = 1e4
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ov_decidiffusion.arguments import shown
-from ov_decidiffusion.schedulers import SOLVERS, solver_name
+from ov_decidiffusion.schedulers.registry import SOLVERS, solver_name
 
 logger = logging.getLogger(__name__)
 

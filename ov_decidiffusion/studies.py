@@ -12,8 +12,8 @@ from PIL import Image
 from ov_decidiffusion.denoise import DenoisingStep
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import way_down
-from ov_decidiffusion.schedulers import SOLVERS, scheduler_class
-from ov_decidiffusion.squeezed import SQUEEZE_MODES
+from ov_decidiffusion.schedulers.registry import SOLVERS, scheduler_class
+from ov_decidiffusion.schedulers.squeezed import SQUEEZE_MODES
 
 QUICK = 2.0  # seconds of a picture that is timed twice
 ALL_STEPS = 60  # of the picture that the others are on their way to

@@ -18,7 +18,7 @@ from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizationReport, quantize_models
 from ov_decidiffusion.reports import ConversionReport
-from ov_decidiffusion.schedulers import make_scheduler
+from ov_decidiffusion.schedulers.registry import make_scheduler
 from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 SMALL_BLOCKS = {

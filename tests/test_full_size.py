@@ -12,7 +12,7 @@ import pytest
 from benchmarks.make_checkpoint import make_checkpoint
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.squeezed import SqueezedDPMSolverMultistepScheduler
+from ov_decidiffusion.schedulers.squeezed import SqueezedDPMSolverMultistepScheduler
 
 pytestmark = pytest.mark.full_size
 

@@ -40,7 +40,7 @@ from ov_decidiffusion.models import Models
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizedPart, existing_quantization
 from ov_decidiffusion.reports import existing_report
-from ov_decidiffusion.schedulers import make_scheduler
+from ov_decidiffusion.schedulers.registry import make_scheduler
 
 ROOT = Path(__file__).parent.parent
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples

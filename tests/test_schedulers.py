@@ -14,14 +14,14 @@ from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.schedulers import (
+from ov_decidiffusion.schedulers.registry import (
     SOLVERS,
     SQUEEZED,
     SUPPORTED_SCHEDULERS,
     make_scheduler,
     scheduler_class,
 )
-from ov_decidiffusion.squeezed import SqueezedDPMSolverMultistepScheduler, squeeze_timesteps
+from ov_decidiffusion.schedulers.squeezed import SqueezedDPMSolverMultistepScheduler, squeeze_timesteps
 
 LINEAR_16 = [967, 907, 846, 786, 725, 665, 604, 544, 484, 423, 363, 302, 242, 181, 121, 60]
 

@@ -36,7 +36,7 @@ MAX_TRAIN_TIMESTEPS = 100_000
 def scheduler_class(name: str) -> type[SchedulerMixin]:
     """The class of one of ``SUPPORTED_SCHEDULERS``."""
     if name == SQUEEZED:
-        from ov_decidiffusion.squeezed import SqueezedDPMSolverMultistepScheduler
+        from ov_decidiffusion.schedulers.squeezed import SqueezedDPMSolverMultistepScheduler
 
         return SqueezedDPMSolverMultistepScheduler
     return getattr(diffusers, name)
