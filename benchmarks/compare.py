@@ -26,7 +26,7 @@ from benchmarks.runs import (
     unet_run,
 )
 from benchmarks.workload import gigaflops
-from ov_decidiffusion.precision import choose_precision
+from ov_decidiffusion.runtime.precision import choose_precision
 
 ROUNDS = 3
 LOADINGS = 4

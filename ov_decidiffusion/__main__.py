@@ -207,9 +207,9 @@ def _check_port(options: argparse.Namespace) -> None:
 def _prepared(options: argparse.Namespace) -> Path:
     """The model folder, converted unless it is there, and quantized where that was asked for."""
     from ov_decidiffusion.arguments import check_path
-    from ov_decidiffusion.loading import check_loading
     from ov_decidiffusion.model_folder.integrity import check_model_dir
     from ov_decidiffusion.model_folder.layout import graph_file
+    from ov_decidiffusion.runtime.loading import check_loading
 
     check_loading(options.device, options.inference_precision, threads=options.threads)
     given = None if options.model_dir is None else check_path("model_dir", options.model_dir)

@@ -15,7 +15,6 @@ from ov_decidiffusion.checkpoint import copy_tokenizer, weights_size
 from ov_decidiffusion.components import load_tokenizer
 from ov_decidiffusion.download import find_checkpoint, find_tiny_decoder
 from ov_decidiffusion.errors import ConversionError
-from ov_decidiffusion.memory import passing_over_what_is_there, release_freed_memory
 from ov_decidiffusion.model_folder.configs import write_settings
 from ov_decidiffusion.model_folder.defaults import DEFAULTS_1_0, DEFAULTS_2_0
 from ov_decidiffusion.model_folder.integrity import describe_files, read_json
@@ -32,6 +31,7 @@ from ov_decidiffusion.model_folder.layout import (
 from ov_decidiffusion.model_folder.tokenizer import prompt_tokenizer
 from ov_decidiffusion.model_folder.writing import building, check_disk, naming_a_full_disk, write_json
 from ov_decidiffusion.reports import ConversionReport, PartReport, fingerprint_of, source_files, source_of
+from ov_decidiffusion.runtime.memory import passing_over_what_is_there, release_freed_memory
 from ov_decidiffusion.schedulers.registry import SQUEEZED, make_scheduler, peer_scheduler_config
 from ov_decidiffusion.trace import TRACED, load_part, measure_agreement, run_torch, trace
 

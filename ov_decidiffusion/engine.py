@@ -27,14 +27,14 @@ from ov_decidiffusion.arguments import (
 )
 from ov_decidiffusion.denoise import Denoiser, DenoisingStep
 from ov_decidiffusion.images import choose_size, make_image_processor
-from ov_decidiffusion.memory import check_memory
 from ov_decidiffusion.model_folder.configs import read_origin, read_scheduler
 from ov_decidiffusion.model_folder.defaults import read_defaults
 from ov_decidiffusion.model_folder.integrity import explaining
 from ov_decidiffusion.model_folder.layout import QUANTIZABLE
 from ov_decidiffusion.model_folder.tokenizer import load_tokenizer
-from ov_decidiffusion.models import Models
 from ov_decidiffusion.plan import Plan, make_plan
+from ov_decidiffusion.runtime.memory import check_memory
+from ov_decidiffusion.runtime.models import Models
 from ov_decidiffusion.schedulers.registry import check_scheduler, make_scheduler
 from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
 from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start

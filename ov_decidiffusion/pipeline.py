@@ -21,10 +21,10 @@ from ov_decidiffusion.arguments import (
     shown,
 )
 from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
-from ov_decidiffusion.loading import check_loading
 from ov_decidiffusion.model_folder.layout import is_checkpoint, tokenizer_dir
-from ov_decidiffusion.models import Models
 from ov_decidiffusion.quick_imports import import_diffusers
+from ov_decidiffusion.runtime.loading import check_loading
+from ov_decidiffusion.runtime.models import Models
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,10 +20,10 @@ from ov_decidiffusion.arguments import (
     check_schedule,
     check_whole,
 )
-from ov_decidiffusion.caching import full_steps
 from ov_decidiffusion.model_folder.layout import QUANTIZABLE
-from ov_decidiffusion.models import Models
+from ov_decidiffusion.plan import full_steps
 from ov_decidiffusion.presets import apply_preset
+from ov_decidiffusion.runtime.models import Models
 from ov_decidiffusion.schedulers.registry import make_solver, solver_name
 
 MAX_SIGMA = 1e4
@@ -145,6 +145,24 @@ def _without_what_is_no_gain(chosen: dict[str, Any], asked: dict[str, Any], mode
     if asked["decoder"] is None and not models.has_tiny_decoder:
         without["decoder"] = "whole"
     return without
+
+
+def full_steps(total: int, interval: int, power: float = 1.0) -> list[bool]:
+    """Which of ``total`` steps run the whole U-Net: the first, the last, and as many between as are needed.
+
+    The last does because what a run ends on shows: one that ends on reused features is worse than a shorter one that
+    does not. Of n whole steps after the first, number j = 1, 2, … comes at (total - 1) * (j / n) ** power: evenly and
+    at most ``interval`` apart for a power of 1, as many but closer together at the start for a larger one (the
+    paper's "non-uniform" schedule is a power law as well).
+    """
+    last = total - 1
+    count = math.ceil(last / interval)
+    whole = [0]
+    for j in range(1, count + 1):
+        position = math.floor(last * (j / count) ** power + 0.5)
+        whole.append(max(position, whole[-1] + 1))
+    there = set(whole)
+    return [index in there for index in range(total)]
 
 
 def guided_steps(

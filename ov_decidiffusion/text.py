@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from ov_decidiffusion.arguments import check_negative_prompts, check_prompts, shown
 from ov_decidiffusion.model_folder.layout import MAX_TOKENS
-from ov_decidiffusion.models import Models
+from ov_decidiffusion.runtime.models import Models
 from ov_decidiffusion.tensors import check_embeds
 from ov_decidiffusion.weights import Piece, parse_weights
 

@@ -19,8 +19,8 @@ from torch.nn.utils import parametrize
 from transformers.utils import logging as transformers_logging
 
 from ov_decidiffusion.components import load_text_encoder, load_tiny_decoder, load_unet, load_vae
-from ov_decidiffusion.memory import release_freed_memory
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
+from ov_decidiffusion.runtime.memory import release_freed_memory
 
 LARGE_PARAMETER = 100_000  # numbers
 

@@ -11,7 +11,7 @@ from PIL import Image
 from ov_decidiffusion.arguments import check_whole, shown
 from ov_decidiffusion.model_folder.configs import vae_factor
 from ov_decidiffusion.model_folder.layout import DEFAULTS_FILE, TINY_DECODER
-from ov_decidiffusion.models import Models
+from ov_decidiffusion.runtime.models import Models
 
 OVERLAP = 0.25  # of a tile's side
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.devices import devices_of, find_device
 from ov_decidiffusion.download import find_checkpoint
 from ov_decidiffusion.model_folder.integrity import verify_model_dir
-from ov_decidiffusion.precision import runs_on_cpu
-from ov_decidiffusion.processes import KeptLocale
 from ov_decidiffusion.quantize import quantize_models
+from ov_decidiffusion.runtime.devices import devices_of, find_device
+from ov_decidiffusion.runtime.precision import runs_on_cpu
+from ov_decidiffusion.runtime.processes import KeptLocale
 from training.models import TEXT_WIDTH
 
 PROMPT = "a fox in the snow"

@@ -7,9 +7,9 @@ import openvino as ov
 import pytest
 import torch
 
-from ov_decidiffusion.caching import full_steps
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.rewrites import merge_upsampling
+from ov_decidiffusion.plan import full_steps
+from ov_decidiffusion.runtime.transformations import merge_upsampling
 from ov_decidiffusion.trace import psnr
 from training.models import TEXT_WIDTH
 from training.oracle import read_picture

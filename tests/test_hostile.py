@@ -36,10 +36,10 @@ from ov_decidiffusion.model_folder.layout import (
 )
 from ov_decidiffusion.model_folder.tokenizer import prompt_tokenizer
 from ov_decidiffusion.model_folder.writing import write_json
-from ov_decidiffusion.models import Models
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizedPart, existing_quantization
 from ov_decidiffusion.reports import existing_report
+from ov_decidiffusion.runtime.models import Models
 from ov_decidiffusion.schedulers.registry import make_scheduler
 
 ROOT = Path(__file__).parent.parent

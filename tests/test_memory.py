@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ov_decidiffusion import memory, models
 from ov_decidiffusion.errors import NotEnoughMemory
-from ov_decidiffusion.memory import check_memory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.runtime import memory, models
+from ov_decidiffusion.runtime.memory import check_memory
 
 
 def resident_kilobytes(file: Path) -> int:

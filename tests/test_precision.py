@@ -11,8 +11,8 @@ import openvino as ov
 import pytest
 from conftest import cpu_flags
 
-from ov_decidiffusion import models, precision
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.runtime import models, precision
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ import torch
 from diffusers import AutoencoderTiny
 from test_checkpoint import COMMIT, Hub, run_code
 
-from ov_decidiffusion import models
 from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.convert import convert_checkpoint
 from ov_decidiffusion.download import find_checkpoint
 from ov_decidiffusion.errors import CheckpointError
 from ov_decidiffusion.model_folder.layout import TINY_DECODER, graph_file
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.runtime import models
 from ov_decidiffusion.settings import settings_of
 
 PROMPTS = ["a fox in the snow", "a pumpkin in a city at night"]

@@ -9,8 +9,8 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_decidiffusion.arguments import check_choice, check_path, check_whole, shown
-from ov_decidiffusion.devices import find_device
-from ov_decidiffusion.precision import INFERENCE_PRECISIONS
+from ov_decidiffusion.runtime.devices import find_device
+from ov_decidiffusion.runtime.precision import INFERENCE_PRECISIONS
 
 MAX_THREADS = 4096
 

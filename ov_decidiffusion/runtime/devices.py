@@ -4,7 +4,6 @@ from typing import Any
 
 import openvino as ov
 
-from ov_decidiffusion.model_folder.configs import vae_factor
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
 
 SEVERAL = ("AUTO", "MULTI", "HETERO")  # stand for the devices listed behind them
@@ -41,22 +40,6 @@ def devices_of(core: ov.Core, device: str) -> list[str]:
 def needs_static_shapes(device: str) -> bool:
     """NPUs compile for one shape."""
     return device.split(".")[0] == "NPU"
-
-
-def fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[str, Any]) -> None:
-    """Batch 1 at the default size; larger batches then run one entry after the other."""
-    latent_side = unet_config["sample_size"]
-    picture_side = latent_side * vae_factor(vae_config)
-    shapes = {}
-    for port in model.inputs:
-        shape = port.partial_shape
-        fixed = [1, *(shape[i].get_length() if shape[i].is_static else None for i in range(1, len(shape)))]
-        if len(shape) == 4:
-            fixed[2:] = [picture_side if fixed[1] == vae_config["in_channels"] else latent_side] * 2
-        elif len(shape) == 3:
-            fixed[2] = unet_config["cross_attention_dim"]
-        shapes[port.any_name] = ov.PartialShape(fixed)
-    model.reshape(shapes)
 
 
 def precision_hint(name: str, device: str, precision: str | None) -> dict[str, str]:

@@ -1,12 +1,110 @@
-"""The same numbers from less work: changes to a model's graph before it is compiled for a CPU.
+"""Changes to a model's graph before it is compiled.
 
-Both keep what a model computes, to the rounding of single precision; both leave a graph alone where they do not apply.
-They are for OpenVINO's CPU plugin.
+- ``merge_upsampling`` and ``split_group_norms`` give the same numbers from less work, to the rounding of single
+  precision. They are for OpenVINO's CPU plugin, and leave a graph alone where they do not apply.
+- ``expose_deep_features`` and ``cut_shallow_model`` are for feature caching (DeepCache: Ma et al. 2023, arXiv
+  2312.00858). What the deeper levels compute changes slowly from step to step, so it can be reused for a few steps on
+  which only the top level runs. In U-Net-NAS the top level has no attention and is about a fifth of the work. Both
+  models come out of one converted graph by cutting it where the way up reaches the top level, so whatever the graph's
+  weights and formats are, they are the shallow model's too.
+- ``cross_attention_model`` gives what cross-attention looks at.
+- ``fix_shapes`` is for devices that compile for one shape.
 """
+
+import math
+import re
+from typing import Any
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
+
+from ov_decidiffusion.model_folder.configs import vae_factor
+
+DEEP_FEATURES = "deep_features"
+
+
+def deep_features(model: ov.Model) -> ov.Output:
+    """The tensor [b, channels, h, w] that the deeper levels hand to the top level, at the latents' own size.
+
+    Raises:
+        ValueError: the model is no U-Net whose blocks can be told apart.
+    """
+    joined = {}
+    for node in model.get_ordered_ops():
+        found = re.search(r"\bup_blocks\.(\d+)/aten::cat/Concat$", node.get_friendly_name())
+        if found and node.get_type_name() == "Concat":
+            joined[int(found.group(1))] = node
+    if not joined:
+        raise ValueError("Feature caching needs a U-Net that convert_checkpoint wrote; this one has no up blocks.")
+    return joined[max(joined)].input_value(0)
+
+
+def expose_deep_features(model: ov.Model) -> ov.Model:
+    """Give a U-Net a second output, ``deep_features``; the first stays what it is. Returns the same model."""
+    result = ops.result(deep_features(model))
+    model.add_results([result])
+    result.output(0).get_tensor().add_names({DEEP_FEATURES})
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def cut_shallow_model(model: ov.Model) -> ov.Model:
+    """The top level alone: takes ``sample``, ``timestep`` and ``deep_features`` and gives ``out_sample``.
+
+    The text only acts in deeper levels, so it is no input any more. ``model`` is used up.
+
+    Raises:
+        ValueError: as ``deep_features``, or the top level looks at the text.
+    """
+    cut = deep_features(model)
+    channels = cut.get_partial_shape()[1]
+    given = ops.parameter(ov.PartialShape([-1, channels, -1, -1]), cut.get_element_type(), DEEP_FEATURES)
+    given.output(0).get_tensor().set_names({DEEP_FEATURES})
+    for consumer in cut.get_target_inputs():
+        consumer.replace_source_output(given.output(0))
+    wanted = [port.get_node() for port in model.inputs if port.any_name in ("sample", "timestep")]
+    try:
+        return ov.Model([model.output("out_sample").get_node()], [*wanted, given], "unet_top_level")
+    except RuntimeError as error:
+        raise ValueError("Feature caching needs a U-Net without attention at its top level.") from error
+
+
+def cross_attention_model(model: ov.Model) -> ov.Model:
+    """A U-Net that gives, in place of its prediction, what each layer of cross-attention looks at [b, h * w, tokens].
+
+    The mean over the layer's heads. ``model`` is used up.
+
+    Raises:
+        ValueError: the model has no such layers.
+    """
+    results = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "ScaledDotProductAttention" or ".attn2/" not in node.get_friendly_name():
+            continue
+        query, key = node.input_value(0), node.input_value(1)
+        scale = np.float32(1 / math.sqrt(query.get_partial_shape()[3].get_length()))
+        scores = ops.multiply(ops.matmul(query, key, transpose_a=False, transpose_b=True), scale)
+        results.append(ops.result(ops.reduce_mean(ops.softmax(scores, axis=3), np.int64([1]), keep_dims=False)))
+    if not results:
+        raise ValueError("This U-Net has no layers of cross-attention that convert_checkpoint wrote.")
+    return ov.Model(results, model.get_parameters(), "unet_attention")
+
+
+def fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[str, Any]) -> None:
+    """Batch 1 at the default size; larger batches then run one entry after the other."""
+    latent_side = unet_config["sample_size"]
+    picture_side = latent_side * vae_factor(vae_config)
+    shapes = {}
+    for port in model.inputs:
+        shape = port.partial_shape
+        fixed = [1, *(shape[i].get_length() if shape[i].is_static else None for i in range(1, len(shape)))]
+        if len(shape) == 4:
+            fixed[2:] = [picture_side if fixed[1] == vae_config["in_channels"] else latent_side] * 2
+        elif len(shape) == 3:
+            fixed[2] = unet_config["cross_attention_dim"]
+        shapes[port.any_name] = ov.PartialShape(fixed)
+    model.reshape(shapes)
 
 
 def merge_upsampling(model: ov.Model) -> int:

@@ -13,11 +13,6 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_decidiffusion.attention import cross_attention_model
-from ov_decidiffusion.caching import cut_shallow_model, expose_deep_features
-from ov_decidiffusion.devices import fix_shapes, needs_static_shapes, precision_hint
-from ov_decidiffusion.loading import check_loading
-from ov_decidiffusion.memory import forgetting_mapped_weights, trim_heap
 from ov_decidiffusion.model_folder.configs import check_configs, unet_factor, vae_factor
 from ov_decidiffusion.model_folder.integrity import check_model_dir, explaining, read_json
 from ov_decidiffusion.model_folder.layout import (
@@ -31,9 +26,19 @@ from ov_decidiffusion.model_folder.layout import (
     quantized_sibling,
     weights_file,
 )
-from ov_decidiffusion.precision import WORTH_IT, choose_precision, int8_speedup, runs_on_cpu
-from ov_decidiffusion.processes import LOCALE, OfOneProcess
-from ov_decidiffusion.rewrites import merge_upsampling, split_group_norms
+from ov_decidiffusion.runtime.devices import needs_static_shapes, precision_hint
+from ov_decidiffusion.runtime.loading import check_loading
+from ov_decidiffusion.runtime.memory import forgetting_mapped_weights, trim_heap
+from ov_decidiffusion.runtime.precision import WORTH_IT, choose_precision, int8_speedup, runs_on_cpu
+from ov_decidiffusion.runtime.processes import LOCALE, OfOneProcess
+from ov_decidiffusion.runtime.transformations import (
+    cross_attention_model,
+    cut_shallow_model,
+    expose_deep_features,
+    fix_shapes,
+    merge_upsampling,
+    split_group_norms,
+)
 
 logger = logging.getLogger(__name__)
 

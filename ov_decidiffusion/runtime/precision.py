@@ -16,7 +16,7 @@ import openvino as ov
 from openvino import opset13 as ops
 from platformdirs import user_cache_path
 
-from ov_decidiffusion.devices import devices_of
+from ov_decidiffusion.runtime.devices import devices_of
 
 INFERENCE_PRECISIONS = ("auto", "f32", "bf16", "f16")
 CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our names -> OpenVINO's

@@ -1,0 +1,1 @@
+"""Compiled models on a device."""
