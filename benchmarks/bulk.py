@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks.report import machine_facts, table
 from benchmarks.runs import PEERS_PYTHON, RESULTS, require_peers
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.model_folder.layout import config_file
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks.report import machine_facts, table
 from benchmarks.runs import HERE, RESULTS, Bench, pictures_run, require_peers
 from benchmarks.waterfall import prepare
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.presets import PRESETS
 
 TURNS = 5

@@ -16,8 +16,8 @@ import httpx
 
 from benchmarks.report import machine_facts, table
 from benchmarks.runs import RESULTS
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 PROMPT, STEPS, BATCH, PORT = "a fox in the snow", 20, 4, 18766

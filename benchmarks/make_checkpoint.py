@@ -23,10 +23,10 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.schedulers.squeezed import SqueezedDPMSolverMultistepScheduler
-from ov_decidiffusion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 
 KINDS = ("1.0", "2.0", "sd15")
 VOCABULARY = 49408  # tokens of CLIP

@@ -18,8 +18,8 @@ from benchmarks.report import decibels, machine_facts, table
 from benchmarks.run_one import PROMPT, SEED
 from benchmarks.runs import GUIDANCE, HERE, RESULTS, Bench
 from benchmarks.waterfall import prepare
+from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.trace import psnr
 
 STEPS = 10
 AGES = (1, 2, 3)  # steps: how old what was kept is

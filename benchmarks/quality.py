@@ -19,9 +19,9 @@ from torch import nn
 
 from benchmarks.report import machine_facts, psnr_of_pictures, table
 from benchmarks.runs import HERE, RESULTS, machine
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.components import load_vae
-from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.torch_modules import load_vae
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.presets import NOISY, PRESETS
 from ov_decidiffusion.quantize import quantize_models

@@ -56,7 +56,7 @@ def diffusers(options: dict) -> Generate:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from ov_decidiffusion.components import load_unet  # diffusers has no class for U-Net-NAS
+    from ov_decidiffusion.conversion.torch_modules import load_unet  # diffusers has no class for U-Net-NAS
 
     folder = Path(options["checkpoint"])
     pipe = StableDiffusionPipeline(
@@ -204,7 +204,7 @@ def time_loading(options: dict) -> dict:
 
 def measure_conversion(options: dict) -> dict:
     """Seconds, peak memory and agreement of a conversion; with ``verify``, every model is compared with PyTorch."""
-    from ov_decidiffusion.convert import convert_checkpoint
+    from ov_decidiffusion.conversion.convert import convert_checkpoint
 
     start = time.perf_counter()
     report = convert_checkpoint(options["checkpoint"], options["model_dir"], verify=options["verify"])

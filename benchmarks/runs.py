@@ -16,7 +16,7 @@ from pathlib import Path
 
 import openvino as ov
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.model_folder.layout import default_model_dir
 
 HERE = Path(__file__).parent

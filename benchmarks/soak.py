@@ -36,7 +36,7 @@ from PIL import Image
 
 from benchmarks.report import machine_facts, psnr_of_pictures, table
 from benchmarks.runs import RESULTS
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.model_folder.integrity import describe_files, verify_model_dir
 from ov_decidiffusion.model_folder.layout import quantized_sibling
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline

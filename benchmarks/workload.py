@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.make_checkpoint import random_value, unet_of
-from ov_decidiffusion.trace import convert_unet
+from ov_decidiffusion.conversion.trace import convert_unet
 
 MATRIX = 4096  # rows and columns of the product that tells the machine's rate
 

@@ -10,8 +10,8 @@ if os.path.expanduser("~") == "~":  # a bare user id, as containers have: OpenVI
 _PLACES = {
     "OVStableDiffusionPipeline": "pipeline",
     "SUPPORTED_SCHEDULERS": "schedulers.registry",
-    "convert_checkpoint": "convert",
-    "find_checkpoint": "download",
+    "convert_checkpoint": "conversion.convert",
+    "find_checkpoint": "conversion.hub",
     "make_demo": "demo",
     "made_with": "settings",
     "quantize_models": "quantize",

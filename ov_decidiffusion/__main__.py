@@ -140,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(options: argparse.Namespace) -> Path:
-    from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-    from ov_decidiffusion.convert import convert_checkpoint
+    from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+    from ov_decidiffusion.conversion.convert import convert_checkpoint
 
     report = convert_checkpoint(
         options.checkpoint or EMBEDDED_CHECKPOINT,

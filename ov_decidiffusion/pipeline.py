@@ -106,7 +106,7 @@ class OVStableDiffusionPipeline(RunState):
         """
         folder = check_path("model", model, "a folder or a hub id")
         if is_checkpoint(model):
-            from ov_decidiffusion.convert import convert_checkpoint
+            from ov_decidiffusion.conversion.convert import convert_checkpoint
 
             check_loading(device, inference_precision, cache_dir, threads, ov_config)
             folder = convert_checkpoint(model).model_dir

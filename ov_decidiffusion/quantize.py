@@ -24,6 +24,8 @@ from openvino import opset13 as ops
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_path, check_whole
+from ov_decidiffusion.conversion.reports import read_parts
+from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.model_folder.integrity import check_model_dir, describe_files, leads_out, read_json
 from ov_decidiffusion.model_folder.layout import (
@@ -50,10 +52,8 @@ from ov_decidiffusion.model_folder.writing import (
     write_json,
 )
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.reports import read_parts
 from ov_decidiffusion.runtime.memory import check_memory
 from ov_decidiffusion.runtime.transformations import merge_upsampling
-from ov_decidiffusion.trace import psnr
 
 logger = logging.getLogger(__name__)
 

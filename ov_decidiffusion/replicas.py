@@ -12,7 +12,7 @@ import os
 from fastapi import FastAPI
 from ray import serve
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.guards import OwnPagesOnly
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.server import create_app, on_this_machine_only

@@ -9,17 +9,17 @@ import pytest
 from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.components import load_text_encoder, load_tokenizer, load_unet, load_vae
-from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.reports import ConversionReport
+from ov_decidiffusion.conversion.torch_modules import load_text_encoder, load_tokenizer, load_unet, load_vae
+from ov_decidiffusion.conversion.unet_nas import FlexibleUNet2DConditionModel
 from ov_decidiffusion.demo import DemoBlocks, make_demo
 from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizationReport, quantize_models
-from ov_decidiffusion.reports import ConversionReport
 from ov_decidiffusion.schedulers.registry import make_scheduler
-from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 SMALL_BLOCKS = {
     **{f"{side}_blocks_num_attentions": [0, 1, 0] for side in ("down", "up")},

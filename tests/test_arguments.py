@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.download import find_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.hub import find_checkpoint
 from ov_decidiffusion.model_folder.integrity import verify_model_dir
 from ov_decidiffusion.quantize import quantize_models
 from ov_decidiffusion.runtime.devices import devices_of, find_device

@@ -7,10 +7,10 @@ import openvino as ov
 import pytest
 import torch
 
+from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.plan import full_steps
 from ov_decidiffusion.runtime.transformations import merge_upsampling
-from ov_decidiffusion.trace import psnr
 from training.models import TEXT_WIDTH
 from training.oracle import read_picture
 from training.scenes import example_picture

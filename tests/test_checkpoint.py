@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.components import load_text_encoder
-from ov_decidiffusion.download import find_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.hub import find_checkpoint
+from ov_decidiffusion.conversion.torch_modules import load_text_encoder
 from ov_decidiffusion.errors import CheckpointError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

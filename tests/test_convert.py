@@ -10,12 +10,12 @@ import openvino as ov
 import pytest
 import torch
 
-from ov_decidiffusion import conversion as making
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.components import load_text_encoder, load_tokenizer, load_unet, load_vae
-from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.conversion import export as making
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.torch_modules import load_text_encoder, load_tokenizer, load_unet, load_vae
+from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.errors import ConversionError
-from ov_decidiffusion.trace import psnr
 from training.models import TEXT_WIDTH
 
 PORTS = {

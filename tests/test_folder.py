@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.model_folder.defaults import read_defaults
 from ov_decidiffusion.model_folder.integrity import verify_model_dir
 from ov_decidiffusion.model_folder.layout import DEFAULTS_FILE, default_model_dir
@@ -100,7 +100,7 @@ def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_pat
     left.mkdir(parents=True)
     (left / "half").write_text("of a model")
     code = (
-        "import sys; from ov_decidiffusion.convert import convert_checkpoint; "
+        "import sys; from ov_decidiffusion.conversion.convert import convert_checkpoint; "
         "print(convert_checkpoint(sys.argv[1], sys.argv[2], verify=False))"
     )
     command = [sys.executable, "-c", code, str(small_checkpoint), str(target)]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks.make_checkpoint import make_checkpoint
-from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers.squeezed import SqueezedDPMSolverMultistepScheduler
 

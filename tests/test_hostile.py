@@ -17,10 +17,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT, check_checkpoint
-from ov_decidiffusion.components import load_text_encoder, load_tiny_decoder, load_tokenizer, load_unet, load_vae
-from ov_decidiffusion.conversion import write_tokenizer
-from ov_decidiffusion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT, check_checkpoint
+from ov_decidiffusion.conversion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.export import write_tokenizer
+from ov_decidiffusion.conversion.reports import existing_report
+from ov_decidiffusion.conversion.torch_modules import (
+    load_text_encoder,
+    load_tiny_decoder,
+    load_tokenizer,
+    load_unet,
+    load_vae,
+)
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.errors import CheckpointError
 from ov_decidiffusion.model_folder.integrity import describe_files, read_json, verify_model_dir
@@ -38,7 +45,6 @@ from ov_decidiffusion.model_folder.tokenizer import prompt_tokenizer
 from ov_decidiffusion.model_folder.writing import write_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import QuantizedPart, existing_quantization
-from ov_decidiffusion.reports import existing_report
 from ov_decidiffusion.runtime.models import Models
 from ov_decidiffusion.schedulers.registry import make_scheduler
 

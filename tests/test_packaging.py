@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import ov_decidiffusion
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.download import find_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.hub import find_checkpoint
 from ov_decidiffusion.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +119,6 @@ def test_a_model_folder_needs_neither_hub_nor_torch_weights():
 
 def test_an_installed_library_says_where_the_embedded_checkpoint_is(monkeypatch, tmp_path):
     elsewhere = tmp_path / "site-packages" / "checkpoints" / "tiny-decidiffusion"
-    monkeypatch.setattr("ov_decidiffusion.download.EMBEDDED_CHECKPOINT", elsewhere)
+    monkeypatch.setattr("ov_decidiffusion.conversion.hub.EMBEDDED_CHECKPOINT", elsewhere)
     with pytest.raises(CheckpointError, match="comes with the project's repository.*clone the repository"):
         find_checkpoint(elsewhere)

@@ -8,8 +8,8 @@ from PIL import Image
 
 from benchmarks import parts, quality, waterfall
 from benchmarks.run_one import measure
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.components import load_vae
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.torch_modules import load_vae
 from training.evaluate import SINGLE, choose_cases
 from training.scenes import example_picture
 

@@ -16,12 +16,12 @@ from conftest import cpu_flags
 from openvino import opset13 as ops
 
 from ov_decidiffusion import quantize
+from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.model_folder.layout import CONVERSION_REPORT, quantized_sibling
 from ov_decidiffusion.model_folder.writing import write_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import BUDGETS, quantize_models, record_runs
-from ov_decidiffusion.trace import psnr
 
 PROMPT = "a fox in the snow"
 

@@ -8,8 +8,8 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
+from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.runtime.transformations import merge_upsampling, split_group_norms
-from ov_decidiffusion.trace import psnr
 from training.models import TEXT_WIDTH
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderTiny
 from test_checkpoint import COMMIT, Hub, run_code
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.convert import convert_checkpoint
-from ov_decidiffusion.download import find_checkpoint
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.convert import convert_checkpoint
+from ov_decidiffusion.conversion.hub import find_checkpoint
 from ov_decidiffusion.errors import CheckpointError
 from ov_decidiffusion.model_folder.layout import TINY_DECODER, graph_file
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
@@ -142,7 +142,9 @@ def test_the_published_one_is_downloaded_where_the_latents_are_stable_diffusions
 
 
 def test_a_local_checkpoint_without_one_converts_and_asks_no_hub(tmp_path, small_checkpoint, monkeypatch):
-    monkeypatch.setattr("ov_decidiffusion.download.snapshot_download", lambda *args, **options: pytest.fail("asked"))
+    monkeypatch.setattr(
+        "ov_decidiffusion.conversion.hub.snapshot_download", lambda *args, **options: pytest.fail("asked")
+    )
     report = convert_checkpoint(small_checkpoint, tmp_path / "models", verify=False)
     assert TINY_DECODER not in [part.name for part in report.parts]
     assert not graph_file(report.model_dir, TINY_DECODER).exists()

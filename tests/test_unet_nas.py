@@ -11,7 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ov_decidiffusion.unet_nas import PER_LEVEL_FIELDS, SCALAR_FIELDS, V1_UNET_CONFIG, FlexibleUNet2DConditionModel
+from ov_decidiffusion.conversion.unet_nas import (
+    PER_LEVEL_FIELDS,
+    SCALAR_FIELDS,
+    V1_UNET_CONFIG,
+    FlexibleUNet2DConditionModel,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ov_decidiffusion.trace import psnr
+from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.vae import decode_in_tiles
 
 PROMPT = "a fox in the snow"

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel
 
+from ov_decidiffusion.conversion.unet_nas import FlexibleUNet2DConditionModel
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
-from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",

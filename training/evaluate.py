@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ov_decidiffusion import OVStableDiffusionPipeline
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from training.artwork import HUES, ICONS, OWN_HUES, shade, template
 from training.oracle import Reading, read_picture
 from training.scenes import PLACES, SIDE, Scene, draw_scene, is_held_out, make_scene

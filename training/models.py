@@ -3,7 +3,7 @@
 from diffusers import AutoencoderKL, DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
+from ov_decidiffusion.conversion.unet_nas import FlexibleUNet2DConditionModel
 
 SIDE = 128  # of a picture, in pixels
 VAE_FACTOR = 8

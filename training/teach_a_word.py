@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from ov_decidiffusion.checkpoint import EMBEDDED_CHECKPOINT
-from ov_decidiffusion.components import load_tokenizer, load_vae
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.torch_modules import load_tokenizer, load_vae
 from training.checkpoint_files import load_parts
 from training.models import MAX_TOKENS, make_scheduler
 from training.places import PLAIN, draw_place

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from ov_decidiffusion.arguments import check_path
-from ov_decidiffusion.checkpoint import (
+from ov_decidiffusion.conversion.checkpoint import (
     EMBEDDED_CHECKPOINT,
     OPTIONAL_FILES,
     PLAIN_FILES,
@@ -100,7 +100,9 @@ def find_tiny_decoder(checkpoint: Path, local: bool) -> Path | None:
         folder = Path(snapshot_download(TINY_DECODER_ON_HUB, allow_patterns=list(TINY_FILES)))
         _check_hashes(folder, TINY_FILES)
         check_tiny_decoder(folder, vae)
-        from ov_decidiffusion.components import load_tiny_decoder  # seconds, and most checkpoints bring none
+        from ov_decidiffusion.conversion.torch_modules import (
+            load_tiny_decoder,  # seconds, and most checkpoints bring none
+        )
 
         load_tiny_decoder(folder)
         return folder

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from ov_decidiffusion.arguments import check_choice, check_flag, check_path
+from ov_decidiffusion.conversion.reports import ConversionReport, existing_report, quantized_from
 from ov_decidiffusion.model_folder.layout import default_model_dir
 from ov_decidiffusion.model_folder.writing import is_free, only_one, refuse_own_folder
-from ov_decidiffusion.reports import ConversionReport, existing_report, quantized_from
 
 WEIGHT_FORMATS = ("fp16", "fp32")
 
@@ -57,7 +57,10 @@ def convert_checkpoint(
             if found is not None and not verify:
                 return found
             outdated = quantized_from(model_dir)
-        from ov_decidiffusion.conversion import make_model_dir, verify_conversion  # seconds, for torch and the hub
+        from ov_decidiffusion.conversion.export import (  # seconds, for torch and the hub
+            make_model_dir,
+            verify_conversion,
+        )
 
         if found is not None:
             return verify_conversion(found, checkpoint, revision, allow_pickles)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ov_decidiffusion.checkpoint import checkpoint_files
+from ov_decidiffusion.conversion.checkpoint import checkpoint_files
 from ov_decidiffusion.model_folder.integrity import are_described, check_model_dir, explaining, hashes, read_json
 from ov_decidiffusion.model_folder.layout import (
     CONVERSION_REPORT,

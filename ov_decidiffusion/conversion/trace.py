@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.utils import logging as transformers_logging
 
-from ov_decidiffusion.components import load_text_encoder, load_tiny_decoder, load_unet, load_vae
+from ov_decidiffusion.conversion.torch_modules import load_text_encoder, load_tiny_decoder, load_unet, load_vae
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.runtime.memory import release_freed_memory
 

@@ -11,9 +11,11 @@ import torch
 from openvino_tokenizers import convert_tokenizer
 from tqdm.auto import tqdm
 
-from ov_decidiffusion.checkpoint import copy_tokenizer, weights_size
-from ov_decidiffusion.components import load_tokenizer
-from ov_decidiffusion.download import find_checkpoint, find_tiny_decoder
+from ov_decidiffusion.conversion.checkpoint import copy_tokenizer, weights_size
+from ov_decidiffusion.conversion.hub import find_checkpoint, find_tiny_decoder
+from ov_decidiffusion.conversion.reports import ConversionReport, PartReport, fingerprint_of, source_files, source_of
+from ov_decidiffusion.conversion.torch_modules import load_tokenizer
+from ov_decidiffusion.conversion.trace import TRACED, load_part, measure_agreement, run_torch, trace
 from ov_decidiffusion.errors import ConversionError
 from ov_decidiffusion.model_folder.configs import write_settings
 from ov_decidiffusion.model_folder.defaults import DEFAULTS_1_0, DEFAULTS_2_0
@@ -30,10 +32,8 @@ from ov_decidiffusion.model_folder.layout import (
 )
 from ov_decidiffusion.model_folder.tokenizer import prompt_tokenizer
 from ov_decidiffusion.model_folder.writing import building, check_disk, naming_a_full_disk, write_json
-from ov_decidiffusion.reports import ConversionReport, PartReport, fingerprint_of, source_files, source_of
 from ov_decidiffusion.runtime.memory import passing_over_what_is_there, release_freed_memory
 from ov_decidiffusion.schedulers.registry import SQUEEZED, make_scheduler, peer_scheduler_config
-from ov_decidiffusion.trace import TRACED, load_part, measure_agreement, run_torch, trace
 
 MIN_PSNR = 40.0  # dB
 SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise

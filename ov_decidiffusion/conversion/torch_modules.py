@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ov_decidiffusion.checkpoint import copy_tokenizer
+from ov_decidiffusion.conversion.checkpoint import copy_tokenizer
+from ov_decidiffusion.conversion.unet_nas import FlexibleUNet2DConditionModel
 from ov_decidiffusion.errors import CheckpointError
 from ov_decidiffusion.model_folder.tokenizer import check_token_ids
-from ov_decidiffusion.unet_nas import FlexibleUNet2DConditionModel
 
 
 def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> CLIPTextModel:

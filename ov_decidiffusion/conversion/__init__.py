@@ -1,0 +1,1 @@
+"""A checkpoint of PyTorch weights to a model folder."""
