@@ -18,7 +18,7 @@ MODEL_INDEX = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
-    "flexible_unet": ["ov_decidiffusion.unet_nas", "FlexibleUNet2DConditionModel"],
+    "flexible_unet": ["ov_decidiffusion.conversion.unet_nas", "FlexibleUNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
 

@@ -15,7 +15,7 @@ from ov_decidiffusion.model_folder.configs import MAX_SAMPLE_SIZE, MAX_WIDTH
 from ov_decidiffusion.model_folder.integrity import leads_out, read_json
 from ov_decidiffusion.model_folder.layout import DEFAULTS_FILE, TINY_DECODER
 
-EMBEDDED_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny-decidiffusion"
+EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny-decidiffusion"
 KNOWN_CHECKPOINTS = {
     "Embedded (small, works offline)": str(EMBEDDED_CHECKPOINT),
     "DeciDiffusion 1.0": "Deci/DeciDiffusion-v1-0",

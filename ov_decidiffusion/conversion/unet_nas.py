@@ -21,7 +21,7 @@ from diffusers.models.upsampling import Upsample2D
 from safetensors import safe_open
 from torch import nn
 
-V1_UNET_CONFIG = Path(__file__).parent / "data" / "decidiffusion_v1_unet.json"  # of DeciDiffusion 1.0
+V1_UNET_CONFIG = Path(__file__).parents[1] / "data" / "decidiffusion_v1_unet.json"  # of DeciDiffusion 1.0
 NORM_NUM_GROUPS = 32
 
 SCALAR_FIELDS = {
