@@ -29,9 +29,9 @@ from ov_decidiffusion.conversion.reports import ConversionReport
 from ov_decidiffusion.conversion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 from ov_decidiffusion.demo import make_demo
 from ov_decidiffusion.errors import CheckpointError, NotEnoughMemory
+from ov_decidiffusion.generation.plan import noise_levels
 from ov_decidiffusion.model_folder.layout import default_model_dir
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.plan import noise_levels
 from ov_decidiffusion.profiling import level_times
 from ov_decidiffusion.quantize import quantize_models
 from ov_decidiffusion.studies import Timed, closeness_by_steps, guidance_map, timed, walk_down

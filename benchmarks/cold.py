@@ -14,7 +14,7 @@ from benchmarks.runs import HERE, RESULTS, Bench, pictures_run, require_peers
 from benchmarks.waterfall import prepare
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.conversion.convert import convert_checkpoint
-from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.generation.presets import PRESETS
 
 TURNS = 5
 OURS, GENAI = "this project, exact", "OpenVINO GenAI, its defaults"

@@ -22,8 +22,8 @@ from benchmarks.runs import HERE, RESULTS, machine
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.conversion.torch_modules import load_vae
+from ov_decidiffusion.generation.presets import NOISY, PRESETS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.presets import NOISY, PRESETS
 from ov_decidiffusion.quantize import quantize_models
 from training.evaluate import BATCH, SINGLE, Case, choose_cases, generate
 from training.oracle import read_picture

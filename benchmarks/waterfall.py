@@ -16,9 +16,9 @@ import openvino as ov
 
 from benchmarks.report import decibels, difference, machine_facts, table
 from benchmarks.runs import HERE, RESULTS, Bench, pictures_run, require_peers, run_python
+from ov_decidiffusion.generation.presets import way_down
 from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.model_folder.layout import QUANTIZATION_REPORT, quantized_sibling
-from ov_decidiffusion.presets import way_down
 from ov_decidiffusion.runtime.precision import choose_precision
 
 CALIBRATION_PROMPTS = 4  # of eight, for the time's sake

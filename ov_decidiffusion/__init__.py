@@ -13,9 +13,9 @@ _PLACES = {
     "convert_checkpoint": "conversion.convert",
     "find_checkpoint": "conversion.hub",
     "make_demo": "demo",
-    "made_with": "settings",
+    "made_with": "generation.metadata",
     "quantize_models": "quantize",
-    "settings_of": "settings",
+    "settings_of": "generation.metadata",
     "verify_model_dir": "model_folder.integrity",
 }
 __all__ = sorted(_PLACES)

@@ -6,8 +6,8 @@ import gradio as gr
 from PIL import Image
 
 from ov_decidiffusion.demo_events import refused, seen_by_visitor
-from ov_decidiffusion.images import check_masks, to_pictures
-from ov_decidiffusion.presets import PRESETS
+from ov_decidiffusion.generation.images import check_masks, to_pictures
+from ov_decidiffusion.generation.presets import PRESETS
 from ov_decidiffusion.studio import AUTOMATIC, Studio, arguments_of
 
 TEXT_TO_IMAGE = (

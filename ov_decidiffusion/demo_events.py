@@ -10,9 +10,9 @@ from PIL import Image, ImageColor
 
 from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text, steps_of
 from ov_decidiffusion.errors import ModelDirError
-from ov_decidiffusion.images import to_rgb
+from ov_decidiffusion.generation.images import to_rgb
+from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.limits import MAX_SEED
-from ov_decidiffusion.settings import settings_of
 from ov_decidiffusion.sittings import LineIsFull, Sitting
 from ov_decidiffusion.studio import (
     Seen,

@@ -20,7 +20,7 @@ from ov_decidiffusion.arguments import (
     check_prompts,
     shown,
 )
-from ov_decidiffusion.callbacks import CALLBACK_TENSORS, RunState, call_back
+from ov_decidiffusion.generation.callbacks import CALLBACK_TENSORS, RunState, call_back
 from ov_decidiffusion.model_folder.layout import is_checkpoint, tokenizer_dir
 from ov_decidiffusion.quick_imports import import_diffusers
 from ov_decidiffusion.runtime.loading import check_loading
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import CLIPTokenizer
 
-    from ov_decidiffusion.denoise import DenoisingStep
-    from ov_decidiffusion.engine import Engine
-    from ov_decidiffusion.images import PictureLike
+    from ov_decidiffusion.generation.denoise import DenoisingStep
+    from ov_decidiffusion.generation.engine import Engine
+    from ov_decidiffusion.generation.images import PictureLike
 
 
 class OVStableDiffusionPipeline(RunState):
@@ -113,7 +113,7 @@ class OVStableDiffusionPipeline(RunState):
         models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
         try:
             import_diffusers()
-            from ov_decidiffusion.engine import Engine  # torch and diffusers: models compile meanwhile
+            from ov_decidiffusion.generation.engine import Engine  # torch and diffusers: models compile meanwhile
 
             engine = Engine(models, folder)
         finally:
@@ -203,7 +203,7 @@ class OVStableDiffusionPipeline(RunState):
                     call_back(callback_on_step_end, self, step, names)
                 if self.interrupt:
                     break
-        from ov_decidiffusion.images import StableDiffusionOutput
+        from ov_decidiffusion.generation.images import StableDiffusionOutput
 
         images = step.latents if output_type == "latent" else self.finish(step, output_type)
         return StableDiffusionOutput(images=images) if return_dict else (images, None)

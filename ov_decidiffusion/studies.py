@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ov_decidiffusion.denoise import DenoisingStep
+from ov_decidiffusion.generation.denoise import DenoisingStep
+from ov_decidiffusion.generation.presets import way_down
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.presets import way_down
 from ov_decidiffusion.schedulers.registry import SOLVERS, scheduler_class
 from ov_decidiffusion.schedulers.squeezed import SQUEEZE_MODES
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ov_decidiffusion.arguments import check_prompts
-from ov_decidiffusion.denoise import DenoisingStep
+from ov_decidiffusion.generation.denoise import DenoisingStep
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 

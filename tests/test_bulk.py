@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from ov_decidiffusion.bulk import generate
+from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.rows import make_chunks, make_wishes, read_rows
-from ov_decidiffusion.settings import settings_of
 
 ROWS = [
     {"prompt": "a fox in the snow", "seed": 7},

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ov_decidiffusion.conversion.trace import psnr
+from ov_decidiffusion.generation.plan import full_steps
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.plan import full_steps
 from ov_decidiffusion.runtime.transformations import merge_upsampling
 from training.models import TEXT_WIDTH
 from training.oracle import read_picture

@@ -20,8 +20,8 @@ from PIL import Image
 from ov_decidiffusion.__main__ import main
 from ov_decidiffusion.demo import MAX_SESSIONS, DemoBlocks
 from ov_decidiffusion.demo_page import example_source
-from ov_decidiffusion.presets import PRESETS
-from ov_decidiffusion.settings import settings_of
+from ov_decidiffusion.generation.metadata import settings_of
+from ov_decidiffusion.generation.presets import PRESETS
 from ov_decidiffusion.sittings import Sittings
 from ov_decidiffusion.studio import Studio
 from training.oracle import read_picture

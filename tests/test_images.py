@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from ov_decidiffusion.images import choose_size, fit_size, resize, to_pictures
+from ov_decidiffusion.generation.images import choose_size, fit_size, resize, to_pictures
 
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
 

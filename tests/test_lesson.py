@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from ov_decidiffusion.generation.presets import way_down
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.presets import way_down
 from ov_decidiffusion.profiling import level_times
 from ov_decidiffusion.studies import closeness_by_steps, guidance_map, walk_down
 from ov_decidiffusion.word_maps import word_effects, word_maps

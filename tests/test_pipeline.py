@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ov_decidiffusion.images import fit_size, resize
+from ov_decidiffusion.generation.images import fit_size, resize
 from training.scenes import example_picture
 
 PROMPTS = ["a fox on a blue background", "a robot in space"]

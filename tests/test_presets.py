@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ov_decidiffusion.generation.presets import PLAIN, PRESETS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.presets import PLAIN, PRESETS
 from training.oracle import read_picture
 from training.scenes import example_picture
 

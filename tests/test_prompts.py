@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from ov_decidiffusion.generation.prompt_weights import parse_weights
+from ov_decidiffusion.generation.text import same_length
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.text import same_length
-from ov_decidiffusion.weights import parse_weights
 
 LONG = ", ".join(["a fox in the snow"] * 15)
 

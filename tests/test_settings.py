@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from ov_decidiffusion.settings import made_with, settings_of
+from ov_decidiffusion.generation.metadata import made_with, settings_of
 from ov_decidiffusion.studio import filled_in
 
 PROMPT = "a fox in the snow"

@@ -13,10 +13,10 @@ from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.conversion.hub import find_checkpoint
 from ov_decidiffusion.errors import CheckpointError
+from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.model_folder.layout import TINY_DECODER, graph_file
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.runtime import models
-from ov_decidiffusion.settings import settings_of
 
 PROMPTS = ["a fox in the snow", "a pumpkin in a city at night"]
 

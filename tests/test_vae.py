@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ov_decidiffusion.conversion.trace import psnr
-from ov_decidiffusion.vae import decode_in_tiles
+from ov_decidiffusion.generation.vae import decode_in_tiles
 
 PROMPT = "a fox in the snow"
 

@@ -25,22 +25,22 @@ from ov_decidiffusion.arguments import (
     check_whole,
     shown,
 )
-from ov_decidiffusion.denoise import Denoiser, DenoisingStep
-from ov_decidiffusion.images import choose_size, make_image_processor
+from ov_decidiffusion.generation.denoise import Denoiser, DenoisingStep
+from ov_decidiffusion.generation.images import choose_size, make_image_processor
+from ov_decidiffusion.generation.metadata import of_each, seeds_of, solver_of, versions
+from ov_decidiffusion.generation.plan import Plan, make_plan
+from ov_decidiffusion.generation.tasks import Finishing, Given, check_given, prepare_sources, start
+from ov_decidiffusion.generation.tensors import check_batch, check_latents, make_generator, unseeded_generator
+from ov_decidiffusion.generation.text import Text, TextEncoder, check_text
+from ov_decidiffusion.generation.vae import Autoencoder, quick_look
 from ov_decidiffusion.model_folder.configs import read_origin, read_scheduler
 from ov_decidiffusion.model_folder.defaults import read_defaults
 from ov_decidiffusion.model_folder.integrity import explaining
 from ov_decidiffusion.model_folder.layout import QUANTIZABLE
 from ov_decidiffusion.model_folder.tokenizer import load_tokenizer
-from ov_decidiffusion.plan import Plan, make_plan
 from ov_decidiffusion.runtime.memory import check_memory
 from ov_decidiffusion.runtime.models import Models
 from ov_decidiffusion.schedulers.registry import check_scheduler, make_scheduler
-from ov_decidiffusion.settings import of_each, seeds_of, solver_of, versions
-from ov_decidiffusion.tasks import Finishing, Given, check_given, prepare_sources, start
-from ov_decidiffusion.tensors import check_batch, check_latents, make_generator, unseeded_generator
-from ov_decidiffusion.text import Text, TextEncoder, check_text
-from ov_decidiffusion.vae import Autoencoder, quick_look
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -10,11 +10,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from ov_decidiffusion.arguments import check_choice, check_flag, check_range, check_whole
-from ov_decidiffusion.denoise import DenoisingStep, Kept
-from ov_decidiffusion.images import RESIZE_MODES, check_images, check_masks, make_image_processor, resize
-from ov_decidiffusion.plan import Plan
-from ov_decidiffusion.settings import attach, sha256_of
-from ov_decidiffusion.vae import Autoencoder
+from ov_decidiffusion.generation.denoise import DenoisingStep, Kept
+from ov_decidiffusion.generation.images import RESIZE_MODES, check_images, check_masks, make_image_processor, resize
+from ov_decidiffusion.generation.metadata import attach, sha256_of
+from ov_decidiffusion.generation.plan import Plan
+from ov_decidiffusion.generation.vae import Autoencoder
 
 DEFAULT_STRENGTH = 0.8  # of image-to-image
 MAX_PADDING = 100_000  # pixels

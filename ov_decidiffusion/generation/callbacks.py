@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ov_decidiffusion.arguments import check_callback_result
 
 if TYPE_CHECKING:
-    from ov_decidiffusion.denoise import DenoisingStep
+    from ov_decidiffusion.generation.denoise import DenoisingStep
 
 CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 

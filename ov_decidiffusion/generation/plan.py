@@ -20,8 +20,8 @@ from ov_decidiffusion.arguments import (
     check_schedule,
     check_whole,
 )
+from ov_decidiffusion.generation.presets import apply_preset
 from ov_decidiffusion.model_folder.layout import QUANTIZABLE
-from ov_decidiffusion.presets import apply_preset
 from ov_decidiffusion.runtime.models import Models
 from ov_decidiffusion.schedulers.registry import make_solver, solver_name
 

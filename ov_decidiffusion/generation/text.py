@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer
 
 from ov_decidiffusion.arguments import check_negative_prompts, check_prompts, shown
+from ov_decidiffusion.generation.prompt_weights import Piece, parse_weights
+from ov_decidiffusion.generation.tensors import check_embeds
 from ov_decidiffusion.model_folder.layout import MAX_TOKENS
 from ov_decidiffusion.runtime.models import Models
-from ov_decidiffusion.tensors import check_embeds
-from ov_decidiffusion.weights import Piece, parse_weights
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from diffusers import SchedulerMixin
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import MAX_GUIDANCE, check_range
+from ov_decidiffusion.generation.plan import Plan, noise_levels
+from ov_decidiffusion.generation.tensors import check_embeds, check_latents
 from ov_decidiffusion.model_folder.layout import MAX_TOKENS
-from ov_decidiffusion.plan import Plan, noise_levels
 from ov_decidiffusion.runtime.models import ATTENTION, TOP_LEVEL, Models
 from ov_decidiffusion.runtime.transformations import DEEP_FEATURES
-from ov_decidiffusion.tensors import check_embeds, check_latents
 
 
 @dataclass(frozen=True)
