@@ -177,8 +177,8 @@ def _quantize(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     from ov_decidiffusion.demo import make_demo
-    from ov_decidiffusion.limits import LOOPBACK
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+    from ov_decidiffusion.web.limits import LOOPBACK
 
     auth = _credentials(options.host in LOOPBACK, options.auth, options.no_auth)
     _check_port(options)
@@ -228,10 +228,10 @@ def _prepared(options: argparse.Namespace) -> Path:
 def _serve(options: argparse.Namespace) -> None:
     import uvicorn
 
-    from ov_decidiffusion.guards import check_api_key
-    from ov_decidiffusion.limits import LOOPBACK
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
     from ov_decidiffusion.server import check_serving, create_app, on_this_machine_only
+    from ov_decidiffusion.web.guards import check_api_key
+    from ov_decidiffusion.web.limits import LOOPBACK
 
     local = options.host in LOOPBACK
     check_api_key(options.api_key)

@@ -21,11 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ov_decidiffusion.demo_api import offer_api
 from ov_decidiffusion.demo_events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
 from ov_decidiffusion.demo_page import lay_out, make_theme
-from ov_decidiffusion.guards import THIS_MACHINE_ONLY
-from ov_decidiffusion.limits import LOOPBACK, MAX_UPLOAD, why_not_read
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.sittings import IDLE_SECONDS
 from ov_decidiffusion.studio import Studio
+from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY
+from ov_decidiffusion.web.limits import LOOPBACK, MAX_UPLOAD, why_not_read
 
 logger = logging.getLogger(__name__)
 

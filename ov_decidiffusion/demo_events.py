@@ -12,7 +12,6 @@ from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text,
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.images import to_rgb
 from ov_decidiffusion.generation.metadata import settings_of
-from ov_decidiffusion.limits import MAX_SEED
 from ov_decidiffusion.sittings import LineIsFull, Sitting
 from ov_decidiffusion.studio import (
     Seen,
@@ -24,6 +23,7 @@ from ov_decidiffusion.studio import (
     mask_of,
     seed_of,
 )
+from ov_decidiffusion.web.limits import MAX_SEED
 
 logger = logging.getLogger(__name__)
 

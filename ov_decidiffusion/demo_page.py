@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw
 
 from ov_decidiffusion.generation.metadata import webui_sampler
 from ov_decidiffusion.generation.presets import PRESETS
-from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers.registry import SOLVERS
 from ov_decidiffusion.studio import AUTOMATIC, MAX_PICTURES, Studio
+from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS
 
 LICENSE_NOTE = (
     "Pictures of the real DeciDiffusion are not filtered; its weights come with the "

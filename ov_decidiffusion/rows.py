@@ -13,7 +13,7 @@ import numpy as np
 from ov_decidiffusion.arguments import check_choice, check_prompts, check_whole, shown
 from ov_decidiffusion.generation.metadata import ARGUMENTS
 from ov_decidiffusion.generation.presets import PRESETS
-from ov_decidiffusion.limits import MAX_SEED
+from ov_decidiffusion.web.limits import MAX_SEED
 
 FILES = ("image", "mask_image")  # columns that name picture files
 COLUMNS = (*(name for name in ARGUMENTS if name != "num_images_per_prompt"), "preset", "num_images", *FILES)

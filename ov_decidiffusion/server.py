@@ -32,9 +32,9 @@ from ov_decidiffusion.arguments import check_range, check_whole, shown
 from ov_decidiffusion.batching import Batcher, Job, QueueIsFull
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.images import fit_size, to_rgb
-from ov_decidiffusion.guards import THIS_MACHINE_ONLY, check_api_key
-from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD, why_not_read
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY, check_api_key
+from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD, why_not_read
 
 logger = logging.getLogger(__name__)
 

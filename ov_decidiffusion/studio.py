@@ -15,9 +15,9 @@ from ov_decidiffusion.generation.denoise import DenoisingStep
 from ov_decidiffusion.generation.images import fit_size
 from ov_decidiffusion.generation.metadata import made_with, settings_of, words_of
 from ov_decidiffusion.generation.presets import PRESETS
-from ov_decidiffusion.limits import MAX_SEED, MAX_STEPS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.sittings import Kept, Line, Sitting, Sittings, Ticket
+from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS
 
 MAX_PICTURES = 4
 PREVIEW_SECONDS = 0.15  # at least, between two previews: more would only slow the pictures down

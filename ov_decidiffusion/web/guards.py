@@ -8,7 +8,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ov_decidiffusion.limits import LOOPBACK
+from ov_decidiffusion.web.limits import LOOPBACK
 
 READING = ("GET", "HEAD", "OPTIONS")
 
