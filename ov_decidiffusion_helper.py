@@ -27,7 +27,7 @@ from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.conversion.hub import find_checkpoint
 from ov_decidiffusion.conversion.reports import ConversionReport
 from ov_decidiffusion.conversion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
-from ov_decidiffusion.demo import make_demo
+from ov_decidiffusion.demo.app import make_demo
 from ov_decidiffusion.errors import CheckpointError, NotEnoughMemory
 from ov_decidiffusion.generation.plan import noise_levels
 from ov_decidiffusion.model_folder.layout import default_model_dir

@@ -12,7 +12,7 @@ _PLACES = {
     "SUPPORTED_SCHEDULERS": "schedulers.registry",
     "convert_checkpoint": "conversion.convert",
     "find_checkpoint": "conversion.hub",
-    "make_demo": "demo",
+    "make_demo": "demo.app",
     "made_with": "generation.metadata",
     "quantize_models": "quantize",
     "settings_of": "generation.metadata",

@@ -176,7 +176,7 @@ def _quantize(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from ov_decidiffusion.demo import make_demo
+    from ov_decidiffusion.demo.app import make_demo
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
     from ov_decidiffusion.web.limits import LOOPBACK
 
@@ -260,7 +260,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _demo_beside(app, pipe, options: argparse.Namespace, address: str) -> Iterator[None]:
-    from ov_decidiffusion.demo import mount_demo
+    from ov_decidiffusion.demo.app import mount_demo
 
     with _folder_for_pictures():
         demo = mount_demo(app, pipe, options.api_key)

@@ -14,7 +14,7 @@ from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.conversion.reports import ConversionReport
 from ov_decidiffusion.conversion.torch_modules import load_text_encoder, load_tokenizer, load_unet, load_vae
 from ov_decidiffusion.conversion.unet_nas import FlexibleUNet2DConditionModel
-from ov_decidiffusion.demo import DemoBlocks, make_demo
+from ov_decidiffusion.demo.app import DemoBlocks, make_demo
 from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline

@@ -18,12 +18,12 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from ov_decidiffusion.__main__ import main
-from ov_decidiffusion.demo import MAX_SESSIONS, DemoBlocks
-from ov_decidiffusion.demo_page import example_source
+from ov_decidiffusion.demo.app import MAX_SESSIONS, DemoBlocks
+from ov_decidiffusion.demo.page import example_source
+from ov_decidiffusion.demo.sessions import Sittings
+from ov_decidiffusion.demo.studio import Studio
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.generation.presets import PRESETS
-from ov_decidiffusion.sittings import Sittings
-from ov_decidiffusion.studio import Studio
 from training.oracle import read_picture
 
 ROOT = Path(__file__).parent.parent

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
 
-from ov_decidiffusion.demo import make_demo
+from ov_decidiffusion.demo.app import make_demo
+from ov_decidiffusion.demo.sessions import Sittings
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.generation.presets import PRESETS
-from ov_decidiffusion.sittings import Sittings
 from training.oracle import read_picture
 
 PROMPT = "a fox in the snow"

@@ -28,7 +28,7 @@ from ov_decidiffusion.conversion.torch_modules import (
     load_unet,
     load_vae,
 )
-from ov_decidiffusion.demo import make_demo
+from ov_decidiffusion.demo.app import make_demo
 from ov_decidiffusion.errors import CheckpointError
 from ov_decidiffusion.model_folder.integrity import describe_files, read_json, verify_model_dir
 from ov_decidiffusion.model_folder.layout import (

@@ -137,7 +137,7 @@ def run_all(page, address: str) -> None:
 
 CELL = """
 import gradio as gr
-from ov_decidiffusion.demo import DemoBlocks
+from ov_decidiffusion.demo.app import DemoBlocks
 with DemoBlocks() as demo:
     gr.Markdown(f"page {len(demos)}")
 demo.launch(inline=False, quiet=True, prevent_thread_lock=True)

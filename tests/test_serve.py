@@ -21,7 +21,7 @@ from PIL import Image
 
 from ov_decidiffusion.__main__ import main
 from ov_decidiffusion.batching import Batcher, Job
-from ov_decidiffusion.demo import mount_demo
+from ov_decidiffusion.demo.app import mount_demo
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.server import _finished, create_app, on_this_machine_only

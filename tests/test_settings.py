@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from ov_decidiffusion.demo.studio import filled_in
 from ov_decidiffusion.generation.metadata import made_with, settings_of
-from ov_decidiffusion.studio import filled_in
 
 PROMPT = "a fox in the snow"
 WEBUI = """a (fox:1.2), in the snow

@@ -5,10 +5,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ov_decidiffusion.demo_events import refused, seen_by_visitor
+from ov_decidiffusion.demo.events import refused, seen_by_visitor
+from ov_decidiffusion.demo.studio import AUTOMATIC, Studio, arguments_of
 from ov_decidiffusion.generation.images import check_masks, to_pictures
 from ov_decidiffusion.generation.presets import PRESETS
-from ov_decidiffusion.studio import AUTOMATIC, Studio, arguments_of
 
 TEXT_TO_IMAGE = (
     "A picture of a prompt, and the settings that make it again. A seed of -1 draws one, 0 steps are the preset's own, "

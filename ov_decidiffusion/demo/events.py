@@ -8,21 +8,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageColor
 
-from ov_decidiffusion.demo_page import PAINT, Page, example_source, status_text, steps_of
+from ov_decidiffusion.demo.page import PAINT, Page, example_source, status_text, steps_of
+from ov_decidiffusion.demo.sessions import LineIsFull, Sitting
+from ov_decidiffusion.demo.studio import Seen, Studio, arguments_of, filled_in, is_blank, layer_of, mask_of, seed_of
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.images import to_rgb
 from ov_decidiffusion.generation.metadata import settings_of
-from ov_decidiffusion.sittings import LineIsFull, Sitting
-from ov_decidiffusion.studio import (
-    Seen,
-    Studio,
-    arguments_of,
-    filled_in,
-    is_blank,
-    layer_of,
-    mask_of,
-    seed_of,
-)
 from ov_decidiffusion.web.limits import MAX_SEED
 
 logger = logging.getLogger(__name__)

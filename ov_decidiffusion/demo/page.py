@@ -6,11 +6,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
+from ov_decidiffusion.demo.studio import AUTOMATIC, MAX_PICTURES, Studio
 from ov_decidiffusion.generation.metadata import webui_sampler
 from ov_decidiffusion.generation.presets import PRESETS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers.registry import SOLVERS
-from ov_decidiffusion.studio import AUTOMATIC, MAX_PICTURES, Studio
 from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS
 
 LICENSE_NOTE = (

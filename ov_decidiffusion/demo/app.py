@@ -18,12 +18,12 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ov_decidiffusion.demo_api import offer_api
-from ov_decidiffusion.demo_events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
-from ov_decidiffusion.demo_page import lay_out, make_theme
+from ov_decidiffusion.demo.api import offer_api
+from ov_decidiffusion.demo.events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
+from ov_decidiffusion.demo.page import lay_out, make_theme
+from ov_decidiffusion.demo.sessions import IDLE_SECONDS
+from ov_decidiffusion.demo.studio import Studio
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.sittings import IDLE_SECONDS
-from ov_decidiffusion.studio import Studio
 from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY
 from ov_decidiffusion.web.limits import LOOPBACK, MAX_UPLOAD, why_not_read
 
@@ -37,7 +37,7 @@ CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; object-src 'none'; "
     "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:* vscode-webview:"
 )
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 # Gradio would fetch these for whoever asks, and hand them on as if they were the page's own.
 ELSEWHERE = re.compile(r"/(file[=/]\s*https?:|proxy=)", re.IGNORECASE)
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
+from ov_decidiffusion.demo.sessions import Kept, Line, Sitting, Sittings, Ticket
 from ov_decidiffusion.generation.denoise import DenoisingStep
 from ov_decidiffusion.generation.images import fit_size
 from ov_decidiffusion.generation.metadata import made_with, settings_of, words_of
 from ov_decidiffusion.generation.presets import PRESETS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.sittings import Kept, Line, Sitting, Sittings, Ticket
 from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS
 
 MAX_PICTURES = 4
