@@ -229,7 +229,7 @@ def _serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-    from ov_decidiffusion.server import check_serving, create_app, on_this_machine_only
+    from ov_decidiffusion.server.app import check_serving, create_app, on_this_machine_only
     from ov_decidiffusion.web.guards import check_api_key
     from ov_decidiffusion.web.limits import LOOPBACK
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ov_decidiffusion.server import create_app
+from ov_decidiffusion.server.app import create_app
 
 __all__ = ["create_app"]
 
@@ -10,7 +10,7 @@ __all__ = ["create_app"]
 def __getattr__(name: str) -> Any:
     """``app``, for ``serve run ov_decidiffusion.serve:app``: many pipelines behind one address, by Ray Serve."""
     if name == "app":
-        from ov_decidiffusion.replicas import make_application
+        from ov_decidiffusion.server.replicas import make_application
 
         return make_application()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

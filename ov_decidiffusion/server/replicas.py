@@ -14,7 +14,7 @@ from ray import serve
 
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.server import create_app, on_this_machine_only
+from ov_decidiffusion.server.app import create_app, on_this_machine_only
 from ov_decidiffusion.web.guards import OwnPagesOnly
 
 WAITING = 16  # requests that one replica holds; Ray answers further ones 503

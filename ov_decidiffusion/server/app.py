@@ -29,10 +29,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ov_decidiffusion.arguments import check_range, check_whole, shown
-from ov_decidiffusion.batching import Batcher, Job, QueueIsFull
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.images import fit_size, to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.server.batching import Batcher, Job, QueueIsFull
 from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY, check_api_key
 from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD, why_not_read
 
