@@ -34,7 +34,7 @@ def make(prompts):
 """
 BULK = """
 import tempfile
-from ov_decidiffusion.bulk import generate
+from ov_decidiffusion.bulk.generate import generate
 def make(prompts):
     rows = [{"prompt": prompt, "seed": i} for i, prompt in enumerate(prompts)]
     generate(rows, model_dir, tempfile.mkdtemp(dir=out), actors=actors or None, inference_precision="f32",

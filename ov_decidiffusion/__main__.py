@@ -275,8 +275,8 @@ def _bulk(options: argparse.Namespace) -> None:
     import pyarrow  # noqa: F401  missing, it is told before anything is converted
 
     from ov_decidiffusion.arguments import check_path, check_whole
-    from ov_decidiffusion.bulk import generate
-    from ov_decidiffusion.rows import read_rows
+    from ov_decidiffusion.bulk.generate import generate
+    from ov_decidiffusion.bulk.rows import read_rows
 
     check_path("out", options.out)
     if options.actors is not None:

@@ -18,9 +18,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from ov_decidiffusion.bulk import generate
+from ov_decidiffusion.bulk.generate import generate
+from ov_decidiffusion.bulk.rows import make_chunks, make_wishes, read_rows
 from ov_decidiffusion.generation.metadata import settings_of
-from ov_decidiffusion.rows import make_chunks, make_wishes, read_rows
 
 ROWS = [
     {"prompt": "a fox in the snow", "seed": 7},
@@ -224,7 +224,7 @@ def test_whatever_is_killed_the_same_call_goes_on(model_dir, tmp_path, whom):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("\n".join(f"a fox on a beach {i}" for i in range(60)))
     code = (
-        "from ov_decidiffusion.bulk import generate\n"
+        "from ov_decidiffusion.bulk.generate import generate\n"
         f"generate({str(prompts)!r}, {str(model_dir)!r}, {str(out)!r}, inference_precision='f32', threads=1, "
         f"actors={None if whom == 'driver' else 2}, num_inference_steps=6)"
     )

@@ -20,13 +20,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_choice, check_path, check_whole, shown
+from ov_decidiffusion.bulk.rows import FILES, Chunk, Wish, check_defaults, make_chunks, make_wishes, read_rows
 from ov_decidiffusion.errors import ModelDirError, NotEnoughMemory
 from ov_decidiffusion.model_folder.configs import read_origin
 from ov_decidiffusion.model_folder.integrity import check_model_dir, read_json
 from ov_decidiffusion.model_folder.layout import weights_file
 from ov_decidiffusion.model_folder.writing import write_json, write_whole
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.rows import FILES, Chunk, Wish, check_defaults, make_chunks, make_wishes, read_rows
 from ov_decidiffusion.runtime.loading import check_loading
 from ov_decidiffusion.runtime.precision import choose_precision
 

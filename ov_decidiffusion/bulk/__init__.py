@@ -1,0 +1,1 @@
+"""Pictures of every row of a table."""
