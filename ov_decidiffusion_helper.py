@@ -22,6 +22,9 @@ from matplotlib.patches import FancyBboxPatch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from ov_decidiffusion.analysis.profiling import level_times
+from ov_decidiffusion.analysis.studies import Timed, closeness_by_steps, guidance_map, timed, walk_down
+from ov_decidiffusion.analysis.word_maps import word_effects, word_maps
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT, KNOWN_CHECKPOINTS
 from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.conversion.hub import find_checkpoint
@@ -32,10 +35,7 @@ from ov_decidiffusion.errors import CheckpointError, NotEnoughMemory
 from ov_decidiffusion.generation.plan import noise_levels
 from ov_decidiffusion.model_folder.layout import default_model_dir
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.profiling import level_times
 from ov_decidiffusion.quantize import quantize_models
-from ov_decidiffusion.studies import Timed, closeness_by_steps, guidance_map, timed, walk_down
-from ov_decidiffusion.word_maps import word_effects, word_maps
 from training.oracle import read_picture
 from training.scenes import example_picture
 

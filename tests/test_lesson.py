@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from ov_decidiffusion.analysis.profiling import level_times
+from ov_decidiffusion.analysis.studies import closeness_by_steps, guidance_map, walk_down
+from ov_decidiffusion.analysis.word_maps import word_effects, word_maps
 from ov_decidiffusion.generation.presets import way_down
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.profiling import level_times
-from ov_decidiffusion.studies import closeness_by_steps, guidance_map, walk_down
-from ov_decidiffusion.word_maps import word_effects, word_maps
 from training.scenes import TOP, middle_left
 from training.teach_a_word import draw_heart, teach_a_word
 

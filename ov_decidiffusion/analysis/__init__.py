@@ -1,0 +1,1 @@
+"""What the tutorial looks into a model with."""
