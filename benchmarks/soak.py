@@ -58,7 +58,7 @@ pipe = OVStableDiffusionPipeline.from_pretrained(sys.argv[1], inference_precisio
 for name, settings in (("exact", {"num_inference_steps": 3}), ("fast", {"preset": "fast", "quantized": True})):
     pipe("a fox in the snow", seed=1, **settings).images[0].save(f"{sys.argv[2]}/{name}.png")
 """
-FUZZERS = ("test_arguments.py", "test_images.py", "test_hostile.py")
+FUZZERS = ("generation/test_arguments.py", "generation/test_images.py", "model_folder/test_hostile.py")
 
 
 @dataclass
@@ -322,7 +322,7 @@ def older_processor(model_dir: Path, work: Path) -> Row:
 def fuzzers(length: int) -> list[Row]:
     """The fuzzing tests with many more examples."""
     note = f"tests, with {length} times the examples"
-    return [tests(f"fuzzing: {name}", [f"tests/{name}"], note, FUZZ_LENGTH=str(length)) for name in FUZZERS]
+    return [tests(f"fuzzing: {Path(name).name}", [f"tests/{name}"], note, FUZZ_LENGTH=str(length)) for name in FUZZERS]
 
 
 def at_length() -> list[Row]:

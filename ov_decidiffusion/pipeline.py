@@ -6,6 +6,8 @@ Nothing here is imported that takes long: OpenVINO begins to compile while torch
 from __future__ import annotations
 
 import functools
+import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,6 @@ from ov_decidiffusion.arguments import (
 )
 from ov_decidiffusion.generation.callbacks import CALLBACK_TENSORS, RunState, call_back
 from ov_decidiffusion.model_folder.layout import is_checkpoint, tokenizer_dir
-from ov_decidiffusion.quick_imports import import_diffusers
 from ov_decidiffusion.runtime.loading import check_loading
 from ov_decidiffusion.runtime.models import Models
 
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from ov_decidiffusion.generation.denoise import DenoisingStep
     from ov_decidiffusion.generation.engine import Engine
     from ov_decidiffusion.generation.images import PictureLike
+
+
+_COMPILER = "torch._dynamo"
+_one_import_at_a_time = threading.Lock()
 
 
 class OVStableDiffusionPipeline(RunState):
@@ -112,7 +117,7 @@ class OVStableDiffusionPipeline(RunState):
             folder = convert_checkpoint(model).model_dir
         models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
         try:
-            import_diffusers()
+            _import_diffusers()
             from ov_decidiffusion.generation.engine import Engine  # torch and diffusers: models compile meanwhile
 
             engine = Engine(models, folder)
@@ -374,3 +379,19 @@ class OVStableDiffusionPipeline(RunState):
     def disable_vae_tiling(self) -> None:
         """Decode pictures whole again."""
         self._engine.vae.tile_size = None
+
+
+def _import_diffusers() -> None:
+    """Import diffusers without PyTorch's compiler, which it asks for one decorator, and which takes a second.
+
+    Where there is no compiler, diffusers uses a decorator that does nothing; only hints for ``torch.compile`` are
+    lost. A process that imported either before keeps them as they are.
+    """
+    with _one_import_at_a_time:
+        if _COMPILER in sys.modules or "diffusers.utils.torch_utils" in sys.modules:
+            return
+        sys.modules[_COMPILER] = None  # type: ignore[assignment]  # Python's way to say that there is none
+        try:
+            import diffusers.utils.torch_utils  # noqa: F401
+        finally:
+            sys.modules.pop(_COMPILER, None)

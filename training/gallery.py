@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ov_decidiffusion_helper import EMBEDDED_CHECKPOINT, OVStableDiffusionPipeline, picture_grid, save_film
+from ov_decidiffusion import OVStableDiffusionPipeline
+from ov_decidiffusion.analysis.pictures import picture_grid, save_film
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from training.evaluate import SINGLE, choose_cases, generate
 
 PROMPTS = [

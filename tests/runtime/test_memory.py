@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 from ov_decidiffusion import memory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from tests.test_memory import resident_kilobytes
+from tests.runtime.test_memory import resident_kilobytes
 folder = Path(sys.argv[1])
 if sys.argv[2] == "keeps":
     memory.forget_mapped_weights = lambda file: None
@@ -55,7 +55,7 @@ def test_weights_are_not_kept_twice(model_dir, tmp_path, what):
     folder = shutil.copytree(model_dir, tmp_path / "copy")
     os.sync()
     command = [sys.executable, "-c", MEASURE, str(folder), what]
-    printed = subprocess.check_output(command, text=True, cwd=Path(__file__).parent.parent, stderr=subprocess.DEVNULL)
+    printed = subprocess.check_output(command, text=True, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
     resident, later, same = printed.split()
     size = (folder / "unet" / "openvino_model.bin").stat().st_size / 1024
     if what == "keeps":  # then they are: the measure can tell

@@ -24,7 +24,7 @@ from training.oracle import read_picture
 
 PROMPT = "a fox in the snow"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
+AXE = Path(__file__).parents[1] / "node_modules" / "axe-core" / "axe.min.js"
 PICTURES = os.environ.get("DEMO_PICTURES")  # a folder for screenshots of every state
 IN_CI = bool(os.environ.get("CI"))
 pytestmark = pytest.mark.skipif(not BROWSER and not IN_CI, reason="needs Chromium: apt-get install chromium")

@@ -17,7 +17,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from ov_decidiffusion.__main__ import main
+from ov_decidiffusion.cli import main
 from ov_decidiffusion.demo.app import MAX_SESSIONS, DemoBlocks
 from ov_decidiffusion.demo.page import example_source
 from ov_decidiffusion.demo.sessions import Sittings
@@ -26,7 +26,7 @@ from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.generation.presets import PRESETS
 from training.oracle import read_picture
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_listens_on_localhost_only(demo):

@@ -18,7 +18,7 @@ from ov_decidiffusion.conversion.unet_nas import (
     FlexibleUNet2DConditionModel,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def golden_config(case: str) -> dict:

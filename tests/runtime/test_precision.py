@@ -118,7 +118,7 @@ def test_a_user_without_a_home_can_use_it(model_dir):
     )
     unset = ("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     command = [sys.executable, "-c", code, str(model_dir)]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert done.stdout.startswith("remembers"), done.stderr

@@ -40,7 +40,7 @@ def test_a_preset_is_its_arguments_and_its_pictures_are_right(int8_pipe, preset,
 
 
 def test_the_page_on_speed_says_what_the_presets_are():
-    page = (Path(__file__).parents[1] / "docs" / "faster.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "faster.md").read_text(encoding="utf-8")
     named = ("solver", "num_inference_steps", "cache_interval", "cache_power", "guidance_interval", "decoder")
     for name in named:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))

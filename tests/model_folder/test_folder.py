@@ -104,7 +104,7 @@ def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_pat
         "print(convert_checkpoint(sys.argv[1], sys.argv[2], verify=False))"
     )
     command = [sys.executable, "-c", code, str(small_checkpoint), str(target)]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     reports = [process.communicate(timeout=300)[0] for process in both]
     assert sorted("converted to" in report for report in reports) == [False, True]

@@ -48,7 +48,7 @@ from ov_decidiffusion.quantize import QuantizedPart, existing_quantization
 from ov_decidiffusion.runtime.models import Models
 from ov_decidiffusion.schedulers.registry import make_scheduler
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LENGTH = int(os.environ.get("FUZZ_LENGTH", "1"))  # `make soak` draws ten times the examples
 ODD = st.sampled_from([None, -1, 0, 3, 10**9, 1e400, float("nan"), "", "x", [], [1], {}, True, [[]], "somebody/kernel"])
 FOUND_AS_THEY_ARE = (Phase.explicit, Phase.reuse, Phase.generate)  # every example takes a second: none are made smaller

@@ -19,14 +19,14 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from ov_decidiffusion.__main__ import main
+from ov_decidiffusion.cli import main
 from ov_decidiffusion.demo.app import mount_demo
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.server.app import _finished, create_app, on_this_machine_only
 from ov_decidiffusion.server.batching import Batcher, Job
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROMPT = "a fox in the snow"
 STEPS = {"num_inference_steps": 6}
 
