@@ -34,22 +34,22 @@ def compare_steps(pipe: OVStableDiffusionPipeline, side: int) -> tuple[Agreement
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
     text = pipe.encode_prompt(["", PROMPT])
     for int8 in (False, True):
-        pipe.denoiser.prepare_caching(int8)
+        pipe.unet.prepare_caching(int8)
     found, kept = defaultdict(list), []
     run = {"num_inference_steps": STEPS, "solver": "dpm++", "guidance_scale": GUIDANCE, "height": side, "width": side}
     for step in tqdm(pipe.denoise(PROMPT, latents=latents, **run), desc="comparing", total=STEPS):
         batch = torch.cat([latents, latents])
-        whole, deep = pipe.denoiser.whole(batch, step.timestep, text, keep_deep=True)
-        int8, int8_deep = pipe.denoiser.whole(batch, step.timestep, text, keep_deep=True, quantized=True)
-        own = pipe.denoiser.top_level(batch, step.timestep, deep)
-        int8_own = pipe.denoiser.top_level(batch, step.timestep, int8_deep, quantized=True)
+        whole, deep = pipe.unet.full(batch, step.timestep, text, keep_features=True)
+        int8, int8_deep = pipe.unet.full(batch, step.timestep, text, keep_features=True, quantized=True)
+        own = pipe.unet.shallow(batch, step.timestep, deep)
+        int8_own = pipe.unet.shallow(batch, step.timestep, int8_deep, quantized=True)
         found["INT8"].append(psnr(int8.numpy(), whole.numpy()))
         found["top level on this step's own features"].append(psnr(own.numpy(), whole.numpy()))
         found["the same in INT8, against the INT8 U-Net"].append(psnr(int8_own.numpy(), int8.numpy()))
         for age in AGES[: len(kept)]:
             old_deep, old_int8_deep = kept[-age]
-            cached = pipe.denoiser.top_level(batch, step.timestep, old_deep)
-            in_int8 = pipe.denoiser.top_level(batch, step.timestep, old_int8_deep, quantized=True)
+            cached = pipe.unet.shallow(batch, step.timestep, old_deep)
+            in_int8 = pipe.unet.shallow(batch, step.timestep, old_int8_deep, quantized=True)
             found[f"caching, features {_steps(age)} old"].append(psnr(cached.numpy(), whole.numpy()))
             found[f"INT8 and caching, features {_steps(age)} old"].append(psnr(in_int8.numpy(), whole.numpy()))
         kept.append((deep, int8_deep))

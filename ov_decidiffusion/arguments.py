@@ -5,6 +5,7 @@ All functions raise ValueError. What is of tensors lies in ``tensors.py``: this 
 
 import numbers
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def shown(value: Any) -> str:
     except Exception:  # a value whose repr fails is still to be refused by name
         text = f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Tell the caller of a function of ours that a name will go; the old one works for one release."""
+    warnings.warn(
+        f"`{old}` is now `{new}`; the old name will go in the next release.", DeprecationWarning, stacklevel=3
+    )
 
 
 def check_prompts(prompt: str | list[str], name: str = "prompt") -> list[str]:

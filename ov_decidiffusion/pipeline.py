@@ -5,12 +5,14 @@ Nothing here is imported that takes long: OpenVINO begins to compile while torch
 
 from __future__ import annotations
 
+import difflib
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ov_decidiffusion.arguments import (
     OUTPUT_TYPES,
@@ -21,8 +23,10 @@ from ov_decidiffusion.arguments import (
     check_path,
     check_prompts,
     shown,
+    warn_renamed,
 )
 from ov_decidiffusion.generation.callbacks import CALLBACK_TENSORS, RunState, call_back
+from ov_decidiffusion.generation.config import GenerationConfig
 from ov_decidiffusion.model_folder.layout import is_checkpoint, tokenizer_dir
 from ov_decidiffusion.runtime.loading import check_loading
 from ov_decidiffusion.runtime.models import Models
@@ -30,18 +34,62 @@ from ov_decidiffusion.runtime.models import Models
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from diffusers import SchedulerMixin
     from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput as StableDiffusionOutput
     from PIL import Image
     from transformers import CLIPTokenizer
 
     from ov_decidiffusion.generation.denoise import DenoisingStep
-    from ov_decidiffusion.generation.engine import Engine
+    from ov_decidiffusion.generation.engine import Engine, Pictures
     from ov_decidiffusion.generation.images import PictureLike
+    from ov_decidiffusion.generation.unet import UNet
+    from ov_decidiffusion.schedulers.registry import Scheduler
 
 
 _COMPILER = "torch._dynamo"
 _one_import_at_a_time = threading.Lock()
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _takes_fields_of(
+    config: Callable[P, GenerationConfig],
+) -> Callable[[Callable[[Any, GenerationConfig], R]], Callable[Concatenate[Any, P], R]]:
+    """Let a method take a configuration's fields as its arguments, and show them in its signature."""
+
+    def decorate(method: Callable[[Any, GenerationConfig], R]) -> Callable[Concatenate[Any, P], R]:
+        @functools.wraps(method)
+        def taking_fields(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+            return method(self, config(*args, **kwargs))
+
+        own = inspect.signature(method)
+        parameters = [own.parameters["self"], *inspect.signature(config).parameters.values()]
+        taking_fields.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return taking_fields
+
+    return decorate
+
+
+def _answers_wrong_names(method: Callable[P, R]) -> Callable[P, R]:
+    """Answer a wrong argument's name with the nearest right one; Python does so from 3.13 on."""
+    known = list(inspect.signature(method).parameters)
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if len(args) > 2:
+            raise TypeError(
+                "Only `prompt` may be given without its name, as in pipe(prompt, image=picture, height=512); got "
+                f"{len(args) - 2} more: {shown(args[2])}."
+            )
+        for name in kwargs:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                meant = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(known[1:])}."
+                raise TypeError(f"{method.__qualname__}() has no argument `{name}`{meant}")
+        return method(*args, **kwargs)
+
+    return checked
 
 
 class OVStableDiffusionPipeline(RunState):
@@ -62,7 +110,7 @@ class OVStableDiffusionPipeline(RunState):
         quantized_parts: the models that there are in INT8 too; ``quantize_models`` makes them.
         has_tiny_decoder: whether ``decoder="tiny"`` can be asked for.
         models: the compiled models.
-        denoiser: the U-Net, whole and its top level alone, for those who look inside the loop.
+        unet: the U-Net, full and its top level alone, for those who look inside the loop.
         origin: the checkpoint that the models were made of, its revision, and the format of the weights.
         seconds: spent in each model since the pipeline was loaded.
     """
@@ -70,7 +118,7 @@ class OVStableDiffusionPipeline(RunState):
     def __init__(self, engine: Engine):
         super().__init__()
         self._engine = engine
-        self.models, self.denoiser = engine.models, engine.denoiser
+        self.models, self.unet = engine.models, engine.unet
         self.origin, self.defaults, self.default_size = engine.origin, engine.defaults, engine.default_size
         self.image_processor = engine.image_processor
         self.vae_scaling_factor, self.vae_scale_factor = engine.vae.scaling_factor, engine.vae.scale_factor
@@ -126,12 +174,12 @@ class OVStableDiffusionPipeline(RunState):
         return cls(engine)
 
     @property
-    def scheduler(self) -> SchedulerMixin:
+    def scheduler(self) -> Scheduler:
         """The noise schedule and solver in use."""
         return self._engine.scheduler
 
     @scheduler.setter
-    def scheduler(self, scheduler: SchedulerMixin) -> None:
+    def scheduler(self, scheduler: Scheduler) -> None:
         self._engine.scheduler = scheduler
 
     @functools.cached_property
@@ -142,9 +190,21 @@ class OVStableDiffusionPipeline(RunState):
         return CLIPTokenizer.from_pretrained(tokenizer_dir(self.models.folder), local_files_only=True)
 
     @property
-    def number_format(self) -> str:
+    def precision(self) -> str:
         """What the models compute in: "f32", "bf16", …"""
-        return self.models.number_format
+        return self.models.precision
+
+    @property
+    def number_format(self) -> str:
+        """The former name of ``precision``."""
+        warn_renamed("number_format", "precision")
+        return self.precision
+
+    @property
+    def denoiser(self) -> UNet:
+        """The former name of ``unet``."""
+        warn_renamed("denoiser", "unet")
+        return self.unet
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -164,56 +224,8 @@ class OVStableDiffusionPipeline(RunState):
         """
         self._engine.set_progress_bar_config(kwargs)
 
+    @_answers_wrong_names
     def __call__(
-        self,
-        prompt: str | list[str] | None = None,
-        *others: Any,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable[[OVStableDiffusionPipeline, int, torch.Tensor, dict], dict] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **arguments: Any,
-    ) -> StableDiffusionOutput | tuple:
-        """Generate pictures.
-
-        Args:
-            prompt: what to show; one or a list.
-            output_type: "pil", "np", "pt" or "latent" (before the decoder).
-            return_dict: False gives a tuple, as in diffusers: the pictures, and None for a safety check.
-            callback_on_step_end: called as ``callback(pipe, step, timestep, tensors)`` after each step; if it returns
-                a dictionary, its "latents" and "prompt_embeds" are gone on from. It may set ``pipe._interrupt``,
-                which ends the run with the picture as it is, and ``pipe._guidance_scale``. diffusers' own callbacks
-                work.
-            callback_on_step_end_tensor_inputs: the tensors that it is given: "latents", "prompt_embeds",
-                "negative_prompt_embeds". As in diffusers, "prompt_embeds" of a guided run has both.
-            arguments: those of ``denoise``.
-
-        Raises:
-            ValueError: an argument has a wrong value; the message says which, and what is allowed.
-            FloatingPointError: the models gave NaN or infinity instead of a picture.
-        """
-        if others:
-            raise TypeError(
-                "Only `prompt` may be given without its name, as in pipe(prompt, image=picture, height=512); got "
-                f"{len(others)} more: {shown(others[0])}."
-            )
-        check_choice("output_type", output_type, OUTPUT_TYPES)
-        check_callback(callback_on_step_end)
-        names = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
-        names = check_callback_tensors(names, CALLBACK_TENSORS)
-        with self._running() as at:
-            for step in self.denoise(prompt, **arguments):
-                at(step)
-                if callback_on_step_end is not None:
-                    call_back(callback_on_step_end, self, step, names)
-                if self.interrupt:
-                    break
-        from ov_decidiffusion.generation.images import StableDiffusionOutput
-
-        images = step.latents if output_type == "latent" else self.finish(step, output_type)
-        return StableDiffusionOutput(images=images) if return_dict else (images, None)
-
-    def denoise(
         self,
         prompt: str | list[str] | None = None,
         *,
@@ -247,11 +259,12 @@ class OVStableDiffusionPipeline(RunState):
         guidance_interval: tuple[float, float] | None = None,
         guidance_cache_interval: int | None = None,
         decoder: str | None = None,
-    ) -> Iterator[DenoisingStep]:
-        """The denoising loop, a step at a time.
-
-        Everything is checked before the first step runs. Stop iterating to stop generating;
-        ``decode_latents(step.latents)`` shows how far it is.
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[OVStableDiffusionPipeline, int, torch.Tensor, dict], dict | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> StableDiffusionOutput | tuple:
+        """Generate pictures.
 
         Args:
             prompt: what to show; one or a list.
@@ -308,14 +321,89 @@ class OVStableDiffusionPipeline(RunState):
                 computes it always.
             decoder: what makes pixels of finished latents: "whole", or "tiny", which is at least ten times as fast and
                 loses fine detail, where the folder has one (diffusers' ``AutoencoderTiny``).
+            output_type: "pil", "np", "pt" or "latent" (before the decoder).
+            return_dict: False gives a tuple, as in diffusers: the pictures, and None for a safety check.
+            callback_on_step_end: called as ``callback(pipe, step, timestep, tensors)`` after each step; if it returns
+                a dictionary, the run continues with its "latents" and "prompt_embeds". It may set
+                ``pipe._interrupt``, which ends the run with the picture as it is, and ``pipe._guidance_scale``.
+                diffusers' own callbacks work.
+            callback_on_step_end_tensor_inputs: the tensors that it is given: "latents", "prompt_embeds",
+                "negative_prompt_embeds". As in diffusers, "prompt_embeds" of a guided run has both.
 
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
+            TypeError: there is no such argument; the message says which is nearest.
+            FloatingPointError: the models gave NaN or infinity instead of a picture.
         """
-        given = {name: value for name, value in locals().items() if name != "self"}  # every argument above
-        return self._engine.denoise(**given)
+        config = GenerationConfig(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            image=image,
+            mask_image=mask_image,
+            padding_mask_crop=padding_mask_crop,
+            overlay=overlay,
+            strength=strength,
+            resize_mode=resize_mode,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            eta=eta,
+            height=height,
+            width=width,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            seed=seed,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            prompt_syntax=prompt_syntax,
+            preset=preset,
+            solver=solver,
+            quantized=quantized,
+            cache_interval=cache_interval,
+            cache_power=cache_power,
+            guidance_interval=guidance_interval,
+            guidance_cache_interval=guidance_cache_interval,
+            decoder=decoder,
+        )
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_callback(callback_on_step_end)
+        names = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        names = check_callback_tensors(names, CALLBACK_TENSORS)
+        step = None
+        with self._calling() as call:
+            for step in self._engine.denoise(config):
+                call.step = step
+                if callback_on_step_end is not None:
+                    call_back(callback_on_step_end, self, step, names)
+                if self.interrupt:
+                    break
+        from ov_decidiffusion.generation.images import StableDiffusionOutput
 
-    def finish(self, step: DenoisingStep, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
+        assert step is not None  # a run has at least one step
+        images = step.latents if output_type == "latent" else self.finish(step, output_type)
+        return StableDiffusionOutput(images=images) if return_dict else (images, None)
+
+    @_answers_wrong_names
+    @_takes_fields_of(GenerationConfig)
+    def denoise(self, config: GenerationConfig) -> Iterator[DenoisingStep]:
+        """The denoising loop, a step at a time.
+
+        Everything is checked before the first step runs. Stop iterating to stop generating;
+        ``decode_latents(step.latents)`` shows how far it is.
+
+        Args:
+            config: given as arguments, which are those of a call of the pipeline.
+
+        Raises:
+            ValueError: an argument has a wrong value; the message says which, and what is allowed.
+            TypeError: there is no such argument; the message says which is nearest.
+        """
+        return self._engine.denoise(config)
+
+    def finish(self, step: DenoisingStep, output_type: str = "pil") -> Pictures:
         """The pictures of a step, as the call gives them: decoded, with what a mask keeps, and their settings in them.
 
         Args:
@@ -324,12 +412,17 @@ class OVStableDiffusionPipeline(RunState):
         """
         return self._engine.finish(step, output_type)
 
-    def quick_look(self, latents: torch.Tensor) -> list[Image.Image]:
+    def latent_preview(self, latents: torch.Tensor) -> list[Image.Image]:
         """Pictures of latents [b, 4, h, w] in no time: right in colour, and as coarse as the latents.
 
         With ``step.predicted`` they show what becomes of a run from its first step on.
         """
-        return self._engine.quick_look(latents, self.defaults["quick_look"])
+        return self._engine.latent_preview(latents, self.defaults["latent_preview"])
+
+    def quick_look(self, latents: torch.Tensor) -> list[Image.Image]:
+        """The former name of ``latent_preview``."""
+        warn_renamed("quick_look", "latent_preview")
+        return self.latent_preview(latents)
 
     def encode_prompt(self, prompt: str | list[str], prompt_syntax: bool = True) -> torch.Tensor:
         """Hidden states [prompts, 77, d] of the text encoder; a multiple of 77 where a prompt is longer.
@@ -355,7 +448,7 @@ class OVStableDiffusionPipeline(RunState):
         output_type: str = "pil",
         quantized: bool | Collection[str] = False,
         decoder: str = "whole",
-    ) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    ) -> Pictures:
         """Pictures of latents [b, 4, h, w], decoded one at a time to keep memory low.
 
         Args:

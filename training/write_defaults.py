@@ -65,7 +65,7 @@ def make_defaults(vae: AutoencoderKL, steps: int, guidance_scale: float) -> dict
             ],
             "places": list(PLACES),
         },
-        "quick_look": fit_colours(vae, pictures),
+        "latent_preview": fit_colours(vae, pictures),
     }
 
 

@@ -35,7 +35,7 @@ def level_times(
         "timestep": np.float32([500]),
         "encoder_hidden_states": rng.standard_normal((1, 77, config["cross_attention_dim"]), np.float32),
     }
-    request = pipe.models.accounting("unet").create_infer_request()
+    request = pipe.models.profiled("unet").create_infer_request()
     request.infer(inputs)  # packs the weights
     found: list[Counter[str]] = []
     for _ in range(runs):

@@ -42,7 +42,7 @@ def guidance_map(pipe: OVStableDiffusionPipeline, step: DenoisingStep) -> np.nda
     if len(step.prompt_embeds) != 2:
         raise ValueError("The map is of one picture whose run is guided: `guidance_scale` above 1.")
     with pipe.models.at_work():
-        predictions, _ = pipe.denoiser.whole(torch.cat([step.sample] * 2), step.timestep, step.prompt_embeds)
+        predictions, _ = pipe.unet.full(torch.cat([step.sample] * 2), step.timestep, step.prompt_embeds)
         return (predictions[1] - predictions[0]).abs().mean(dim=0).numpy()
 
 

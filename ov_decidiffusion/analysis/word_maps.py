@@ -38,7 +38,7 @@ def word_maps(
     """
     total, step = 0.0, None
     for step in _steps_of_one(pipe, prompt, arguments):
-        total = total + _maps(pipe.denoiser.attention(step.sample, step.timestep, step.prompt_embeds[-1:]), step.sample)
+        total = total + _maps(pipe.unet.attention(step.sample, step.timestep, step.prompt_embeds[-1:]), step.sample)
     words, columns = _words(pipe, prompt)
     maps = np.stack([total[..., column].sum(axis=-1) for column in columns]) / step.total
     return pipe.finish(step)[0], words, maps
@@ -65,7 +65,7 @@ def word_effects(
     total, step = 0.0, None
     for step in _steps_of_one(pipe, prompt, arguments):
         quantized = "unet" in step.quantized
-        each = [pipe.denoiser.whole(step.sample, step.timestep, one[None], quantized=quantized)[0] for one in texts]
+        each = [pipe.unet.full(step.sample, step.timestep, one[None], quantized=quantized)[0] for one in texts]
         predictions = torch.cat(each)
         total = total + (predictions[1:] - predictions[:1]).abs().mean(dim=1).numpy()
     return pipe.finish(step)[0], words, total / step.total

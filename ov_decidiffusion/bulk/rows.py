@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ov_decidiffusion.arguments import check_choice, check_prompts, check_whole, shown
-from ov_decidiffusion.generation.metadata import ARGUMENTS
+from ov_decidiffusion.generation.config import SAVED
 from ov_decidiffusion.generation.presets import PRESETS
 from ov_decidiffusion.web.limits import MAX_SEED
 
 FILES = ("image", "mask_image")  # columns that name picture files
-COLUMNS = (*(name for name in ARGUMENTS if name != "num_images_per_prompt"), "preset", "num_images", *FILES)
+COLUMNS = (*(name for name in SAVED if name != "num_images_per_prompt"), "preset", "num_images", *FILES)
 OWN = ("prompt", "negative_prompt", "seed", *FILES)  # what pictures that run together may differ in
 MAX_IMAGES = 1000  # of a row
 READERS = (".txt", ".csv", ".jsonl", ".parquet")

@@ -103,7 +103,7 @@ def lay_out(studio: Studio) -> Page:
 def header_of(pipe: OVStableDiffusionPipeline) -> str:
     """Which model is loaded, and how to load the real one."""
     checkpoint, (width, height) = pipe.origin.get("checkpoint") or "a model folder", pipe.default_size
-    facts = f"**{checkpoint}**, {width}x{height} pixels, computing in {pipe.number_format}"
+    facts = f"**{checkpoint}**, {width}x{height} pixels, computing in {pipe.precision}"
     if not pipe.defaults.get("understands"):
         return f"# DeciDiffusion on OpenVINO\n{facts}."
     return (

@@ -137,7 +137,7 @@ class Studio:
         if self.pipe.has_tiny_decoder:
             with contextlib.suppress(FloatingPointError):  # what is predicted early may be far from any picture
                 return self.pipe.decode_latents(step.predicted, decoder="tiny")
-        return self.pipe.quick_look(step.predicted)
+        return self.pipe.latent_preview(step.predicted)
 
     def size_choices(self) -> list[tuple[str, str]]:
         """Sizes of about the usual area in the usual shapes, as (label, "WxH")."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ov_decidiffusion.arguments import check_callback_result
@@ -15,13 +16,28 @@ if TYPE_CHECKING:
 CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 
+@dataclass
+class CurrentCall:
+    """A call that a thread is in.
+
+    Attributes:
+        stops: how often another thread had asked to end everything when the call began.
+        step: the latest.
+        interrupted: whether a callback of its own asked to end it.
+    """
+
+    stops: int
+    step: DenoisingStep | None = None
+    interrupted: bool = False
+
+
 class RunState:
-    """The attributes of a pipeline that belong to the run which a thread is in."""
+    """The attributes of a pipeline that belong to the call which a thread is in."""
 
     defaults: dict[str, Any]
 
     def __init__(self) -> None:
-        self._current = threading.local()  # the step that each thread's call is at
+        self._threads = threading.local()  # its ``calls``: one within the other, the innermost last
         self._stops = 0  # how often another thread has asked to end what is going on
 
     def __reduce__(self) -> Any:
@@ -30,21 +46,23 @@ class RunState:
         )
 
     @contextlib.contextmanager
-    def _running(self) -> Iterator[Callable[[DenoisingStep], None]]:
-        """A run of this thread: tell it each step, and ask ``interrupt`` after it."""
-        around = dict(self._current.__dict__)  # of a call that this one is made in
-        self._current.__dict__.clear()
-        self._current.stops = self._stops
+    def _calling(self) -> Iterator[CurrentCall]:
+        """A call of this thread: set its ``step``, and ask ``interrupt`` after it."""
+        call = CurrentCall(self._stops)
+        self._threads.calls = [*self._calls, call]
         try:
-            yield lambda step: setattr(self._current, "step", step)
+            yield call
         finally:
-            self._current.__dict__.clear()
-            self._current.__dict__.update(around)
+            self._threads.calls = self._calls[:-1]
+
+    @property
+    def _calls(self) -> list[CurrentCall]:
+        return getattr(self._threads, "calls", [])
 
     @property
     def _step(self) -> DenoisingStep | None:
-        """Where the run is that this thread is in."""
-        return getattr(self._current, "step", None)
+        """Where the call is that this thread is in."""
+        return self._calls[-1].step if self._calls else None
 
     @property
     def guidance_scale(self) -> float:
@@ -93,9 +111,8 @@ class RunState:
 
     @property
     def interrupt(self) -> bool:
-        """Whether the run that this thread is in is about to end."""
-        asked = getattr(self._current, "stops", self._stops) != self._stops
-        return asked or getattr(self._current, "interrupted", False)
+        """Whether the call that this thread is in is about to end."""
+        return bool(self._calls) and (self._calls[-1].interrupted or self._calls[-1].stops != self._stops)
 
     @property
     def _interrupt(self) -> bool:
@@ -103,15 +120,15 @@ class RunState:
 
     @_interrupt.setter
     def _interrupt(self, value: bool) -> None:
-        """In a callback: end this run. From another thread: end all that are going on."""
+        """In a callback: end this call. From another thread: end all that are going on."""
         if self._step is not None:
-            self._current.interrupted = bool(value)
+            self._calls[-1].interrupted = bool(value)
         elif value:
             self._stops += 1
 
 
-def call_back(callback: Callable, pipe: RunState, step: DenoisingStep, names: list[str]) -> None:
-    """Show a step to a callback, and go on from the latents and prompt_embeds that it returns.
+def call_back(callback: Callable[..., Any], pipe: RunState, step: DenoisingStep, names: list[str]) -> None:
+    """Show a step to a callback, and continue with the latents and prompt_embeds that it returns.
 
     As in diffusers, negative_prompt_embeds that it returns change nothing: prompt_embeds holds them.
     """

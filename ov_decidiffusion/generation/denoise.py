@@ -1,36 +1,34 @@
-"""One denoising run: the loop over whole and cached, guided and unguided steps."""
+"""The denoising loop, and what a step of it is."""
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import SchedulerMixin
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import MAX_GUIDANCE, check_range
+from ov_decidiffusion.generation.guidance import Guidance
 from ov_decidiffusion.generation.plan import Plan, noise_levels
 from ov_decidiffusion.generation.tensors import check_embeds, check_latents
-from ov_decidiffusion.model_folder.layout import MAX_TOKENS
-from ov_decidiffusion.runtime.models import ATTENTION, TOP_LEVEL, Models
-from ov_decidiffusion.runtime.transformations import DEEP_FEATURES
+from ov_decidiffusion.generation.unet import DeepCache, UNet
+from ov_decidiffusion.schedulers.registry import Scheduler
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What inpainting leaves as it is: outside the mask, each step's latents are the source's, as noisy as the rest.
+class InpaintBlend:
+    """What inpainting keeps: outside the mask, each step's latents are the source's, as noisy as the rest.
 
-    diffusers' way of inpainting with a model that has no channels for masks.
+    This is diffusers' way of inpainting with a model that has no channels for masks.
     """
 
     clean: torch.Tensor  # latents of the source [b, 4, h, w]
     noise: torch.Tensor
-    mask: torch.Tensor  # [b or 1, 1, h, w], 1 where the picture is made anew
+    mask: torch.Tensor  # [b or 1, 1, h, w], 1 where the picture is repainted
 
-    def blend(self, latents: torch.Tensor, scheduler: SchedulerMixin, timestep: torch.Tensor | None) -> torch.Tensor:
+    def apply(self, latents: torch.Tensor, scheduler: Scheduler, timestep: torch.Tensor | None) -> torch.Tensor:
         """Latents that are noisy as at a timestep; None: that are done."""
         source = self.clean
         if timestep is not None:
@@ -39,7 +37,7 @@ class Kept:
 
 
 class DenoisingStep:
-    """One step of ``denoise``. Assign to it to go on otherwise: the next step is made from what it holds.
+    """One step of ``denoise``. Assign to its attributes to change the run: the next step is made from what it holds.
 
     Attributes:
         index: from 0.
@@ -52,8 +50,9 @@ class DenoisingStep:
         prompt_embeds: hidden states [b, n, d] of the prompts, behind those of the negative prompts, [2 b, n, d], in a
             run that is guided.
         guidance_scale, guidance_rescale: of the next steps.
-        quantized, decoder: parts that run in INT8, and which decoder does, for ``decode_latents``.
-        finishing: what ``finish`` needs to know of the run.
+        quantized, decoder: the parts that run in INT8 and the decoder to use, for ``decode_latents``.
+        postprocess: what ``finish`` needs to know of the run.
+        scheduler: of this run alone.
     """
 
     def __init__(
@@ -64,14 +63,14 @@ class DenoisingStep:
         latents: torch.Tensor,
         predicted: torch.Tensor,
         prompt_embeds: torch.Tensor,
-        guidance: tuple[float, float],
-        finishing: Any = None,
+        guidance: Guidance,
+        postprocess: Any = None,
     ):
         self.index, self.total, self.timestep = index, len(plan.timesteps), plan.timesteps[index]
-        self.sample, self.predicted, self.finishing = sample, predicted, finishing
-        self.quantized, self.decoder = plan.quantized, plan.decoder
-        self._prompt_embeds, self._guidance_scale, self._guidance_rescale = prompt_embeds, *guidance
-        self._latents = latents
+        self.sample, self.predicted, self.postprocess = sample, predicted, postprocess
+        self.quantized, self.decoder, self.scheduler = plan.quantized, plan.config.decoder, plan.scheduler
+        self._prompt_embeds, self._latents = prompt_embeds, latents
+        self._guidance_scale, self._guidance_rescale = guidance.scale, guidance.rescale
 
     @property
     def guidance_scale(self) -> float:
@@ -113,127 +112,63 @@ class DenoisingStep:
             self._latents = check_latents("latents", latents, tuple(self._latents.shape))
 
 
-class Denoiser:
-    """The U-Net of a model folder: whole, its top level alone, and in the loop.
+@torch.no_grad()
+def denoise(
+    plan: Plan,
+    unet: UNet,
+    latents: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+    progress_bar_config: dict[str, Any],
+    blend: InpaintBlend | None = None,
+    postprocess: Any = None,
+) -> Generator[DenoisingStep, None, None]:
+    """The loop: predict, guide, step, yield.
 
     Args:
-        models: the compiled models.
+        plan: of the run.
+        unet: the U-Net; after ``prepare_caching`` where the plan has steps that are not full ones.
+        latents: what to start from [b, 4, h, w].
+        prompt_embeds: hidden states of the prompts [b, n, d], with those of the negative prompts first [2 b, n, d]
+            where steps are guided.
+        progress_bar_config: tqdm's options.
+        blend: what inpainting keeps.
+        postprocess: handed to each step.
+
+    Raises:
+        FloatingPointError: a step ended in NaN or infinity.
     """
-
-    def __init__(self, models: Models):
-        self._models = models
-
-    def prepare_caching(self, quantized: bool = False) -> None:
-        """Compile what ``whole`` with ``keep_deep`` and ``top_level`` run.
-
-        Raises:
-            ValueError: the U-Net cannot be cut.
-        """
-        self._models.prepare_caching(quantized)
-
-    def whole(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        text: torch.Tensor,
-        keep_deep: bool = False,
-        quantized: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One run of the whole U-Net.
-
-        Args:
-            sample: latents [b, 4, h, w], as the scheduler scales them.
-            timestep: one number.
-            text: hidden states [b, 77, d].
-            keep_deep: give the deeper levels' features too; after ``prepare_caching``.
-
-        Returns:
-            the prediction [b, 4, h, w], and the deeper levels' features [b, channels, h, w] or None.
-        """
-        inputs = _unet_inputs(sample, timestep) | {"encoder_hidden_states": text.numpy()}
-        outputs = self._models.run("unet", inputs, outputs=2 if keep_deep else 1, quantized=quantized)
-        return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1]) if keep_deep else None
-
-    def top_level(
-        self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor, quantized: bool = False
-    ) -> torch.Tensor:
-        """The prediction of the top level, given the deeper levels' features of an earlier step."""
-        inputs = _unet_inputs(sample, timestep) | {DEEP_FEATURES: deep.numpy()}
-        return torch.from_numpy(self._models.run(TOP_LEVEL, inputs, quantized=quantized)[0])
-
-    def attention(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:
-        """What each layer of cross-attention looks at [b, h * w, n], of inputs as ``whole`` takes them."""
-        inputs = _unet_inputs(sample, timestep) | {"encoder_hidden_states": text.numpy()}
-        return [torch.from_numpy(layer) for layer in self._models.run(ATTENTION, inputs, outputs=None)]
-
-    @torch.no_grad()
-    def run(
-        self,
-        plan: Plan,
-        latents: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        bar: dict[str, Any],
-        kept: Kept | None = None,
-        finishing: Any = None,
-    ) -> Iterator[DenoisingStep]:
-        """The loop.
-
-        Args:
-            latents: what to start from [b, 4, h, w].
-            prompt_embeds: hidden states of the prompts [b, n, d], behind those of the negative prompts [2 b, n, d]
-                where steps are guided.
-            bar: options of the progress bar.
-            kept: what is not made anew, in inpainting.
-            finishing: handed to each step.
-
-        Raises:
-            FloatingPointError: a step ended in NaN or infinity.
-        """
-        scheduler, deep, direction = plan.scheduler, None, None
-        scale, rescale = plan.guidance_scale, plan.guidance_rescale
-        extra = _extra_step_arguments(scheduler, plan)
-        keeps, quantized = not all(plan.whole), "unet" in plan.quantized
-        for index, timestep in enumerate(tqdm(plan.timesteps, **{"desc": "denoising", **bar})):
-            if prompt_embeds.shape[1] != MAX_TOKENS:
-                self._models.allow_long_prompts()
-            guided = plan.guided[index] and scale > 1 and len(prompt_embeds) == 2 * len(latents)
-            both = guided and (plan.directed[index] or direction is None)
-            text = prompt_embeds if both else prompt_embeds[-len(latents) :]
-            batch = scheduler.scale_model_input(torch.cat([latents, latents]) if both else latents, timestep)
-            if plan.whole[index] or len(deep) < len(batch):
-                prediction, deep = self.whole(batch, timestep, text, keeps, quantized)
-            else:
-                prediction = self.top_level(batch, timestep, deep[-len(batch) :], quantized)
-            if both:
-                unconditional, conditional = prediction.chunk(2)
-                direction = conditional - unconditional
-                prediction = rescaled(unconditional + scale * direction, conditional, rescale)
-            elif guided:
-                prediction = rescaled(prediction + (scale - 1) * direction, prediction, rescale)
-            sample = batch[-len(latents) :]
-            predicted = predicted_end(scheduler, prediction, sample, timestep)
-            latents = scheduler.step(prediction, timestep, latents, **extra, return_dict=False)[0]
-            if kept is not None:
-                predicted = kept.blend(predicted, scheduler, None)
-                latents = kept.blend(latents, scheduler, next(iter(plan.timesteps[index + 1 :]), None))
-            if not torch.isfinite(latents).all():
-                raise FloatingPointError(
-                    f"Step {index + 1} of {len(plan.timesteps)} gave NaN or infinity instead of a picture: the weights "
-                    "may be damaged, the numbers too large for the format, or the steps too few for the solver; try "
-                    'inference_precision="f32", a lower guidance_scale, or more steps.'
-                )
-            step = DenoisingStep(index, plan, sample, latents, predicted, prompt_embeds, (scale, rescale), finishing)
-            yield step
-            latents = check_latents("latents", step.latents, tuple(latents.shape))  # may have been changed in place
-            prompt_embeds, scale, rescale = step.prompt_embeds, step.guidance_scale, step.guidance_rescale
+    config, scheduler = plan.config, plan.scheduler
+    guidance = Guidance(config.guidance_scale, config.guidance_rescale, plan.guided, config.guidance_cache_interval)
+    cache = DeepCache(unet, plan.full_steps, "unet" in plan.quantized)
+    step_options = _step_options(scheduler, plan)
+    for index, timestep in enumerate(tqdm(plan.timesteps, **{"desc": "denoising", **progress_bar_config})):
+        rows, text = guidance.inputs(index, latents, prompt_embeds)
+        rows = scheduler.scale_model_input(rows, timestep)
+        prediction = guidance.apply(cache.predict(index, rows, timestep, text))
+        sample = rows[-len(latents) :]
+        predicted = predicted_end(scheduler, prediction, sample, timestep)
+        latents = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
+        if blend is not None:
+            predicted = blend.apply(predicted, scheduler, None)
+            latents = blend.apply(latents, scheduler, next(iter(plan.timesteps[index + 1 :]), None))
+        _refuse_nan(latents, index, len(plan.timesteps))
+        step = DenoisingStep(index, plan, sample, latents, predicted, prompt_embeds, guidance, postprocess)
+        yield step
+        latents = check_latents("latents", step.latents, tuple(latents.shape))  # may have been changed in place
+        prompt_embeds, guidance.scale, guidance.rescale = step.prompt_embeds, step.guidance_scale, step.guidance_rescale
 
 
-def _unet_inputs(sample: torch.Tensor, timestep: torch.Tensor) -> dict[str, np.ndarray]:
-    return {"sample": sample.numpy(), "timestep": timestep.reshape(1).float().numpy()}
+def _refuse_nan(latents: torch.Tensor, index: int, total: int) -> None:
+    if not torch.isfinite(latents).all():
+        raise FloatingPointError(
+            f"Step {index + 1} of {total} gave NaN or infinity instead of a picture: the weights may be damaged, the "
+            "numbers too large for the format, or the steps too few for the solver; try "
+            'inference_precision="f32", a lower guidance_scale, or more steps.'
+        )
 
 
 def predicted_end(
-    scheduler: SchedulerMixin, prediction: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor
+    scheduler: Scheduler, prediction: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor
 ) -> torch.Tensor:
     """The clean latents that a prediction stands for (Salimans & Ho 2022, arXiv 2202.00512, section 4 and appendix D).
 
@@ -252,15 +187,7 @@ def predicted_end(
     return (sample - sigma * prediction) / alpha
 
 
-def rescaled(guided: torch.Tensor, conditional: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
-    """A guided prediction, its contrast pulled back towards the conditional one's by a share in 0…1."""
-    if guidance_rescale > 0:
-        dims = list(range(1, guided.ndim))
-        contrast = conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
-        guided = guidance_rescale * (guided * contrast) + (1 - guidance_rescale) * guided
-    return guided
-
-
-def _extra_step_arguments(scheduler: SchedulerMixin, plan: Plan) -> dict[str, Any]:
+def _step_options(scheduler: Scheduler, plan: Plan) -> dict[str, Any]:
+    """What this scheduler's step takes beyond the prediction."""
     taken = inspect.signature(scheduler.step).parameters
-    return {name: value for name, value in (("generator", plan.generator), ("eta", plan.eta)) if name in taken}
+    return {name: value for name, value in (("generator", plan.generator), ("eta", plan.config.eta)) if name in taken}

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ov_decidiffusion.arguments import shown
+from ov_decidiffusion.generation.config import SAVED
 from ov_decidiffusion.schedulers.registry import SOLVERS, solver_name
 
 logger = logging.getLogger(__name__)
@@ -30,12 +31,6 @@ WEBUI_NAMES = {
 # A name and its value, which may be quoted, between commas. Possessive, so that what is none is found out in one go.
 WEBUI_PAIR = re.compile(r'(?:^|(?<=,))([^:,]++):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)(?:,|$)')
 MAX_TEXT = 1_000_000  # characters of settings that are looked at
-ARGUMENTS = (
-    *("prompt", "negative_prompt", "strength", "resize_mode", "padding_mask_crop", "overlay", "prompt_syntax"),
-    *("num_inference_steps", "timesteps", "sigmas", "guidance_scale", "guidance_rescale", "eta", "height", "width"),
-    *("num_images_per_prompt", "seed", "solver", "quantized", "cache_interval", "cache_power", "guidance_interval"),
-    *("guidance_cache_interval", "decoder"),
-)
 
 
 class SettingsPicture(Image.Image):
@@ -111,7 +106,7 @@ def _read_own(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
         arguments, origin = content["arguments"], content["made_with"]
-        found = {name: arguments[name] for name in ARGUMENTS if name in arguments}
+        found = {name: arguments[name] for name in SAVED if name in arguments}
         odd = [name for name, value in found.items() if not _is_plain(value)]
         if odd or not isinstance(origin, dict):
             raise ValueError(f"{(odd or ['made_with'])[0]} is of another kind")

@@ -1,171 +1,108 @@
-"""What one denoising run does at each of its steps, from the arguments of a call."""
+"""What one denoising run does at each of its steps, from a configuration."""
 
 import copy
 import inspect
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 
-from ov_decidiffusion.arguments import (
-    MAX_GUIDANCE,
-    check_decoder,
-    check_guidance_interval,
-    check_quantized,
-    check_range,
-    check_schedule,
-    check_whole,
-)
-from ov_decidiffusion.generation.presets import apply_preset
+from ov_decidiffusion.arguments import check_decoder, check_quantized
+from ov_decidiffusion.generation.config import GenerationConfig, ResolvedConfig
 from ov_decidiffusion.model_folder.layout import QUANTIZABLE
 from ov_decidiffusion.runtime.models import Models
-from ov_decidiffusion.schedulers.registry import make_solver, solver_name
-
-MAX_SIGMA = 1e4
+from ov_decidiffusion.schedulers.registry import Scheduler, make_solver, solver_name
 
 
 @dataclass(frozen=True)
 class Plan:
     """What one run does at each of its steps."""
 
-    scheduler: SchedulerMixin  # of this run alone
+    config: ResolvedConfig  # of a call that plans the same, presets and defaults written out
+    scheduler: Scheduler  # of this run alone
     timesteps: torch.Tensor
-    guidance_scale: float
-    guidance_rescale: float
     guided: list[bool]  # of each step: guidance acts, if its scale is above 1
-    directed: list[bool]  # of each step: guidance's direction is computed anew, not taken from an earlier step
-    whole: list[bool]  # of each step: the whole U-Net runs, not only its top level
+    full_steps: list[bool]  # of each step: the full U-Net runs, not only its top level
     quantized: frozenset[str]  # parts that run in INT8
-    decoder: str  # of finished latents
-    generator: torch.Generator | list[torch.Generator] | None
-    eta: float  # of DDIM: the share of its noise that is drawn anew
-    preset: str
-    arguments: dict[str, Any]  # of a call that plans the same, presets and defaults written out
+    generator: torch.Generator | list[torch.Generator]
 
 
 def make_plan(
-    scheduler: SchedulerMixin,
-    defaults: dict[str, Any],
+    config: GenerationConfig,
+    scheduler: Scheduler,
+    defaults: Mapping[str, Any],
     models: Models,
-    *,
     strength: float | None,
-    generator: torch.Generator | list[torch.Generator] | None,
-    num_inference_steps: Any,
-    timesteps: Any,
-    sigmas: Any,
-    guidance_scale: Any,
-    guidance_rescale: Any,
-    eta: Any,
-    preset: Any,
-    **options: Any,
+    generator: torch.Generator | list[torch.Generator],
 ) -> Plan:
-    """What a run does at each step, from the arguments of a call, all of them checked.
+    """What a run does at each step, from the configuration of a call, every value of it checked.
 
     Args:
         scheduler: of the pipeline; the run gets one of its own, so that loops can interleave.
         defaults: of the checkpoint.
-        models: that there are; a preset does without INT8 where it does not pay and without a tiny decoder where
-            there is none; INT8 models that pay have to be there, as what is asked for by name.
+        models: the folder's; a preset does without INT8 where it does not pay and without a tiny decoder where there is
+            none. INT8 models that pay have to be there, as what is asked for by name.
         strength: of image-to-image and inpainting, or None.
-        options: those that ``apply_preset`` fills in, but the number of steps.
 
     Raises:
         ValueError: an argument has a wrong value.
     """
-    chosen = apply_preset(preset, num_inference_steps=num_inference_steps, **options)
-    solver = None if chosen["solver"] is None else solver_name(chosen["solver"])
-    scheduler = copy.deepcopy(scheduler) if solver is None else make_solver(solver, scheduler)
-    chosen |= {"timesteps": timesteps, "sigmas": sigmas, "eta": eta}
-    chosen |= {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
-    arguments = {"solver": solver} | _checked(chosen, defaults, scheduler.config.num_train_timesteps - 1)
-    own_steps = (arguments.get(name) for name in ("num_inference_steps", "timesteps", "sigmas"))
-    running = set_timesteps(scheduler, strength, *own_steps)
-    if options["guidance_interval"] is None and not _tells_noise_levels(scheduler):
-        arguments["guidance_interval"] = None  # a preset does without what the solver asked for cannot do
-    guided = guided_steps(scheduler, running, arguments["guidance_interval"])
-    chosen |= _without_what_is_no_gain(chosen, options, models)  # last, for it may have to measure
-    quantized = check_quantized(chosen["quantized"], models.quantized_parts, QUANTIZABLE)
-    arguments["quantized"] = sorted(quantized) or False
-    arguments["decoder"] = check_decoder(chosen["decoder"], models.has_tiny_decoder)
+    resolved = config.resolved(defaults, scheduler.config.num_train_timesteps)
+    solver = None if resolved.solver is None else solver_name(resolved.solver)
+    own = copy.deepcopy(scheduler) if solver is None else make_solver(solver, scheduler)
+    timesteps = set_timesteps(own, strength, resolved.num_inference_steps, resolved.timesteps, resolved.sigmas)
+    interval = resolved.guidance_interval
+    if config.guidance_interval is None and not _tells_noise_levels(own):
+        interval = None  # a preset does without what the solver asked for cannot do
+    guided = guided_steps(own, timesteps, interval)
+    parts, decoder = _parts_to_run(config, resolved, models)  # last, for it may have to measure
     return Plan(
-        scheduler=scheduler,
-        timesteps=running,
-        guidance_scale=arguments["guidance_scale"],
-        guidance_rescale=arguments["guidance_rescale"],
+        config=resolved.with_values(
+            solver=solver, guidance_interval=interval, quantized=sorted(parts) or False, decoder=decoder
+        ),
+        scheduler=own,
+        timesteps=timesteps,
         guided=guided,
-        directed=directed_steps(guided, arguments["guidance_cache_interval"]),
-        whole=full_steps(len(running), arguments["cache_interval"], arguments["cache_power"]),
-        quantized=quantized,
-        decoder=arguments["decoder"],
+        full_steps=full_steps(len(timesteps), resolved.cache_interval, resolved.cache_power),
+        quantized=parts,
         generator=generator,
-        eta=arguments["eta"],
-        preset=preset,
-        arguments=arguments,
     )
 
 
-def _checked(chosen: dict[str, Any], defaults: dict[str, Any], last: int) -> dict[str, Any]:
-    """Arguments of a call that hold for any models: defaults filled in, and every value checked.
-
-    Args:
-        last: timestep of the schedule.
-    """
-
-    def given(name: str) -> Any:
-        return defaults[name] if chosen[name] is None else chosen[name]
-
-    timesteps = check_schedule("timesteps", chosen["timesteps"], last, last + 1)
-    sigmas = check_schedule("sigmas", chosen["sigmas"], MAX_SIGMA, last + 1)
-    if timesteps is not None and sigmas is not None:
-        raise ValueError("Give `timesteps` or `sigmas`, not both.")
-    steps = check_whole("num_inference_steps", given("num_inference_steps"), 1, last + 1)
-    own_steps = {"timesteps": timesteps} if sigmas is None else {"sigmas": sigmas}
-    return {
-        **({"num_inference_steps": steps} if timesteps is None and sigmas is None else own_steps),
-        "guidance_scale": check_range("guidance_scale", given("guidance_scale"), 0, MAX_GUIDANCE),
-        "guidance_rescale": check_range("guidance_rescale", given("guidance_rescale"), 0, 1),
-        "eta": check_range("eta", chosen["eta"], 0, 1),
-        "cache_interval": check_whole("cache_interval", chosen["cache_interval"], 1),
-        "cache_power": check_range("cache_power", chosen["cache_power"], 1, 3),
-        "guidance_interval": check_guidance_interval(chosen["guidance_interval"]),
-        "guidance_cache_interval": check_whole("guidance_cache_interval", chosen["guidance_cache_interval"], 1),
-    }
-
-
-def _without_what_is_no_gain(chosen: dict[str, Any], asked: dict[str, Any], models: Models) -> dict[str, Any]:
-    """What a preset has to do without on this machine or with this folder; what was asked for by name stays."""
-    without: dict[str, Any] = {}
-    if asked["quantized"] is None and chosen["quantized"] and not models.int8_pays:
-        without["quantized"] = False
-    if asked["decoder"] is None and not models.has_tiny_decoder:
-        without["decoder"] = "whole"
-    return without
+def _parts_to_run(asked: GenerationConfig, resolved: ResolvedConfig, models: Models) -> tuple[frozenset[str], str]:
+    """The parts to run in INT8, and the decoder: what a preset chose, it does without where there is no gain or no
+    such model; what was asked for by name stays, or is refused."""
+    quantized, decoder = resolved.quantized, resolved.decoder
+    if asked.quantized is None and quantized and not models.int8_pays:
+        quantized = False
+    if asked.decoder is None and not models.has_tiny_decoder:
+        decoder = "whole"
+    parts = check_quantized(quantized, models.quantized_parts, QUANTIZABLE)
+    return parts, check_decoder(decoder, models.has_tiny_decoder)
 
 
 def full_steps(total: int, interval: int, power: float = 1.0) -> list[bool]:
-    """Which of ``total`` steps run the whole U-Net: the first, the last, and as many between as are needed.
+    """Which of ``total`` steps run the full U-Net: the first, the last, and as many between as are needed.
 
     The last does because what a run ends on shows: one that ends on reused features is worse than a shorter one that
-    does not. Of n whole steps after the first, number j = 1, 2, … comes at (total - 1) * (j / n) ** power: evenly and
+    does not. Of n full steps after the first, number j = 1, 2, … comes at (total - 1) * (j / n) ** power: evenly and
     at most ``interval`` apart for a power of 1, as many but closer together at the start for a larger one (the
     paper's "non-uniform" schedule is a power law as well).
     """
     last = total - 1
     count = math.ceil(last / interval)
-    whole = [0]
+    full = [0]
     for j in range(1, count + 1):
         position = math.floor(last * (j / count) ** power + 0.5)
-        whole.append(max(position, whole[-1] + 1))
-    there = set(whole)
-    return [index in there for index in range(total)]
+        full.append(max(position, full[-1] + 1))
+    return [index in set(full) for index in range(total)]
 
 
 def guided_steps(
-    scheduler: SchedulerMixin, timesteps: torch.Tensor, guidance_interval: tuple[float, float] | None
+    scheduler: Scheduler, timesteps: torch.Tensor, guidance_interval: tuple[float, float] | None
 ) -> list[bool]:
     """Which steps guidance acts on: those with a noise level in the interval, or all."""
     if guidance_interval is None:
@@ -179,17 +116,11 @@ def guided_steps(
     return [low <= sigma <= high for sigma in noise_levels(scheduler, timesteps)]
 
 
-def _tells_noise_levels(scheduler: SchedulerMixin) -> bool:
+def _tells_noise_levels(scheduler: Scheduler) -> bool:
     return hasattr(scheduler, "alphas_cumprod") and type(scheduler).__name__ != "PNDMScheduler"
 
 
-def directed_steps(guided: list[bool], interval: int) -> list[bool]:
-    """Which steps compute guidance's direction: of those that are guided the first and every so many."""
-    counted = accumulate(guided, initial=0)
-    return [acts and count % interval == 0 for acts, count in zip(guided, counted, strict=False)]
-
-
-def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> np.ndarray:
+def noise_levels(scheduler: Scheduler, timesteps: torch.Tensor) -> np.ndarray:
     """sigma = sqrt((1 - abar) / abar) of a schedule at timesteps, between whole ones on a logarithmic scale."""
     abar = scheduler.alphas_cumprod.double().numpy().clip(1e-12, 1 - 1e-12)
     sigmas = np.log((1 - abar) / abar) / 2
@@ -197,11 +128,11 @@ def noise_levels(scheduler: SchedulerMixin, timesteps: torch.Tensor) -> np.ndarr
 
 
 def set_timesteps(
-    scheduler: SchedulerMixin,
+    scheduler: Scheduler,
     strength: float | None,
     num_inference_steps: int | None,
-    timesteps: list[int] | None = None,
-    sigmas: list[float] | None = None,
+    timesteps: Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """The timesteps to run: so many, or those given, by number or noise level; in image-to-image without the first."""
     if timesteps is not None or sigmas is not None:

@@ -1,11 +1,16 @@
 """One word for several arguments: how much of the work is left out to be fast."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from ov_decidiffusion.arguments import check_choice
 
+if TYPE_CHECKING:
+    from ov_decidiffusion.generation.config import GenerationConfig
+
 # What a call uses where neither the caller nor the preset says otherwise. None: as the checkpoint or pipeline has it.
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "solver": None,
     "num_inference_steps": None,
     "quantized": False,
@@ -37,22 +42,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def apply_preset(preset: str, **given: Any) -> dict[str, Any]:
-    """Fill in what the caller left at None: from the preset, else from ``PLAIN``.
+def apply_preset(preset: str, config: GenerationConfig) -> dict[str, Any]:
+    """A value for every name in ``PLAIN``: the configuration's own, else the preset's, else the plain one.
 
     Args:
         preset: "exact", "balanced" or "fast".
-        given: a value or None for every name in ``PLAIN``.
-
-    Returns:
-        a value for every name in ``PLAIN``.
+        config: what was asked for; None where nothing was.
 
     Raises:
         ValueError: no such preset.
     """
     check_choice("preset", preset, PRESETS)
-    chosen = PLAIN | PRESETS[preset]
-    return chosen | {name: value for name, value in given.items() if value is not None}
+    asked = {name: getattr(config, name) for name in PLAIN if getattr(config, name) is not None}
+    return PLAIN | PRESETS[preset] | asked
 
 
 def way_down() -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A task is how its inputs are prepared: text-to-image, image-to-image and inpainting start one and the same loop."""
+"""A task is how its inputs are prepared: text-to-image, image-to-image and inpainting all start the same loop."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from ov_decidiffusion.arguments import check_choice, check_flag, check_range, check_whole
-from ov_decidiffusion.generation.denoise import DenoisingStep, Kept
+from ov_decidiffusion.generation.config import GenerationConfig
+from ov_decidiffusion.generation.denoise import DenoisingStep, InpaintBlend
 from ov_decidiffusion.generation.images import RESIZE_MODES, check_images, check_masks, make_image_processor, resize
 from ov_decidiffusion.generation.metadata import attach, sha256_of
 from ov_decidiffusion.generation.plan import Plan
@@ -23,7 +24,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Overlay:
-    """The source pictures, to be laid over the finished ones where their masks are black."""
+    """The source pictures, to lay over the finished ones where their masks are black."""
 
     pictures: list[Image.Image]
     masks: list[Image.Image]
@@ -39,17 +40,15 @@ class Overlay:
 
 
 @dataclass(frozen=True)
-class Finishing:
-    """What decoded pictures of a run get."""
+class Postprocess:
+    """What the decoded pictures of a run get: the source around them, and their settings."""
 
     overlay: Overlay | None
     arguments: list[dict[str, Any]]  # of each picture, to be written into it
     made_with: dict[str, Any]
 
-    def finish(
-        self, decoded: list[Image.Image], processor: VaeImageProcessor, step: DenoisingStep
-    ) -> list[Image.Image]:
-        """The source around them where a mask asks for it, and their settings."""
+    def apply(self, decoded: list[Image.Image], processor: VaeImageProcessor, step: DenoisingStep) -> list[Image.Image]:
+        """The finished pictures of a step, from its decoded ones."""
         if self.overlay is not None:
             decoded = self.overlay.lay(decoded, processor)
         made_with = self.made_with
@@ -63,11 +62,11 @@ class Finishing:
 
 
 @dataclass(frozen=True)
-class Given:
-    """What image-to-image and inpainting are given, checked: the arguments of these names."""
+class SourceInputs:
+    """What image-to-image and inpainting start from, checked; the fields are the arguments of these names."""
 
     images: list[Image.Image]
-    masks: list[Image.Image] | None  # of the images' sizes, mode "L"; white is made anew
+    masks: list[Image.Image] | None  # of the images' sizes, mode "L"; white is repainted
     padding_mask_crop: int | None
     overlay: bool
     strength: float
@@ -79,14 +78,6 @@ class Given:
         return self.images if self.padding_mask_crop is None else None
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """Those that can be written into a picture."""
-        told = {"strength": self.strength, "resize_mode": self.resize_mode}
-        if self.masks is not None:
-            told |= {"padding_mask_crop": self.padding_mask_crop, "overlay": self.overlay}
-        return told
-
-    @property
     def hashes(self) -> dict[str, list[str]]:
         """Of the pictures and masks, which cannot."""
         both = {"image": self.images, "mask_image": self.masks or []}
@@ -94,8 +85,8 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What the loop starts from, of the size of the pictures to make."""
+class PreparedSources:
+    """The sources, brought to the size of the pictures to make."""
 
     pictures: list[Image.Image]
     masks: list[Image.Image] | None
@@ -103,20 +94,17 @@ class Sources:
     overlay: Overlay | None
 
 
-def check_given(
-    image: Any,
-    mask_image: Any,
-    padding_mask_crop: Any,
-    overlay: Any,
-    strength: Any,
-    resize_mode: Any,
-    prompts: int,
-) -> Given | None:
-    """The arguments of image-to-image and inpainting; None for text-to-image.
+def check_sources(config: GenerationConfig, prompts: int) -> SourceInputs | None:
+    """What image-to-image and inpainting start from; None for text-to-image.
+
+    Args:
+        prompts: how many there are.
 
     Raises:
-        ValueError: one of them is wrong, or given without another that it needs.
+        ValueError: an argument is wrong, or lacks another one that it needs.
     """
+    image, mask_image, strength = config.image, config.mask_image, config.strength
+    padding_mask_crop, overlay, resize_mode = config.padding_mask_crop, config.overlay, config.resize_mode
     default = DEFAULT_STRENGTH if mask_image is None else 1
     if strength is not None:
         check_range("strength", strength, 0, 1)
@@ -126,7 +114,7 @@ def check_given(
     check_choice("resize_mode", resize_mode, RESIZE_MODES)
     check_flag("overlay", overlay)
     if image is None and mask_image is not None:
-        raise ValueError("`mask_image` says what of a picture to make anew: give the picture as `image`.")
+        raise ValueError("`mask_image` says what of a picture to repaint: give the picture as `image`.")
     if mask_image is None and (padding_mask_crop is not None or overlay):
         name = "overlay" if padding_mask_crop is None else "padding_mask_crop"
         raise ValueError(f"`{name}` goes with a mask: give `image` and `mask_image` too.")
@@ -138,26 +126,30 @@ def check_given(
         check_whole("padding_mask_crop", padding_mask_crop, 0, MAX_PADDING)
         if len(images) > 1:
             raise ValueError(f"`padding_mask_crop` takes one picture at a time, got {len(images)} in `image`.")
-    return Given(images, masks, padding_mask_crop, overlay, strength, resize_mode)
+    return SourceInputs(images, masks, padding_mask_crop, overlay, strength, resize_mode)
 
 
-def prepare_sources(given: Given, size: tuple[int, int]) -> Sources:
+def prepare_sources(inputs: SourceInputs, size: tuple[int, int]) -> PreparedSources:
     """Bring source pictures and their masks to the size (width, height) of the pictures to make."""
-    images, masks, mode = given.images, given.masks, given.resize_mode
+    images, masks, mode = inputs.images, inputs.masks, inputs.resize_mode
     if masks is None:
-        return Sources([resize(one, size, mode) for one in images], None, given.strength, None)
-    if given.padding_mask_crop is None:
+        return PreparedSources([resize(one, size, mode) for one in images], None, inputs.strength, None)
+    if inputs.padding_mask_crop is None:
         images, masks = ([resize(one, size, mode) for one in several] for several in (images, masks))
-        return Sources(images, masks, given.strength, Overlay(images, masks, None) if given.overlay else None)
-    box = VaeImageProcessor.get_crop_region(masks[0], *size, pad=given.padding_mask_crop)
+        return PreparedSources(images, masks, inputs.strength, Overlay(images, masks, None) if inputs.overlay else None)
+    box = VaeImageProcessor.get_crop_region(masks[0], *size, pad=inputs.padding_mask_crop)
     processor = make_image_processor(1)
     cut = [processor.resize(one.crop(box), size[1], size[0], resize_mode="fill") for one in (images[0], masks[0])]
-    return Sources([cut[0]], [cut[1].convert("L")], given.strength, Overlay(images, masks, box))
+    return PreparedSources([cut[0]], [cut[1].convert("L")], inputs.strength, Overlay(images, masks, box))
 
 
-def start(
-    plan: Plan, vae: Autoencoder, sources: Sources | None, latents: torch.Tensor | None, shape: tuple[int, ...]
-) -> tuple[torch.Tensor, Kept | None]:
+def prepare_latents(
+    plan: Plan,
+    vae: Autoencoder,
+    sources: PreparedSources | None,
+    latents: torch.Tensor | None,
+    shape: tuple[int, ...],
+) -> tuple[torch.Tensor, InpaintBlend | None]:
     """The latents that the loop starts from, and in inpainting what it keeps.
 
     Noise is drawn in the order in which diffusers draws it.
@@ -180,11 +172,11 @@ def start(
     if sources.masks is None:
         return latents, None
     randn_tensor(shape, generator=plan.generator)  # diffusers encodes the masked picture too, which draws once more
-    return latents, Kept(clean, noise, _latent_mask(sources.masks, shape))
+    return latents, InpaintBlend(clean, noise, _latent_mask(sources.masks, shape))
 
 
 def _latent_mask(masks: list[Image.Image], shape: tuple[int, ...]) -> torch.Tensor:
-    """1 where a latent position is made anew [b, 1, h, w]: its first pixel decides, as in diffusers."""
+    """1 where a latent position is repainted [b, 1, h, w]: its first pixel decides, as in diffusers."""
     white = np.stack([np.asarray(mask) for mask in masks]) / 255 >= 0.5
     small = torch.nn.functional.interpolate(torch.from_numpy(white)[:, None].float(), size=shape[-2:])
     return small.repeat_interleave(shape[0] // len(masks), dim=0)

@@ -3,13 +3,13 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from ov_decidiffusion.arguments import check_negative_prompts, check_prompts, shown
+from ov_decidiffusion.generation.config import GenerationConfig
 from ov_decidiffusion.generation.prompt_weights import Piece, parse_weights
 from ov_decidiffusion.generation.tensors import check_embeds
 from ov_decidiffusion.model_folder.layout import MAX_TOKENS
@@ -23,19 +23,17 @@ MAX_PROMPTS = 64
 Text = list[str] | torch.Tensor  # prompts, or their hidden states [prompts, n, d]
 
 
-def check_text(
-    prompt: Any, negative_prompt: Any, prompt_embeds: Any, negative_prompt_embeds: Any, width: int, syntax: bool
-) -> tuple[Text, Text]:
-    """What is asked for and what is not, of the same number.
+def check_text(config: GenerationConfig, width: int) -> tuple[Text, Text]:
+    """The prompts and the negative prompts, of the same number.
 
     Args:
-        prompt, negative_prompt, prompt_embeds, negative_prompt_embeds: as a call of the pipeline is given them.
         width: of the hidden states.
-        syntax: whether brackets weigh words.
 
     Raises:
         ValueError: one of them is wrong, or given both in words and as hidden states.
     """
+    prompt, prompt_embeds = config.prompt, config.prompt_embeds
+    negative_prompt, negative_prompt_embeds = config.negative_prompt, config.negative_prompt_embeds
     for name, words, embeds in (
         ("prompt", prompt, prompt_embeds),
         ("negative_prompt", negative_prompt, negative_prompt_embeds),
@@ -51,7 +49,7 @@ def check_text(
     else:
         unconditional = check_embeds("negative_prompt_embeds", negative_prompt_embeds, width, len(conditional))
     for name, text in (("prompt", conditional), ("negative_prompt", unconditional)):
-        if syntax and not isinstance(text, torch.Tensor):
+        if config.prompt_syntax and not isinstance(text, torch.Tensor):
             for one in set(text):
                 parse_weights(one, name)
     return conditional, unconditional

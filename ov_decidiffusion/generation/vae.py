@@ -102,7 +102,7 @@ class Autoencoder:
         return min(size[0], self.tile_size * self.scale_factor), min(size[1], self.tile_size * self.scale_factor)
 
 
-def quick_look(latents: torch.Tensor, colours: Any, scale: int) -> list[Image.Image]:
+def latent_preview(latents: torch.Tensor, colours: Any, scale: int) -> list[Image.Image]:
     """Pictures of latents without the decoder, each channel's share of a colour added up.
 
     Args:
@@ -119,7 +119,7 @@ def quick_look(latents: torch.Tensor, colours: Any, scale: int) -> list[Image.Im
         rgb = (flat @ table[:-1] + table[-1]).unflatten(1, latents.shape[2:])
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"`{DEFAULTS_FILE}: quick_look` must be {latents.shape[1] + 1} rows of 3 numbers, got {shown(colours)}."
+            f"`{DEFAULTS_FILE}: latent_preview` must be {latents.shape[1] + 1} rows of 3 numbers, got {shown(colours)}."
         ) from error
     pixels = ((rgb / 2 + 0.5).nan_to_num(0.5).clamp(0, 1) * 255).round().byte().numpy()
     size = (latents.shape[3] * scale, latents.shape[2] * scale)

@@ -9,7 +9,7 @@ from ov_decidiffusion.model_folder.layout import DEFAULTS_FILE
 
 # Red, green and blue in -1…1 of each channel of Stable Diffusion's latents, and behind them of none; by keturn:
 # https://discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204.
-QUICK_LOOK = [
+LATENT_PREVIEW = [
     [0.298, 0.207, 0.208],
     [0.187, 0.286, 0.173],
     [-0.158, 0.189, 0.264],
@@ -36,7 +36,7 @@ SUITING_PHOTOGRAPHS = {
         "a dragon over a medieval city, fantasy art",
         "macro photograph of a dew drop on a leaf",
     ],
-    "quick_look": QUICK_LOOK,
+    "latent_preview": LATENT_PREVIEW,
 }
 DEFAULTS_1_0 = {"num_inference_steps": 30, "guidance_scale": 7.5, "guidance_rescale": 0.7} | SUITING_PHOTOGRAPHS
 DEFAULTS_2_0 = {"num_inference_steps": 16, "guidance_scale": 7.5, "guidance_rescale": 0.8} | SUITING_PHOTOGRAPHS
@@ -49,7 +49,10 @@ def read_defaults(folder: Path) -> dict[str, Any]:
         ValueError: texts are of another form; the numbers are looked at where they are used.
     """
     file = folder / DEFAULTS_FILE
-    defaults = DEFAULTS_1_0 | (read_json(file) if file.is_file() else {})
+    own = read_json(file) if file.is_file() else {}
+    if "quick_look" in own:  # its former name
+        own.setdefault("latent_preview", own.pop("quick_look"))
+    defaults = DEFAULTS_1_0 | own
     for name, (form, fits) in FORMS.items():
         if name in defaults and not fits(defaults[name]):
             raise ModelDirError(f"`{file}: {name}` must be {form}.")

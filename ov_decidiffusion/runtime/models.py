@@ -114,7 +114,7 @@ class Models(OfOneProcess):
         self._readable = [begin(self._read, name, False) for name in there if name not in wanted]
 
     @property
-    def number_format(self) -> str:
+    def precision(self) -> str:
         """What the models compute in: "f32", "bf16", …"""
         return self._precision or "the device's own"
 
@@ -128,7 +128,7 @@ class Models(OfOneProcess):
             logger.warning(
                 "INT8 is %.2f times as fast as %s on this processor: presets do without it.",
                 speedup,
-                self.number_format,
+                self.precision,
             )
         return pays
 
@@ -177,7 +177,7 @@ class Models(OfOneProcess):
         with self._in_turn():
             return self._get(name, quantized)
 
-    def accounting(self, name: str) -> ov.CompiledModel:
+    def profiled(self, name: str) -> ov.CompiledModel:
         """A copy of a model that keeps account of the time each of its nodes takes."""
         self.refuse_forks()
         return self._compile(name, False, None, {"PERF_COUNT": True})

@@ -3,14 +3,40 @@ DeciDiffusion 2.0. Each is imported when it is wanted, for some of them bring Sc
 
 import difflib
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import diffusers
-from diffusers import SchedulerMixin
+import torch
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from ov_decidiffusion.arguments import check_whole, shown
+
+
+class Scheduler(Protocol):
+    """What the pipeline asks of a scheduler; diffusers' own have no common type that says so."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def timesteps(self) -> torch.Tensor: ...
+    @property
+    def num_inference_steps(self) -> int | None: ...
+    @property
+    def alphas_cumprod(self) -> torch.Tensor: ...
+    @property
+    def init_noise_sigma(self) -> Any: ...
+    @property
+    def set_timesteps(self) -> Callable[..., None]: ...
+    @property
+    def scale_model_input(self) -> Callable[..., torch.Tensor]: ...
+    @property
+    def add_noise(self) -> Callable[..., torch.Tensor]: ...
+    @property
+    def step(self) -> Callable[..., Any]: ...
+
 
 PEER_SCHEDULERS = (
     "DDIMScheduler",
@@ -33,7 +59,7 @@ SUPPORTED_SCHEDULERS = (
 MAX_TRAIN_TIMESTEPS = 100_000
 
 
-def scheduler_class(name: str) -> type[SchedulerMixin]:
+def scheduler_class(name: str) -> Any:
     """The class of one of ``SUPPORTED_SCHEDULERS``."""
     if name == SQUEEZED:
         from ov_decidiffusion.schedulers.squeezed import SqueezedDPMSolverMultistepScheduler
@@ -42,7 +68,7 @@ def scheduler_class(name: str) -> type[SchedulerMixin]:
     return getattr(diffusers, name)
 
 
-def check_scheduler(scheduler: SchedulerMixin) -> None:
+def check_scheduler(scheduler: Scheduler) -> None:
     """Refuse a scheduler that is neither ours nor among the ``KarrasDiffusionSchedulers`` of diffusers that suit.
 
     Raises:
@@ -53,7 +79,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         raise ValueError(f"`scheduler` must be one of {', '.join(SUPPORTED_SCHEDULERS)}, got {name}.")
 
 
-def make_scheduler(config: dict[str, Any]) -> SchedulerMixin:
+def make_scheduler(config: dict[str, Any]) -> Scheduler:
     """Build the scheduler that a ``scheduler_config.json`` names.
 
     Raises:
@@ -71,7 +97,7 @@ def make_scheduler(config: dict[str, Any]) -> SchedulerMixin:
     return _built(name, config)
 
 
-def _built(name: str, config: Mapping[str, Any], **settings: Any) -> SchedulerMixin:
+def _built(name: str, config: Mapping[str, Any], **settings: Any) -> Scheduler:
     """What the class's ``from_config`` builds, settings of other classes kept in its configuration.
 
     That would import every scheduler of diffusers to ask whose settings those are, and one brings half a second of
@@ -143,7 +169,7 @@ def solver_name(name: Any) -> str:
     return known
 
 
-def make_solver(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
+def make_solver(name: str, scheduler: Scheduler) -> Scheduler:
     """Another solver, by a name of ``SOLVERS``, on a scheduler's noise schedule.
 
     Raises:

@@ -41,7 +41,7 @@ def test_attention_is_what_pytorchs_layers_look_at(pipe, diffusers_components):
     sample, timestep = torch.randn((1, 4, 16, 16), generator=generator), torch.tensor(600)
     text = pipe.encode_prompt(PROMPT)
     expected = torch_attention(diffusers_components["unet"], sample, timestep, text)
-    found = pipe.denoiser.attention(sample, timestep, text)
+    found = pipe.unet.attention(sample, timestep, text)
     assert len(found) == len(expected) > 3
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
@@ -81,7 +81,7 @@ def test_the_times_of_levels_add_up_to_a_run(pipe):
     runs = []
     for _ in range(5):
         start = time.perf_counter()
-        pipe.denoiser.whole(sample, torch.tensor(500), text)
+        pipe.unet.full(sample, torch.tensor(500), text)
         runs.append(1000 * (time.perf_counter() - start))
     assert 0.3 * min(runs) < sum(times.values()) < 3 * max(runs)
 
@@ -89,7 +89,7 @@ def test_the_times_of_levels_add_up_to_a_run(pipe):
 def test_guidance_map_is_what_guidance_adds(pipe):
     step = next(iter(pipe.denoise(PROMPT, seed=2, num_inference_steps=6)))
     found = guidance_map(pipe, step)
-    apart = [pipe.denoiser.whole(step.sample, step.timestep, text[None])[0] for text in step.prompt_embeds]
+    apart = [pipe.unet.full(step.sample, step.timestep, text[None])[0] for text in step.prompt_embeds]
     np.testing.assert_allclose(found, (apart[1] - apart[0]).abs().mean(dim=(0, 1)).numpy(), atol=1e-5)
     with pytest.raises(ValueError, match="guided"):
         guidance_map(pipe, next(iter(pipe.denoise(PROMPT, seed=2, num_inference_steps=6, guidance_scale=1.0))))

@@ -133,7 +133,7 @@ def test_public_methods_refuse_by_name_too(pipe):
         (lambda: pipe.decode_latents(None), "latents"),
         (lambda: pipe.decode_latents(latents[:, :3]), "latents"),
         (lambda: pipe.decode_latents(latents.fill_(math.nan)), "latents"),
-        (lambda: pipe.quick_look(latents[0]), "latents"),
+        (lambda: pipe.latent_preview(latents[0]), "latents"),
         (lambda: pipe.encode_image(Image.new("RGB", (128, 128))), "pixels"),
         (lambda: pipe.encode_image(picture[..., :127]), "pixels"),
         (lambda: pipe.encode_image(picture, generator=42), "generator"),
@@ -237,7 +237,7 @@ def test_tiles_need_the_memory_of_one(pipe, monkeypatch):
 
 def test_a_failed_run_leaves_models_that_work(pipe):
     with pytest.raises(ValueError, match="running unet failed"):
-        pipe.denoiser.whole(torch.zeros(1, 3, 16, 16), torch.tensor(1), torch.zeros(1, 77, TEXT_WIDTH))
+        pipe.unet.full(torch.zeros(1, 3, 16, 16), torch.tensor(1), torch.zeros(1, 77, TEXT_WIDTH))
     assert np.asarray(pipe(PROMPT, num_inference_steps=4, seed=0).images[0]).std() > 5
 
 

@@ -44,20 +44,20 @@ def test_without_caching_the_prediction_is_that_of_the_folders_model_as_rewritte
     merge_upsampling(model)  # as the pipeline does, with or without caching
     plain = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     expected = plain({"sample": sample, "timestep": np.array([420]), "encoder_hidden_states": text})[0]
-    np.testing.assert_array_equal(pipe.denoiser.whole(sample, torch.tensor(420), text)[0], expected)
+    np.testing.assert_array_equal(pipe.unet.full(sample, torch.tensor(420), text)[0], expected)
 
 
 def test_top_level_on_this_steps_own_features_is_the_whole_unet(pipe):
     sample, text = some_inputs()
     for side in (16, 24):
         latents = torch.nn.functional.interpolate(sample, side)
-        pipe.denoiser.prepare_caching()
-        whole, deep = pipe.denoiser.whole(latents, torch.tensor(420), text, keep_deep=True)
-        top = pipe.denoiser.top_level(latents, torch.tensor(420), deep)
+        pipe.unet.prepare_caching()
+        whole, deep = pipe.unet.full(latents, torch.tensor(420), text, keep_features=True)
+        top = pipe.unet.shallow(latents, torch.tensor(420), deep)
         agreement = psnr(top.numpy(), whole.numpy())
         print(f"top level on its own features, {side}x{side}: {agreement:.0f} dB")
         assert agreement >= 60
-        assert psnr(pipe.denoiser.top_level(latents, torch.tensor(420), 0 * deep).numpy(), whole.numpy()) < 40
+        assert psnr(pipe.unet.shallow(latents, torch.tensor(420), 0 * deep).numpy(), whole.numpy()) < 40
 
 
 def test_a_failed_run_beside_it_does_no_harm_to_a_run_that_caches(pipe):
@@ -66,7 +66,7 @@ def test_a_failed_run_beside_it_does_no_harm_to_a_run_that_caches(pipe):
     steps = pipe.denoise("a fox", **settings)
     next(steps)
     with pytest.raises(ValueError, match="running unet failed"):
-        pipe.denoiser.whole(torch.zeros(1, 3, 16, 16), torch.tensor(1), torch.zeros(1, 77, 128))
+        pipe.unet.full(torch.zeros(1, 3, 16, 16), torch.tensor(1), torch.zeros(1, 77, 128))
     *_, last = steps
     expected = pipe("a fox", **settings).images[0]
     np.testing.assert_array_equal(np.asarray(pipe.finish(last)[0]), np.asarray(expected))

@@ -47,7 +47,7 @@ def test_a_quick_look_has_the_pictures_colours(pipe):
     pairs = []
     for seed, prompt in enumerate((PROMPT, "a whale under water", "a yellow umbrella")):
         *_, step = pipe.denoise(prompt, seed=seed)
-        look, picture = pipe.quick_look(step.latents)[0], pipe.decode_latents(step.latents)[0]
+        look, picture = pipe.latent_preview(step.latents)[0], pipe.decode_latents(step.latents)[0]
         assert look.size == picture.size
         pairs.append((small(look), small(picture)))
     looks, pictures = (np.concatenate([pair[i].reshape(-1, 3) for pair in pairs]) for i in (0, 1))
@@ -56,17 +56,17 @@ def test_a_quick_look_has_the_pictures_colours(pipe):
 
 
 def test_quick_looks_do_not_flicker_and_are_quick(pipe):
-    looks = [small(pipe.quick_look(step.predicted)[0]) for step in pipe.denoise(PROMPT, seed=1)]
+    looks = [small(pipe.latent_preview(step.predicted)[0]) for step in pipe.denoise(PROMPT, seed=1)]
     changes = [np.abs(one - other).mean() for one, other in zip(looks, looks[1:], strict=False)]
     assert max(changes[len(changes) // 2 :]) < 12, changes  # of 255, once the picture is settled
     latents = torch.randn(1, 4, 64, 64)
-    assert min(timeit.repeat(lambda: pipe.quick_look(latents), number=1, repeat=10)) < 0.05
+    assert min(timeit.repeat(lambda: pipe.latent_preview(latents), number=1, repeat=10)) < 0.05
 
 
 def test_wrong_colours_in_a_folder_are_told(pipe):
     kept = pipe.defaults
     for wrong in (None, [[1, 2, 3]], "red"):
-        pipe.defaults = kept | {"quick_look": wrong}
-        with pytest.raises(ValueError, match="quick_look` must be 5 rows of 3 numbers"):
-            pipe.quick_look(torch.zeros(1, 4, 8, 8))
+        pipe.defaults = kept | {"latent_preview": wrong}
+        with pytest.raises(ValueError, match="latent_preview` must be 5 rows of 3 numbers"):
+            pipe.latent_preview(torch.zeros(1, 4, 8, 8))
     pipe.defaults = kept

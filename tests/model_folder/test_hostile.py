@@ -346,7 +346,7 @@ def test_a_pipeline_says_what_to_do_instead_of_being_pickled_or_forked(pipe):
         for use in (
             lambda: pipe("a fox", num_inference_steps=1),
             lambda: pipe("a fox", num_inference_steps=2, cache_interval=2),
-            lambda: pipe.models.accounting("unet"),
+            lambda: pipe.models.profiled("unet"),
             lambda: pipe.models.compiled("vae_encoder"),
             lambda: OVStableDiffusionPipeline.from_pretrained(pipe.models.folder),
         ):

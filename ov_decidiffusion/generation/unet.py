@@ -1,0 +1,127 @@
+"""The U-Net of a model folder: full, its top level alone, and with DeepCache over the steps of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ov_decidiffusion.arguments import warn_renamed
+from ov_decidiffusion.model_folder.layout import MAX_TOKENS
+from ov_decidiffusion.runtime.models import ATTENTION, TOP_LEVEL, Models
+from ov_decidiffusion.runtime.transformations import DEEP_FEATURES
+
+
+class UNet:
+    """The U-Net's models, with tensors in and out.
+
+    Args:
+        models: the compiled models.
+    """
+
+    def __init__(self, models: Models):
+        self._models = models
+
+    def prepare_caching(self, quantized: bool = False) -> None:
+        """Compile what ``full`` with ``keep_features`` and ``shallow`` run.
+
+        Raises:
+            ValueError: the U-Net cannot be cut.
+        """
+        self._models.prepare_caching(quantized)
+
+    def full(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        keep_features: bool = False,
+        quantized: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One run of the full U-Net.
+
+        Args:
+            sample: latents [b, 4, h, w], as the scheduler scales them.
+            timestep: one number.
+            encoder_hidden_states: of the prompts [b, 77, d], or a multiple of 77.
+            keep_features: give the deeper levels' features too; after ``prepare_caching``.
+
+        Returns:
+            the prediction [b, 4, h, w], and the deeper levels' features [b, channels, h, w] or None.
+        """
+        if encoder_hidden_states.shape[1] != MAX_TOKENS:
+            self._models.allow_long_prompts()
+        inputs = _inputs(sample, timestep) | {"encoder_hidden_states": encoder_hidden_states.numpy()}
+        outputs = self._models.run("unet", inputs, outputs=2 if keep_features else 1, quantized=quantized)
+        return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1]) if keep_features else None
+
+    def shallow(
+        self, sample: torch.Tensor, timestep: torch.Tensor, features: torch.Tensor, quantized: bool = False
+    ) -> torch.Tensor:
+        """The prediction of the top level, given the deeper levels' features of an earlier step."""
+        inputs = _inputs(sample, timestep) | {DEEP_FEATURES: features.numpy()}
+        return torch.from_numpy(self._models.run(TOP_LEVEL, inputs, quantized=quantized)[0])
+
+    def attention(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """What each layer of cross-attention looks at [b, h * w, n], of inputs as ``full`` takes them."""
+        inputs = _inputs(sample, timestep) | {"encoder_hidden_states": encoder_hidden_states.numpy()}
+        return [torch.from_numpy(layer) for layer in self._models.run(ATTENTION, inputs, outputs=None)]
+
+    def whole(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        keep_deep: bool = False,
+        quantized: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The former name of ``full``."""
+        warn_renamed("whole", "full")
+        return self.full(sample, timestep, text, keep_deep, quantized)
+
+    def top_level(
+        self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor, quantized: bool = False
+    ) -> torch.Tensor:
+        """The former name of ``shallow``."""
+        warn_renamed("top_level", "shallow")
+        return self.shallow(sample, timestep, deep, quantized)
+
+
+class DeepCache:
+    """On some steps the full U-Net runs, on the others its top level alone, on the deep features of the last full step.
+
+    Ma et al. 2023, arXiv 2312.00858.
+
+    Args:
+        unet: the U-Net, after ``prepare_caching`` unless all steps are full ones.
+        full_steps: of each step, whether it is a full one; the first is.
+        quantized: run it in INT8.
+    """
+
+    def __init__(self, unet: UNet, full_steps: Sequence[bool], quantized: bool):
+        self._unet, self._full_steps, self._quantized = unet, full_steps, quantized
+        self._keeps_features = not all(full_steps)
+        self._features: torch.Tensor | None = None
+
+    def predict(
+        self, index: int, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        """The prediction of a step, from inputs as ``UNet.full`` takes them.
+
+        A step with more rows than the features have runs the full U-Net; one with fewer uses the features of the
+        last rows, which are those of the prompts themselves.
+        """
+        features = self._features
+        if self._full_steps[index] or features is None or len(features) < len(sample):
+            prediction, self._features = self._unet.full(
+                sample, timestep, encoder_hidden_states, self._keeps_features, self._quantized
+            )
+            return prediction
+        return self._unet.shallow(sample, timestep, features[-len(sample) :], self._quantized)
+
+
+def _inputs(sample: torch.Tensor, timestep: torch.Tensor) -> dict[str, np.ndarray]:
+    return {"sample": sample.numpy(), "timestep": timestep.reshape(1).float().numpy()}
