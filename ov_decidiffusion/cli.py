@@ -1,6 +1,8 @@
 """The command: the demo, which starts without one; ``serve`` for programs; ``bulk`` for many pictures; ``convert`` and
 ``quantize`` for folders."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import errno
@@ -13,8 +15,15 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ov_decidiffusion.errors import DeciDiffusionError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+    from ov_decidiffusion.web.queue import Queue
 
 COMMANDS = ("demo", "serve", "bulk", "convert", "quantize")
 EXTRAS = {
@@ -230,6 +239,7 @@ def _serve(options: argparse.Namespace) -> None:
     from ov_decidiffusion.server.app import check_serving, create_app, on_this_machine_only
     from ov_decidiffusion.web.guards import check_api_key
     from ov_decidiffusion.web.limits import LOOPBACK
+    from ov_decidiffusion.web.queue import Queue
 
     local = options.host in LOOPBACK
     check_api_key(options.api_key)
@@ -243,13 +253,14 @@ def _serve(options: argparse.Namespace) -> None:
     )
     pipe.set_progress_bar_config(disable=True)
     print(f"precision: {pipe.inference_precision}", flush=True)
-    app = create_app(pipe, options.api_key, options.max_waiting, options.max_batch, options.timeout)
+    queue = Queue(options.max_waiting)
+    app = create_app(pipe, options.api_key, options.max_waiting, options.max_batch, options.timeout, queue)
     if local:
         on_this_machine_only(app)
     address = f"http://[{options.host}]" if ":" in options.host else f"http://{options.host}"
     print(f"for OpenAI's clients: {address}:{options.port}/v1", flush=True)
     try:
-        with _demo_beside(app, pipe, options, address) if options.demo else contextlib.nullcontext():
+        with _demo_beside(app, pipe, queue, options, address) if options.demo else contextlib.nullcontext():
             # Ends gracefully, and then raises the signal that ended it once more.
             uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=60)
     finally:
@@ -257,11 +268,13 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _demo_beside(app, pipe, options: argparse.Namespace, address: str) -> Iterator[None]:
+def _demo_beside(
+    app: FastAPI, pipe: OVStableDiffusionPipeline, queue: Queue, options: argparse.Namespace, address: str
+) -> Iterator[None]:
     from ov_decidiffusion.demo.app import mount_demo
 
     with _folder_for_pictures():
-        demo = mount_demo(app, pipe, options.api_key)
+        demo = mount_demo(app, pipe, options.api_key, queue)
         print(f"the demo: {address}:{options.port}/demo", flush=True)
         try:
             yield

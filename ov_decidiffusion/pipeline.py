@@ -163,7 +163,7 @@ class OVStableDiffusionPipeline(RunState):
 
             check_loading(device, inference_precision, cache_dir, threads, ov_config)
             folder = convert_checkpoint(model).model_dir
-        models = Models(folder, device, inference_precision, cache_dir, threads, ov_config)
+        models = Models.load(folder, device, inference_precision, cache_dir, threads, ov_config)
         try:
             _import_diffusers()
             from ov_decidiffusion.generation.engine import Engine  # torch and diffusers: models compile meanwhile

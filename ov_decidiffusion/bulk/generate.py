@@ -20,15 +20,14 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_choice, check_path, check_whole, shown
-from ov_decidiffusion.bulk.rows import FILES, Chunk, Wish, check_defaults, make_chunks, make_wishes, read_rows
+from ov_decidiffusion.bulk.rows import FILES, Chunk, Sample, check_defaults, make_chunks, make_samples, read_rows
 from ov_decidiffusion.errors import ModelDirError, NotEnoughMemory
 from ov_decidiffusion.model_folder.configs import read_origin
 from ov_decidiffusion.model_folder.integrity import check_model_dir, read_json
 from ov_decidiffusion.model_folder.layout import weights_file
 from ov_decidiffusion.model_folder.writing import write_json, write_whole
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.runtime.loading import check_loading
-from ov_decidiffusion.runtime.precision import choose_precision
+from ov_decidiffusion.runtime.loading import choose_target
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ def generate(
     precision = _precision(device, inference_precision, threads)
     together = TOGETHER if weights_file(model_dir, "unet").stat().st_size < SMALL else 1
     begun = {"model": read_origin(model_dir), "precision": precision, "format": output_format, "defaults": defaults}
-    chunks = list(make_chunks(make_wishes(_rows(rows), defaults), together))
+    chunks = list(make_chunks(make_samples(_rows(rows), defaults), together))
     _begin(out, json.loads(json.dumps(begun, default=str)))
     waiting = [chunk for chunk in chunks if not _is_done(out, chunk)]
     actors = (actors or 1) if on_ray else 1
@@ -97,15 +96,15 @@ def generate(
     options = {"model_dir": model_dir, "out": out, "device": device, "precision": precision, "threads": threads}
     options["output_format"] = output_format
     if waiting:
-        spread = _with_ray(waiting, options, actors, ray_address) if on_ray else map(Painter(**options), waiting)
-        total = sum(len(chunk.wishes) for chunk in waiting)
+        spread = _with_ray(waiting, options, actors, ray_address) if on_ray else map(Worker(**options), waiting)
+        total = sum(len(chunk.samples) for chunk in waiting)
         with tqdm(total=total, desc="generating", unit="picture") as progress:
             for made in spread:
                 progress.update(made)
     return _finish(out, chunks)
 
 
-class Painter:
+class Worker:
     """Makes the pictures of chunks, with a pipeline of its own; what an actor is.
 
     Args:
@@ -122,18 +121,18 @@ class Painter:
     def __call__(self, chunk: Chunk) -> int:
         """Make and write a chunk; returns how many pictures it asked for."""
         start = time.perf_counter()
-        pictures = self._paint(chunk.wishes)
-        seconds = (time.perf_counter() - start) / len(chunk.wishes)
+        pictures = self._generate(chunk.samples)
+        seconds = (time.perf_counter() - start) / len(chunk.samples)
         records, files = [], {}
-        for wish, picture in zip(chunk.wishes, pictures, strict=True):
-            record = _record(wish, seconds)
+        for sample, picture in zip(chunk.samples, pictures, strict=True):
+            record = _record(sample, seconds)
             if isinstance(picture, Exception):
                 record["error"] = f"{type(picture).__name__}: {picture}"
                 record["for_good"] = isinstance(picture, FOR_GOOD) and not isinstance(picture, PASSING)
             else:
                 data = _png(picture)
-                files[f"{wish.name}.png"] = data
-                record |= {"file": f"{wish.name}.png", "sha256": hashlib.sha256(data).hexdigest()}
+                files[f"{sample.name}.png"] = data
+                record |= {"file": f"{sample.name}.png", "sha256": hashlib.sha256(data).hexdigest()}
                 record["settings"] = picture.info["ov_decidiffusion"]
             records.append(record)
         place = self._write(chunk, files, records)
@@ -143,21 +142,23 @@ class Painter:
         _write_part(self.out, chunk, records)
         return len(records)
 
-    def _paint(self, wishes: list[Wish]) -> list[Image.Image | Exception]:
+    def _generate(self, samples: list[Sample]) -> list[Image.Image | Exception]:
         """A picture or an error for each; where one row spoils the call, each is made alone."""
-        if wishes[0].error:
-            return [ValueError(wishes[0].error)]
-        arguments = Chunk(wishes).shared
+        if samples[0].error:
+            return [ValueError(samples[0].error)]
+        arguments = Chunk(samples).shared
         try:
             for name in FILES:
-                if name in wishes[0].arguments:
-                    arguments[name] = [_open(wish.arguments[name]) for wish in wishes]
-            own = {name: [wish.arguments.get(name, "") for wish in wishes] for name in ("prompt", "negative_prompt")}
-            return self.pipe(**own, seed=[wish.arguments["seed"] for wish in wishes], **arguments).images
+                if name in samples[0].arguments:
+                    arguments[name] = [_open(sample.arguments[name]) for sample in samples]
+            own = {
+                name: [sample.arguments.get(name, "") for sample in samples] for name in ("prompt", "negative_prompt")
+            }
+            return self.pipe(**own, seed=[sample.arguments["seed"] for sample in samples], **arguments).images
         except Exception as error:
-            if len(wishes) == 1:
+            if len(samples) == 1:
                 return [error]
-            return [one for wish in wishes for one in self._paint([wish])]
+            return [one for sample in samples for one in self._generate([sample])]
 
     def _write(self, chunk: Chunk, files: dict[str, bytes], records: list[dict[str, Any]]) -> str:
         """Write a chunk's pictures; returns where, as the manifest says it."""
@@ -167,7 +168,7 @@ class Painter:
             place = f"{PICTURES}/{chunk.name}.tar"
             write_whole(self.out / place, _shard(files, records))
             return place
-        place = f"{PICTURES}/{chunk.wishes[0].row // 1000:05d}"
+        place = f"{PICTURES}/{chunk.samples[0].row // 1000:05d}"
         for name, data in files.items():
             write_whole(self.out / place / name, data)
         return place
@@ -199,7 +200,7 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [
-            {"chunk": i, "wishes": json.dumps([vars(wish) for wish in chunk.wishes], default=str)}
+            {"chunk": i, "samples": json.dumps([vars(sample) for sample in chunk.samples], default=str)}
             for i, chunk in enumerate(chunks)
         ]
         dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS_PER_ACTOR * actors))
@@ -217,16 +218,16 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
 
 
 class _Actor:
-    """A Painter that Ray Data hands rows to."""
+    """A Worker that Ray Data hands rows to."""
 
     def __init__(self, options: dict[str, Any]):
-        self.painter = Painter(**options)
+        self.worker = Worker(**options)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        chunk = Chunk([Wish(**wish) for wish in json.loads(row["wishes"])])
-        if _is_done(self.painter.out, chunk):  # by another actor, which died before its block was finished
-            return {"made": len(chunk.wishes)}
-        return {"made": self.painter(chunk)}
+        chunk = Chunk([Sample(**sample) for sample in json.loads(row["samples"])])
+        if _is_done(self.worker.out, chunk):  # by another actor, which died before its block was finished
+            return {"made": len(chunk.samples)}
+        return {"made": self.worker(chunk)}
 
 
 def _rows(rows: Any) -> Iterable[dict[str, Any]]:
@@ -240,8 +241,7 @@ def _rows(rows: Any) -> Iterable[dict[str, Any]]:
 
 def _precision(device: str, asked: str, threads: int | None) -> str | None:
     """What all actors compute in: one machine decides, so that equal rows are equal pictures."""
-    core, device, _ = check_loading(device, asked, threads=threads)
-    return choose_precision(core, device)[0] if asked == "auto" else asked
+    return choose_target(device, asked, threads=threads).precision
 
 
 def _begin(out: Path, begun: dict[str, Any]) -> None:
@@ -265,7 +265,7 @@ def _begin(out: Path, begun: dict[str, Any]) -> None:
 
 def _part(out: Path, chunk: Chunk) -> Path:
     """Where a chunk's part of the manifest lies; named by what it asks for, so that changed rows are made anew."""
-    content = json.dumps([vars(wish) for wish in chunk.wishes], sort_keys=True, default=str)
+    content = json.dumps([vars(sample) for sample in chunk.samples], sort_keys=True, default=str)
     return out / PARTS / f"{chunk.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.parquet"
 
 
@@ -299,12 +299,12 @@ def _hashes(out: Path, records: list[dict[str, Any]]) -> dict[str, str]:
     return hashes
 
 
-def _record(wish: Wish, seconds: float) -> dict[str, Any]:
+def _record(sample: Sample, seconds: float) -> dict[str, Any]:
     return {
-        "row": wish.row,
-        "image": wish.image,
-        "prompt": str(wish.arguments["prompt"]),
-        "seed": wish.arguments["seed"],
+        "row": sample.row,
+        "image": sample.image,
+        "prompt": str(sample.arguments["prompt"]),
+        "seed": sample.arguments["seed"],
         "settings": "",
         "file": "",
         "sha256": "",

@@ -23,7 +23,7 @@ READERS = (".txt", ".csv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
-class Wish:
+class Sample:
     """One picture to make.
 
     Attributes:
@@ -50,16 +50,16 @@ class Wish:
 class Chunk:
     """Pictures that are made in one call: the unit of work, done or not done as a whole."""
 
-    wishes: list[Wish] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        return self.wishes[0].name
+        return self.samples[0].name
 
     @property
     def shared(self) -> dict[str, Any]:
         """The arguments that all its pictures have in common."""
-        return self.wishes[0].shared
+        return self.samples[0].shared
 
 
 def read_rows(file: str | Path) -> Iterator[dict[str, Any]]:
@@ -122,8 +122,8 @@ def check_defaults(defaults: dict[str, Any]) -> None:
     check_choice("preset", defaults.get("preset", "exact"), PRESETS)
 
 
-def make_wishes(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> Iterator[Wish]:
-    """The pictures of rows. A row that asks for what there is not becomes one wish with an error.
+def make_samples(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> Iterator[Sample]:
+    """The pictures of rows. A row that asks for what there is not becomes one sample with an error.
 
     A row without a seed gets one from its content and number, so that it is the same wherever and whenever it runs;
     further pictures of a row count on from its seed.
@@ -138,13 +138,13 @@ def make_wishes(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> Ite
         images = arguments.pop("num_images", 1)
         error = error or _refusal(arguments, images)
         if error:
-            yield Wish(number, 0, f"{number:08d}", {"prompt": _told(given.get("prompt", "")), "seed": -1}, error)
+            yield Sample(number, 0, f"{number:08d}", {"prompt": _told(given.get("prompt", "")), "seed": -1}, error)
             continue
         content = json.dumps([number, given], sort_keys=True, default=str).encode()
         first = arguments.pop("seed", int.from_bytes(hashlib.sha256(content).digest()[:4], "big"))
         for image in range(images):
             name = f"{number:08d}" if images == 1 else f"{number:08d}-{image:03d}"
-            yield Wish(number, image, name, arguments | {"seed": (first + image) % (MAX_SEED + 1)})
+            yield Sample(number, image, name, arguments | {"seed": (first + image) % (MAX_SEED + 1)})
 
 
 def _value(key: str, value: Any) -> Any:
@@ -196,23 +196,23 @@ def _refusal(arguments: dict[str, Any], images: Any) -> str:
     return ""
 
 
-def make_chunks(wishes: Iterable[Wish], size: int) -> Iterator[Chunk]:
+def make_chunks(samples: Iterable[Sample], size: int) -> Iterator[Chunk]:
     """Neighbours with the same settings, at most ``size`` of them, in the order of the rows."""
-    chunk: list[Wish] = []
+    chunk: list[Sample] = []
     kind = None
-    for wish in wishes:
-        own = _kind(wish)
-        if chunk and (own != kind or len(chunk) == size or wish.error):
+    for sample in samples:
+        own = _kind(sample)
+        if chunk and (own != kind or len(chunk) == size or sample.error):
             yield Chunk(chunk)
             chunk = []
-        chunk.append(wish)
+        chunk.append(sample)
         kind = own
-        if wish.error:
+        if sample.error:
             yield Chunk(chunk)
             chunk = []
     if chunk:
         yield Chunk(chunk)
 
 
-def _kind(wish: Wish) -> str:
-    return json.dumps([wish.shared, [name in wish.arguments for name in FILES]], sort_keys=True, default=str)
+def _kind(sample: Sample) -> str:
+    return json.dumps([sample.shared, [name in sample.arguments for name in FILES]], sort_keys=True, default=str)

@@ -32,7 +32,7 @@ from ov_decidiffusion.model_folder.layout import (
 )
 from ov_decidiffusion.model_folder.tokenizer import prompt_tokenizer
 from ov_decidiffusion.model_folder.writing import building, check_disk, naming_a_full_disk, write_json
-from ov_decidiffusion.runtime.memory import passing_over_what_is_there, release_freed_memory
+from ov_decidiffusion.runtime.memory import gc_frozen, release_freed_memory
 from ov_decidiffusion.schedulers.registry import SQUEEZED, make_scheduler, peer_scheduler_config
 
 MIN_PSNR = 40.0  # dB
@@ -57,7 +57,7 @@ def make_model_dir(
     size = weights_size(folder) * (1 if weight_format == "fp16" else 2)
     check_disk(model_dir.parent, size, "The converted folder")
     folders = _folders_of_parts(folder, find_tiny_decoder(folder, _is_local(checkpoint)))
-    with building(model_dir) as partial, passing_over_what_is_there():
+    with building(model_dir) as partial, gc_frozen():
         parts = _convert_parts(folders, folder, partial, weight_format, verify)
         write_checkpoint_settings(folder, partial)
         content = {"format": FORMAT} | source_of(checkpoint, revision)

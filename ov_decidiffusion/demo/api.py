@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ov_decidiffusion.demo.events import refused, seen_by_visitor
+from ov_decidiffusion.demo.events import progress_for_page, refused
 from ov_decidiffusion.demo.studio import AUTOMATIC, Studio, arguments_of
 from ov_decidiffusion.generation.images import check_masks, to_pictures
 from ov_decidiffusion.generation.presets import PRESETS
@@ -32,16 +32,16 @@ def offer_api(studio: Studio) -> None:
         filled = dict(zip(WORDS, words, strict=True)) | dict(zip(HOW, how, strict=True)) | source
         seed = filled["seed"]
         filled |= {"seed": None if seed is None or seed < 0 else seed, "steps": filled["steps"] or None}
-        session = request.session_hash
+        client = request.session_hash
         try:
             arguments = arguments_of(**filled)
         except ValueError as error:
             raise refused(str(error)) from error
-        sitting = studio.sittings.of_session(session)
-        kept = [one for seen in seen_by_visitor(studio, arguments, session, sitting) for one in seen.kept]
-        if not kept:
+        session = studio.sessions.of_program(client)
+        saved = [one for progress in progress_for_page(studio, arguments, client, session) for one in progress.saved]
+        if not saved:
             raise refused("Stopped before there was a picture.")
-        return str(kept[0].path), kept[0].arguments
+        return str(saved[0].path), saved[0].arguments
 
     def text_to_image(
         prompt: str,

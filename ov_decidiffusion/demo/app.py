@@ -26,11 +26,12 @@ from ov_decidiffusion.demo.studio import Studio
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY
 from ov_decidiffusion.web.limits import LOOPBACK, MAX_UPLOAD, why_not_read
+from ov_decidiffusion.web.queue import Queue
 
 logger = logging.getLogger(__name__)
 
 TITLE = "DeciDiffusion on OpenVINO"
-MAX_QUEUED = 128  # calls that gradio holds; the line in front of the pipeline is shorter
+MAX_QUEUED = 128  # calls that gradio holds; the queue in front of the pipeline is shorter
 MAX_SESSIONS = 200  # whose values gradio keeps; each takes some 0.2 MB, and every call of a new client is one
 # The browser itself then refuses to ask any other host for anything.
 CONTENT_POLICY = (
@@ -167,22 +168,23 @@ def _check_file(file: str) -> None:
             raise gr.Error(f"The picture {reason}.")
 
 
-def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
+def make_demo(pipe: OVStableDiffusionPipeline, queue: Queue | None = None) -> DemoBlocks:
     """Build the page.
 
     Args:
         pipe: the pipeline to generate with.
+        queue: in front of the pipeline, where a server's clients wait in it too.
 
     Returns:
         the page; ``launch()`` serves it on localhost, ``close()`` ends it.
     """
-    studio = Studio(pipe)
+    studio = Studio(pipe, queue)
     # Else Gradio makes a table of all calls with each, for a page that nobody sees, in memory that it keeps.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(sys.maxsize))
 
     def leave(request: gr.Request) -> None:
-        studio.line.forget(request.session_hash)
-        studio.sittings.end_session(request.session_hash)
+        studio.queue.forget(request.session_hash)
+        studio.sessions.end_program(request.session_hash)
 
     with DemoBlocks(title=TITLE, analytics_enabled=False, delete_cache=(600, IDLE_SECONDS)) as demo:
         page = lay_out(studio)
@@ -197,13 +199,16 @@ def make_demo(pipe: OVStableDiffusionPipeline) -> DemoBlocks:
     return demo.queue(api_open=False, max_size=MAX_QUEUED)
 
 
-def mount_demo(app: FastAPI, pipe: OVStableDiffusionPipeline, password: str | None = None) -> DemoBlocks:
+def mount_demo(
+    app: FastAPI, pipe: OVStableDiffusionPipeline, password: str | None = None, queue: Queue | None = None
+) -> DemoBlocks:
     """Serve the page at ``/demo`` of a server's application, beside what it has.
 
     Args:
+        queue: that the server's clients wait in.
         password: what the page asks for, of the user "demo"; None lets everybody in whom the server lets in.
     """
-    demo = make_demo(pipe)
+    demo = make_demo(pipe, queue)
     demo.state_session_capacity = MAX_SESSIONS
     app.add_middleware(_StayLocal)
     auth = None if password is None else ("demo", password)

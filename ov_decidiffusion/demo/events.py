@@ -9,12 +9,22 @@ import gradio as gr
 from PIL import Image, ImageColor
 
 from ov_decidiffusion.demo.page import PAINT, Page, example_source, status_text, steps_of
-from ov_decidiffusion.demo.sessions import LineIsFull, Sitting
-from ov_decidiffusion.demo.studio import Seen, Studio, arguments_of, filled_in, is_blank, layer_of, mask_of, seed_of
+from ov_decidiffusion.demo.sessions import SavedImage, Session
+from ov_decidiffusion.demo.studio import (
+    Progress,
+    Studio,
+    arguments_of,
+    form_values_of,
+    is_blank,
+    layer_of,
+    mask_of,
+    seed_of,
+)
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.images import to_rgb
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.web.limits import MAX_SEED
+from ov_decidiffusion.web.queue import QueueIsFull
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +39,16 @@ def refused(message: str) -> gr.Error:
     return gr.Error(message, print_exception=False)
 
 
-def seen_by_visitor(studio: Studio, arguments: dict[str, Any], session: str, sitting: Sitting) -> Iterator[Seen]:
+def progress_for_page(studio: Studio, arguments: dict[str, Any], client: str, session: Session) -> Iterator[Progress]:
     """A run for the page: what is wrong is told there, in words."""
     try:
-        yield from studio.make(arguments, session, sitting)
+        yield from studio.make(arguments, client, session)
     except ModelDirError as error:
         logger.error("%s", error)
         raise refused("The models cannot be used here: whoever started the demo sees why.") from error
     except (ValueError, FloatingPointError) as error:
         raise refused(str(error)) from error
-    except LineIsFull as error:
+    except QueueIsFull as error:
         raise refused("Too many are waiting already: try again in a minute.") from error
     except gr.Error:
         raise
@@ -47,7 +57,7 @@ def seen_by_visitor(studio: Studio, arguments: dict[str, Any], session: str, sit
         raise refused(f"The picture could not be made ({type(error).__name__}).") from error
 
 
-def _asked(filled: dict[str, Any]) -> dict[str, Any]:
+def _pipeline_arguments(filled: dict[str, Any]) -> dict[str, Any]:
     """The pipeline's arguments from the page's fields; ``editor`` is the source with what was painted on it."""
     editor = filled.pop("editor", None) or {}
     source = editor.get("background")
@@ -60,17 +70,17 @@ def _asked(filled: dict[str, Any]) -> dict[str, Any]:
         raise refused(str(error)) from error
 
 
-def _sitting_of(studio: Studio, visitor: dict[str, Any] | None) -> tuple[str, Sitting]:
-    """The sitting of what a browser keeps, and its token; a new one where it keeps nothing, or nothing known."""
-    return studio.sittings.of((visitor or {}).get("token"))
+def _session_of(studio: Studio, visitor: dict[str, Any] | None) -> tuple[str, Session]:
+    """The session of what a browser keeps, and its token; a new one where it keeps nothing, or nothing known."""
+    return studio.sessions.of((visitor or {}).get("token"))
 
 
 def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
     """A visitor comes, or comes back after a reload."""
 
     def arrive(visitor: dict[str, Any] | None):
-        token, sitting = _sitting_of(studio, visitor)
-        return {"token": token}, *_shown(sitting, 0 if sitting.pictures else None)
+        token, session = _session_of(studio, visitor)
+        return {"token": token}, *_shown(session, 0 if session.pictures else None)
 
     demo.load(arrive, page.visitor, [page.visitor, *_showing(page)], **AT_ONCE)
 
@@ -80,15 +90,15 @@ def _showing(page: Page) -> list[Any]:
     return [page.result, page.caption, page.gallery, page.current, page.buttons, page.actions["download"]]
 
 
-def _shown(sitting: Sitting, number: int | None, several: tuple[Image.Image, str, int] | None = None) -> list[Any]:
-    """One picture of a sitting on the stage, with the gallery below.
+def _shown(session: Session, number: int | None, several: tuple[Image.Image, str, int] | None = None) -> list[Any]:
+    """One picture of a session on the stage, with the gallery below.
 
     Args:
-        number: in the sitting; None where there is none.
+        number: in the session; None where there is none.
         several: pictures of one prompt as one, and their number, to show in its place until one is chosen.
     """
-    gallery = [(str(one.path), one.caption) for one in sitting.pictures]
-    if number is None or number >= len(sitting.pictures):
+    gallery = [(str(one.path), one.caption) for one in session.pictures]
+    if number is None or number >= len(session.pictures):
         return [
             gr.skip(),
             gr.skip(),
@@ -109,7 +119,7 @@ def _shown(sitting: Sitting, number: int | None, several: tuple[Image.Image, str
             gr.Row(visible=False),
             gr.skip(),
         ]
-    one = sitting.pictures[number]
+    one = session.pictures[number]
     picture = gr.Image(str(one.path), alt_text=one.arguments.get("prompt") or "a picture")
     return [
         picture,
@@ -133,23 +143,23 @@ def _busy(page: Page, is_busy: bool) -> dict[Any, Any]:
 
 
 def _making(
-    page: Page, studio: Studio, arguments: dict[str, Any], visitor: Any, session: str, seed: int
+    page: Page, studio: Studio, arguments: dict[str, Any], visitor: Any, client: str, seed: int
 ) -> Iterator[dict[Any, Any]]:
     """What changes on the page while pictures are made."""
-    token, sitting = _sitting_of(studio, visitor)
+    token, session = _session_of(studio, visitor)
     asked = f"{arguments['prompt']} {arguments.get('negative_prompt') or ''}"
     if unknown := studio.words_not_known(asked):
         named = ", ".join(unknown[:8])
         gr.Warning(f"This small model does not know: {named}. What it understands is listed on the left.")
     yield {page.visitor: {"token": token}, page.inputs["seed"]: seed} | _busy(page, True)
-    for seen in seen_by_visitor(studio, arguments, session, sitting):
-        changed: dict[Any, Any] = {page.status: status_text(seen.status)}
-        if seen.picture is not None and not seen.kept:
-            changed[page.result] = gr.Image(seen.picture, alt_text="a preview")
+    for progress in progress_for_page(studio, arguments, client, session):
+        changed: dict[Any, Any] = {page.status: status_text(progress.status)}
+        if progress.picture is not None and not progress.saved:
+            changed[page.result] = gr.Image(progress.picture, alt_text="a preview")
             changed[page.caption] = f"*Preview of “{arguments['prompt']}”*"
-        if seen.kept:
-            several = None if seen.picture is None else (seen.picture, arguments["prompt"], len(seen.kept))
-            changed |= dict(zip(_showing(page), _shown(sitting, 0, several), strict=True))
+        if progress.saved:
+            several = None if progress.picture is None else (progress.picture, arguments["prompt"], len(progress.saved))
+            changed |= dict(zip(_showing(page), _shown(session, 0, several), strict=True))
         yield changed
 
 
@@ -164,12 +174,14 @@ def wire_generation(page: Page, studio: Studio) -> None:
         values = {name: filled[component] for component, name in names.items()}
         if not filled[locked]:
             values["seed"] = random.randint(0, MAX_SEED)
-        yield from _making(page, studio, _asked(values), filled[page.visitor], request.session_hash, values["seed"])
+        yield from _making(
+            page, studio, _pipeline_arguments(values), filled[page.visitor], request.session_hash, values["seed"]
+        )
 
     def vary(visitor: Any, number: int | None, request: gr.Request):
-        _, sitting = _sitting_of(studio, visitor)
-        one = _picked(sitting, number)
-        arguments = _asked(
+        _, session = _session_of(studio, visitor)
+        one = _picked(session, number)
+        arguments = _pipeline_arguments(
             {
                 "prompt": one.arguments.get("prompt"),
                 "negative_prompt": one.arguments.get("negative_prompt"),
@@ -207,16 +219,16 @@ def wire_generation(page: Page, studio: Studio) -> None:
     seed.input(None, None, locked, js="() => true", **AT_ONCE)  # who types a seed wants that one
 
     def stop(request: gr.Request) -> None:
-        studio.line.stop(request.session_hash)
+        studio.queue.stop(request.session_hash)
 
     for_programs_too = {"api_visibility": "public", "api_name": "stop", "api_description": STOP}
     page.actions["stop"].click(stop, **AT_ONCE | for_programs_too)
 
 
-def _picked(sitting: Sitting, number: int | None) -> Any:
-    if number is None or number >= len(sitting.pictures):
+def _picked(session: Session, number: int | None) -> SavedImage:
+    if number is None or number >= len(session.pictures):
         raise refused("This picture is no longer kept: make it again.")
-    return sitting.pictures[number]
+    return session.pictures[number]
 
 
 def wire_choices(page: Page, studio: Studio) -> None:
@@ -268,14 +280,14 @@ def _with_place(prompt: str, place: str, places: list[str]) -> str:
 
 
 def wire_current(page: Page, studio: Studio) -> None:
-    """What to do with a picture of this sitting, and with one that arrives from outside."""
+    """What to do with a picture of this session, and with one that arrives from outside."""
     inputs = page.inputs
     fields = ["prompt", "negative_prompt", "strength", "preset", "seed", "size", "steps", "guidance_scale", "solver"]
     filled_fields = [*(inputs[name] for name in fields), inputs["locked"]]
     with_source = [inputs["editor"], page.source_accordion]
 
     def values_of(picture: Any) -> list[Any]:
-        found = filled_in(picture)
+        found = form_values_of(picture)
         changed = [found[name] if found[name] is not None else gr.skip() for name in fields]
         return [*changed, True if found["seed"] is not None else gr.skip()]
 
@@ -291,11 +303,11 @@ def wire_current(page: Page, studio: Studio) -> None:
         return seed_of(of_current(visitor, number).arguments, 0), True
 
     def of_current(visitor: Any, number: int | None) -> Any:
-        return _picked(_sitting_of(studio, visitor)[1], number)
+        return _picked(_session_of(studio, visitor)[1], number)
 
     def select(visitor: Any, event: gr.SelectData):
-        sitting = _sitting_of(studio, visitor)[1]
-        return [status_text("Made earlier."), *_shown(sitting, event.index)]
+        session = _session_of(studio, visitor)[1]
+        return [status_text("Made earlier."), *_shown(session, event.index)]
 
     def source_from(picture: Image.Image) -> list[Any]:
         return [{"background": picture, "layers": [], "composite": None}, gr.Accordion(open=True)]
@@ -335,26 +347,26 @@ def wire_comparison(page: Page, studio: Studio) -> None:
     sides = [{component: name for name, component in side.items()} for side in page.compared]
 
     def compare(filled: dict[Any, Any], request: gr.Request):
-        token, sitting = _sitting_of(studio, filled[page.visitor])
+        token, session = _session_of(studio, filled[page.visitor])
         yield {page.visitor: {"token": token}}  # a new one, where the pictures of the old one were deleted
         pair, told = [], []
         if filled[page.inputs["seed"]] is None:  # one for both sides
             filled[page.inputs["seed"]] = random.randint(0, MAX_SEED)
         for name, side in zip("AB", sides, strict=True):
             values = {shared[one]: filled[one] for one in shared} | {side[one]: filled[one] for one in side}
-            seen = None
-            for seen in seen_by_visitor(studio, _asked(values), request.session_hash, sitting):
-                now = f"{name}: {seen.status}"
+            progress = None
+            for progress in progress_for_page(studio, _pipeline_arguments(values), request.session_hash, session):
+                now = f"{name}: {progress.status}"
                 yield {page.status: status_text(now), page.compared_caption: now}
-            if seen is None or not seen.kept:
+            if progress is None or not progress.saved:
                 return
-            if seen.stopped:  # both sides
-                yield dict(zip(_showing(page), _shown(sitting, 0), strict=True))
+            if progress.stopped:  # both sides
+                yield dict(zip(_showing(page), _shown(session, 0), strict=True))
                 return
-            pair.append(str(seen.kept[0].path))
-            told.append(f"**{name}**: {seen.status.removeprefix('Done after ').rstrip('.')}")
+            pair.append(str(progress.saved[0].path))
+            told.append(f"**{name}**: {progress.status.removeprefix('Done after ').rstrip('.')}")
         yield {page.slider: gr.ImageSlider(tuple(pair), visible=True), page.compared_caption: ", ".join(told)} | dict(
-            zip(_showing(page), _shown(sitting, 0), strict=True)
+            zip(_showing(page), _shown(session, 0), strict=True)
         )
 
     stop = page.actions["stop"]

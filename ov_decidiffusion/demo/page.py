@@ -39,7 +39,7 @@ class Page:
     status: gr.HTML | None = None
     caption: gr.Markdown | None = None
     gallery: gr.Gallery | None = None
-    current: gr.State | None = None  # number of the picture shown, in the sitting
+    current: gr.State | None = None  # number of the picture shown, in the session
     buttons: gr.Row | None = None  # what to do with the picture shown
     slider: gr.ImageSlider | None = None
     compared_caption: gr.Markdown | None = None
@@ -267,7 +267,7 @@ def _draw_result(page: Page) -> None:
         page.actions["resource"] = gr.Button("Start from it", size="sm", min_width=100)
         page.actions["vary"] = gr.Button("Vary", size="sm", min_width=70)
     page.gallery = gr.Gallery(
-        label="Pictures of this sitting",
+        label="Pictures of this session",
         show_label=False,
         columns=6,
         fit_columns=False,

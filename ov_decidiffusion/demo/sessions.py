@@ -1,4 +1,4 @@
-"""Who is at the demo: a line in front of the one pipeline, wishes to stop, and each visitor's pictures."""
+"""The pictures of each of the demo's visitors, for as long as they are there."""
 
 import re
 import secrets
@@ -6,124 +6,21 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-MAX_WAITING = 32
 MAX_PICTURES = 100  # of one visitor; the oldest go
 MAX_SOURCES = 100_000_000  # bytes of what one visitor's pictures were made from, as they lie in memory; the oldest go
 IDLE_SECONDS = 3600  # after which a visitor's pictures are deleted
 NAME_LENGTH = 60
 
 
-class LineIsFull(Exception):
-    """There are too many visitors in the line."""
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A place in the line.
-
-    Attributes:
-        session: of the browser that waits.
-        work: in steps of one picture.
-        done: of it, so far.
-        stopped: whether the visitor wants no more of it, or has left.
-        left: whether nobody is there any more to see it.
-    """
-
-    session: str
-    work: int
-    done: int = 0
-    stopped: bool = False
-    left: bool = False
-
-
-class Line:
-    """First come, first served: two pictures at once would only slow each other down."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._tickets: list[Ticket] = []
-        self._seconds = 0.5  # for one step of one picture, from what was measured
-        self.closed = False
-
-    @contextmanager
-    def place(self, session: str, work: int) -> Iterator[Ticket]:
-        """Join the line, and leave it at the end.
-
-        Raises:
-            LineIsFull: come back later.
-        """
-        ticket = Ticket(session, work)
-        with self._changed:
-            if len(self._tickets) > MAX_WAITING:
-                raise LineIsFull
-            self._tickets.append(ticket)
-        try:
-            yield ticket
-        finally:
-            self._leave(ticket)
-
-    def ahead(self, ticket: Ticket, seconds: float = 0.0) -> int:
-        """How many are before a ticket; waits so long for its turn to come, or for its end."""
-
-        def count() -> int:
-            return self._tickets.index(ticket) if ticket in self._tickets else 0
-
-        with self._changed:
-            if seconds:
-                self._changed.wait_for(lambda: count() == 0 or self.is_stopped(ticket), seconds)
-            return count()
-
-    def wait_for(self, ticket: Ticket) -> float:
-        """About how many seconds until its turn: what those before it still have to do."""
-        with self._changed:
-            before = self._tickets[: self._tickets.index(ticket)] if ticket in self._tickets else []
-            return sum(max(0, one.work - one.done) for one in before) * self._seconds
-
-    def measured(self, work: int, seconds: float) -> None:
-        """Learn from a finished run how long a step takes."""
-        self._seconds = 0.5 * self._seconds + 0.5 * seconds / work
-
-    def stop(self, session: str) -> None:
-        """End what a session waits for, and nothing that it asks for later."""
-        with self._changed:
-            for ticket in self._tickets:
-                ticket.stopped = ticket.stopped or ticket.session == session
-            self._changed.notify_all()
-
-    def forget(self, session: str) -> None:
-        """A visitor has left: nobody waits for what is made for them, even if it is never gone on with."""
-        with self._changed:
-            for ticket in [ticket for ticket in self._tickets if ticket.session == session]:
-                ticket.stopped = ticket.left = True
-                self._leave(ticket)
-
-    def close(self) -> None:
-        """End everything."""
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
-
-    def is_stopped(self, ticket: Ticket) -> bool:
-        return self.closed or ticket.stopped
-
-    def _leave(self, ticket: Ticket) -> None:
-        with self._changed:
-            if ticket in self._tickets:
-                self._tickets.remove(ticket)
-            self._changed.notify_all()
-
-
 @dataclass(frozen=True)
-class Kept:
-    """A picture of a visitor's sitting.
+class SavedImage:
+    """A picture of a visitor's session.
 
     Attributes:
         path: of the PNG file, with its settings inside.
@@ -140,25 +37,25 @@ class Kept:
 
 
 @dataclass
-class Sitting:
-    """One visitor's pictures, the newest first; what they were made from is kept for who may go on from it."""
+class Session:
+    """One visitor's pictures, the newest first; what they were made from is kept, to continue from it."""
 
     folder: Path
-    pictures: list[Kept] = field(default_factory=list)
+    pictures: list[SavedImage] = field(default_factory=list)
     seen: float = field(default_factory=time.monotonic)
     ended: bool = False
     keeps_sources: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def keep(
+    def save(
         self,
         picture: Image.Image,
         arguments: dict[str, Any],
         caption: str,
         source: Image.Image | None = None,
         mask: Image.Image | None = None,
-    ) -> Kept | None:
-        """Write a picture under a telling name; none where the sitting has ended meanwhile."""
+    ) -> SavedImage | None:
+        """Write a picture under a telling name; none if the session has ended meanwhile."""
         with self.lock:
             if self.ended:
                 return None
@@ -170,7 +67,7 @@ class Sitting:
                 path = self.folder / f"{name}-{count}.png"
             picture.save(path)
             made_from = (source, mask) if self.keeps_sources else ()
-            self.pictures.insert(0, Kept(path, arguments, caption, *made_from))
+            self.pictures.insert(0, SavedImage(path, arguments, caption, *made_from))
             for old in self.pictures[MAX_PICTURES:]:
                 old.path.unlink(missing_ok=True)
             del self.pictures[MAX_PICTURES:]
@@ -194,57 +91,57 @@ class Sitting:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Sittings:
-    """The sittings of all visitors, by tokens that only their browsers know.
+class Sessions:
+    """The sessions of all visitors, by tokens that only their browsers know.
 
     The pictures of whoever was not seen for ``idle_seconds`` are deleted, and all of them with the process.
     """
 
     def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="ov_decidiffusion-sittings-", ignore_cleanup_errors=True)
-        self._sittings: dict[str, Sitting] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="ov_decidiffusion-sessions-", ignore_cleanup_errors=True)
+        self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
         self._idle_seconds, self._closed = idle_seconds, threading.Event()
-        threading.Thread(target=self._watch, name="sittings", daemon=True).start()
+        threading.Thread(target=self._watch, name="sessions", daemon=True).start()
 
-    def of(self, token: Any) -> tuple[str, Sitting]:
-        """The sitting that a token stands for, or a new one with a token of its own."""
-        known = isinstance(token, str) and token in self._sittings
+    def of(self, token: Any) -> tuple[str, Session]:
+        """The session that a token stands for, or a new one with a token of its own."""
+        known = isinstance(token, str) and token in self._sessions
         return self._enter(token if known else secrets.token_urlsafe(24))
 
-    def of_session(self, session: str) -> Sitting:
-        """The sitting of a program, which lasts as long as its session."""
-        return self._enter(f"session {session}", keeps_sources=False)[1]
+    def of_program(self, client: str) -> Session:
+        """The session of a program, which lasts as long as its connection."""
+        return self._enter(f"session {client}", keeps_sources=False)[1]
 
-    def end_session(self, session: str) -> None:
+    def end_program(self, client: str) -> None:
         """A program has left: its pictures are deleted."""
         with self._lock:
-            self._drop(f"session {session}")
+            self._drop(f"session {client}")
 
-    def _enter(self, token: str, keeps_sources: bool = True) -> tuple[str, Sitting]:
+    def _enter(self, token: str, keeps_sources: bool = True) -> tuple[str, Session]:
         with self._lock:
-            new = Sitting(Path(self._folder.name) / secrets.token_hex(8), keeps_sources=keeps_sources)
-            sitting = self._sittings.setdefault(token, new)
-            sitting.seen = time.monotonic()
-            return token, sitting
+            new = Session(Path(self._folder.name) / secrets.token_hex(8), keeps_sources=keeps_sources)
+            session = self._sessions.setdefault(token, new)
+            session.seen = time.monotonic()
+            return token, session
 
     def _watch(self) -> None:
         while not self._closed.wait(self._idle_seconds / 10):
             with self._lock:
                 before = time.monotonic() - self._idle_seconds
-                for token in [token for token, sitting in self._sittings.items() if sitting.seen < before]:
+                for token in [token for token, session in self._sessions.items() if session.seen < before]:
                     self._drop(token)
 
     def _drop(self, token: str) -> None:
-        sitting = self._sittings.pop(token, None)
-        if sitting is not None:
-            sitting.end()
+        session = self._sessions.pop(token, None)
+        if session is not None:
+            session.end()
 
     def close(self) -> None:
         """Delete all pictures."""
         self._closed.set()
         with self._lock:
-            for token in list(self._sittings):
+            for token in list(self._sessions):
                 self._drop(token)
             self._folder.cleanup()
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from ov_decidiffusion.demo.sessions import Kept, Line, Sitting, Sittings, Ticket
+from ov_decidiffusion.demo.sessions import SavedImage, Session, Sessions
 from ov_decidiffusion.generation.denoise import DenoisingStep
 from ov_decidiffusion.generation.images import fit_size
 from ov_decidiffusion.generation.metadata import made_with, settings_of, words_of
 from ov_decidiffusion.generation.presets import PRESETS
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS
+from ov_decidiffusion.web.queue import Job, Queue
 
 MAX_PICTURES = 4
 PREVIEW_SECONDS = 0.15  # at least, between two previews: more would only slow the pictures down
@@ -29,19 +30,19 @@ SMALL_WORDS = {"a", "an", "and", "at", "in", "large", "of", "on", "small", "the"
 
 
 @dataclass(frozen=True)
-class Seen:
+class Progress:
     """What a visitor sees at a moment of a run.
 
     Attributes:
         status: in words.
         picture: to show, or None for the one that was there; at the end, several as one.
-        kept: the finished pictures, at the end.
+        saved: the finished pictures, at the end.
         stopped: whether the visitor ended it.
     """
 
     status: str
     picture: Image.Image | None = None
-    kept: tuple[Kept, ...] = ()
+    saved: tuple[SavedImage, ...] = ()
     stopped: bool = False
 
 
@@ -50,84 +51,85 @@ class Studio:
 
     Args:
         pipe: the pipeline to generate with.
+        queue: in front of the pipeline, if others wait in it too.
     """
 
-    def __init__(self, pipe: OVStableDiffusionPipeline):
+    def __init__(self, pipe: OVStableDiffusionPipeline, queue: Queue | None = None):
         self.pipe = pipe
-        self.line = Line()
-        self.sittings = Sittings()
+        self.queue = Queue() if queue is None else queue
+        self.sessions = Sessions()
         # Each thread that computes keeps some megabytes for itself, and the page's calls come in a hundred of them.
         self._one_thread = ThreadPoolExecutor(1, "pictures")
 
     def close(self) -> None:
         """End all runs at their next step, and delete all pictures."""
-        self.line.close()
-        self.sittings.close()
+        self.queue.close()
+        self.sessions.close()
 
-    def make(self, arguments: dict[str, Any], session: str, sitting: Sitting) -> Iterator[Seen]:
-        """Wait in line, and make pictures; one that is stopped shows what the preview showed.
+    def make(self, arguments: dict[str, Any], client: str, session: Session) -> Iterator[Progress]:
+        """Wait in the queue, and make pictures; one that is stopped shows what the preview showed.
 
         Args:
             arguments: of ``pipe.denoise``.
-            session: of the browser, which may stop it.
-            sitting: where the pictures go.
+            client: who may stop it.
+            session: where the pictures go.
 
         Raises:
             ValueError, FloatingPointError: as the pipeline does.
-            LineIsFull: too many are waiting.
+            QueueIsFull: too many are waiting.
         """
         steps = arguments.get("num_inference_steps") or self.pipe.defaults["num_inference_steps"]
-        with self.line.place(session, steps * arguments.get("num_images_per_prompt", 1)) as ticket:
-            yield from self._wait(ticket)
-            if not self.line.is_stopped(ticket):
-                yield from self._run(arguments, ticket, sitting)
+        with self.queue.place(Job(client, steps * arguments.get("num_images_per_prompt", 1))) as job:
+            yield from self._wait(job)
+            if not self.queue.is_stopped(job):
+                yield from self._run(arguments, job, session)
 
-    def _wait(self, ticket: Ticket) -> Iterator[Seen]:
-        while ahead := self.line.ahead(ticket):
-            if self.line.is_stopped(ticket):
-                yield Seen("Stopped while waiting.")
+    def _wait(self, job: Job) -> Iterator[Progress]:
+        while ahead := self.queue.ahead(job):
+            if self.queue.is_stopped(job):
+                yield Progress("Stopped while waiting.")
                 return
             before = "one picture is" if ahead == 1 else f"{ahead} pictures are"
-            yield Seen(f"Waiting: {before} made before yours, about {_seconds(self.line.wait_for(ticket))}.")
-            self.line.ahead(ticket, 0.5)
+            yield Progress(f"Waiting: {before} made before yours, about {_seconds(self.queue.seconds_until(job))}.")
+            self.queue.ahead(job, 0.5)
 
-    def _run(self, arguments: dict[str, Any], ticket: Ticket, sitting: Sitting) -> Iterator[Seen]:
-        yield Seen("Reading the prompt …")
+    def _run(self, arguments: dict[str, Any], job: Job, session: Session) -> Iterator[Progress]:
+        yield Progress("Reading the prompt …")
         begun = next_look = time.perf_counter()
         stopped, step = False, None
         steps = self.pipe.denoise(**arguments)
         for step in iter(lambda: self._compute(next, steps, None), None):
             now = time.perf_counter()
-            ticket.done = round(ticket.work * (step.index + 1) / step.total)
-            if stopped := self.line.is_stopped(ticket):
+            job.done = round(job.work * (step.index + 1) / step.total)
+            if stopped := self.queue.is_stopped(job):
                 step.latents = step.predicted  # the picture that the preview showed
                 break
             if now >= next_look:
                 look = side_by_side(self._compute(self._look, step))
                 taken = time.perf_counter() - now
                 next_look = now + max(PREVIEW_SECONDS, taken / PREVIEW_SHARE)
-                yield Seen(_progress(step, now - begun), look)
-        if step is None or self.line.closed or ticket.left:
+                yield Progress(_progress(step, now - begun), look)
+        if step is None or self.queue.closed or job.left:
             return
-        yield Seen("Decoding …")
+        yield Progress("Decoding …")
         pictures = self._compute(self.pipe.finish, step)
         seconds = time.perf_counter() - begun
         if not stopped:
-            self.line.measured(ticket.work, seconds)
-        kept = []
-        for i, picture in reversed(list(enumerate(pictures))):  # the latest kept comes first
+            self.queue.measured(job.work, seconds)
+        saved = []
+        for i, picture in reversed(list(enumerate(pictures))):  # the latest saved comes first
             own = settings_of(picture)
             told = caption_of(own, seed_of(own, i), seconds)
             told += f", stopped after step {step.index + 1} of {step.total}" if stopped else ""
             source, mask = arguments.get("image"), arguments.get("mask_image")
             if source is not None and abs(source.width * picture.height - source.height * picture.width) > source.width:
                 told += f", the source cut to {picture.width}x{picture.height}"
-            if (one := sitting.keep(picture, own, told, source, mask)) is None:
+            if (one := session.save(picture, own, told, source, mask)) is None:
                 return
-            kept.insert(0, one)
-        what = "Stopped" if stopped else "Done" if len(kept) == 1 else f"Done: {len(kept)} pictures"
+            saved.insert(0, one)
+        what = "Stopped" if stopped else "Done" if len(saved) == 1 else f"Done: {len(saved)} pictures"
         together = side_by_side(pictures) if len(pictures) > 1 else None
-        yield Seen(f"{what} after {seconds:.1f} s.", together, tuple(kept), stopped)
+        yield Progress(f"{what} after {seconds:.1f} s.", together, tuple(saved), stopped)
 
     def _compute(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return self._one_thread.submit(call, *arguments).result()
@@ -217,7 +219,7 @@ def arguments_of(
     return arguments
 
 
-def filled_in(picture: Any) -> dict[str, Any]:
+def form_values_of(picture: Any) -> dict[str, Any]:
     """What to fill in to make a picture again, by the names of ``arguments_of``.
 
     Raises:

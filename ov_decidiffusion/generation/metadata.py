@@ -34,13 +34,20 @@ MAX_TEXT = 1_000_000  # characters of settings that are looked at
 
 
 class SettingsPicture(Image.Image):
-    """A PIL picture whose PNG file carries the texts of ``info``, which PIL leaves out."""
+    """A PIL picture whose PNG file carries the texts of ``info``, which PIL leaves out.
+
+    Args:
+        picture: to copy.
+    """
+
+    def __init__(self, picture: Image.Image):
+        super().__init__()
+        self.__setstate__(picture.__getstate__())  # PIL's own constructors make pictures of its own class only
+        self.info = dict(picture.info)
 
     def copy(self) -> "SettingsPicture":
-        """PIL's ``copy``, which carries the settings on."""
-        made = super().copy()
-        made.__class__ = SettingsPicture
-        return made
+        """PIL's ``copy``, with the settings."""
+        return SettingsPicture(self)
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
         """PIL's ``save``."""
@@ -51,15 +58,14 @@ class SettingsPicture(Image.Image):
         super().save(fp, format, **({"pnginfo": texts} | params))
 
 
-def attach(picture: Image.Image, arguments: dict[str, Any], made_with: dict[str, Any]) -> Image.Image:
-    """A picture with its settings in ``info``, and in the PNG file that ``save`` writes.
+def attach(picture: Image.Image, arguments: dict[str, Any], made_with: dict[str, Any]) -> SettingsPicture:
+    """A copy of a picture with its settings in ``info``, and in the PNG file that ``save`` writes.
 
     Args:
         arguments: of a call that makes it.
         made_with: checkpoint, precision, versions, and whatever else is to be known of it.
     """
-    carrying = picture.copy()
-    carrying.__class__ = SettingsPicture  # PIL makes pictures of its own class only
+    carrying = SettingsPicture(picture)
     carrying.info[WEBUI] = _webui_text(arguments, made_with, picture.size)
     carrying.info[OWN] = json.dumps({"arguments": arguments, "made_with": made_with}, default=str)
     return carrying

@@ -1,6 +1,8 @@
 """What models can be loaded with: a device, a number format, threads, a cache, OpenVINO's own properties."""
 
+import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,50 @@ from openvino import opset13 as ops
 
 from ov_decidiffusion.arguments import check_choice, check_path, check_whole, shown
 from ov_decidiffusion.runtime.devices import find_device
-from ov_decidiffusion.runtime.precision import INFERENCE_PRECISIONS
+from ov_decidiffusion.runtime.precision import INFERENCE_PRECISIONS, choose_precision
+
+logger = logging.getLogger(__name__)
 
 MAX_THREADS = 4096
+
+
+@dataclass(frozen=True)
+class Target:
+    """What models are compiled for.
+
+    Attributes:
+        core: OpenVINO's.
+        device: as OpenVINO names it.
+        config: OpenVINO's properties to compile with.
+        precision: "f32", "bf16" or "f16"; None leaves the choice to OpenVINO.
+        reason: a sentence that says the precision and why.
+    """
+
+    core: ov.Core
+    device: str
+    config: dict[str, Any]
+    precision: str | None
+    reason: str
+
+
+def choose_target(
+    device: Any = "CPU",
+    inference_precision: Any = "auto",
+    cache_dir: Any = None,
+    threads: Any = None,
+    ov_config: Any = None,
+) -> Target:
+    """Check what models are to be loaded with, and choose the precision; arguments as of ``Models.load``.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    core, device, config = check_loading(device, inference_precision, cache_dir, threads, ov_config)
+    if inference_precision != "auto":
+        return Target(core, device, config, inference_precision, f"{inference_precision}, as asked for")
+    precision, reason = choose_precision(core, device)
+    logger.info("inference_precision: %s", reason)
+    return Target(core, device, config, precision, reason)
 
 
 def check_loading(
@@ -22,7 +65,7 @@ def check_loading(
     threads: Any = None,
     ov_config: Any = None,
 ) -> tuple[ov.Core, str, dict[str, Any]]:
-    """Refuse what models cannot be loaded with, before anything long is done; arguments as of ``Models``.
+    """Refuse what models cannot be loaded with, before anything long is done; arguments as of ``Models.load``.
 
     Returns:
         OpenVINO's core; the device as it names it; and its properties to compile with, of which the caller's go last.

@@ -64,7 +64,7 @@ def release_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def passing_over_what_is_there() -> Iterator[None]:
+def gc_frozen() -> Iterator[None]:
     """Within it ``release_freed_memory`` looks at what is new only: a process with its modules holds a million objects,
     and looking through them takes a quarter of a second each time."""
     gc.freeze()

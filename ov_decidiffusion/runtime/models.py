@@ -5,8 +5,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from ov_decidiffusion.model_folder.layout import (
     weights_file,
 )
 from ov_decidiffusion.runtime.devices import needs_static_shapes, precision_hint
-from ov_decidiffusion.runtime.loading import check_loading
+from ov_decidiffusion.runtime.loading import Target, choose_target
 from ov_decidiffusion.runtime.memory import forgetting_mapped_weights, trim_heap
-from ov_decidiffusion.runtime.precision import WORTH_IT, choose_precision, int8_speedup, runs_on_cpu
-from ov_decidiffusion.runtime.processes import LOCALE, OfOneProcess
+from ov_decidiffusion.runtime.precision import WORTH_IT, int8_speedup, runs_on_cpu
+from ov_decidiffusion.runtime.processes import LOCALE, ProcessBound
 from ov_decidiffusion.runtime.transformations import (
     cross_attention_model,
     cut_shallow_model,
@@ -49,69 +50,106 @@ FIRST = ("unet", "text_encoder", "vae_decoder")  # compiled at once, the longest
 CUT_OUT = {TOP_LEVEL: cut_shallow_model, ATTENTION: cross_attention_model}
 
 
-class Models(OfOneProcess):
+@dataclass(frozen=True)
+class FolderContents:
+    """What a model folder holds.
+
+    Attributes:
+        folder: absolute, so that what is compiled later is found from another working directory too.
+        unet_config, vae_config: the settings beside the models.
+        quantized_folder: of its INT8 models; it need not exist.
+        quantized_parts: the models that there are in INT8 too.
+        has_tiny_decoder: whether the folder has one.
+    """
+
+    folder: Path
+    unet_config: dict[str, Any]
+    vae_config: dict[str, Any]
+    quantized_folder: Path
+    quantized_parts: frozenset[str]
+    has_tiny_decoder: bool
+
+
+def read_contents(folder: Path) -> FolderContents:
+    """Look into a model folder.
+
+    Raises:
+        ValueError: it lacks a part, or its settings are damaged; the message names them.
+    """
+    check_model_dir(folder)
+    folder = folder.absolute()
+    unet_config, vae_config = (read_json(config_file(folder, part)) for part in ("unet", "vae_decoder"))
+    check_configs(unet_config, vae_config)
+    quantized = quantized_sibling(folder)
+    parts, has_tiny_decoder = _quantized_parts(quantized, folder), weights_file(folder, TINY_DECODER).is_file()
+    return FolderContents(folder, unet_config, vae_config, quantized, parts, has_tiny_decoder)
+
+
+class Models(ProcessBound):
     """The compiled models of a folder, and beside them those of its INT8 sibling, compiled when first asked for.
 
-    Compiling begins at once, in threads; ``wait`` before running anything.
+    Make them with ``load``, and ``wait`` before running anything.
 
     Args:
-        folder, device, inference_precision, cache_dir: as ``OVStableDiffusionPipeline.from_pretrained`` takes them.
+        contents: of the folder.
+        target: what they are compiled for.
 
     Attributes:
         folder: of the models.
         inference_precision: what the models compute in, and why, as a sentence.
+        precision: what the models compute in: "f32", "bf16", …
         size_factor: sides of pictures are multiples of it, in pixels.
         static_shapes: whether the device takes pictures of one size only, one after the other.
-        unet_config, vae_config: the settings beside the models.
-        quantized_parts: the models that there are in INT8 too.
-        has_tiny_decoder: whether the folder has one.
+        unet_config, vae_config, quantized_parts, has_tiny_decoder: as of ``FolderContents``.
         seconds: spent in each model so far.
-
-    Raises:
-        ValueError: a wrong argument, or a folder that lacks a part; the message names it.
     """
 
-    def __init__(
-        self,
+    def __init__(self, contents: FolderContents, target: Target):
+        super().__init__()
+        self.folder, self._quantized_folder = contents.folder, contents.quantized_folder
+        self.unet_config, self.vae_config = contents.unet_config, contents.vae_config
+        self.quantized_parts, self.has_tiny_decoder = contents.quantized_parts, contents.has_tiny_decoder
+        self.size_factor = vae_factor(self.vae_config) * unet_factor(self.unet_config)
+        self._core, self._device, self._config = target.core, target.device, target.config
+        self._precision, self.inference_precision = target.precision, target.reason
+        self.static_shapes = needs_static_shapes(target.device)
+        self.seconds: Counter[str] = Counter()
+        self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
+        self._packed: set[tuple[str, bool]] = set()  # those that have run
+        self._caching: set[bool] = set()  # whether the plain U-Net, the INT8 one or both give their deep features
+        self._compiling: dict[str, Future[ov.CompiledModel]] = {}
+        self._reading: list[Future[ov.Model]] = []
+        self._latest_part: str | None = None  # whose model ran last
+        self._long_prompts = self._closed = False
+        self._large = self._weights("unet", False).stat().st_size > LARGE
+
+    @classmethod
+    def load(
+        cls,
         folder: Path,
         device: Any = "CPU",
         inference_precision: str = "auto",
         cache_dir: str | Path | None = None,
         threads: int | None = None,
         ov_config: dict[str, Any] | None = None,
-    ):
-        super().__init__()
-        self._closed = False
-        self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
-        check_model_dir(folder)
-        asked = device, inference_precision, cache_dir, threads, ov_config
-        self._core, device, self._config = check_loading(*asked)
-        folder = folder.absolute()  # what is compiled later is found from another working directory too
-        self.folder, self._device = folder, device
-        self.unet_config = read_json(config_file(folder, "unet"))
-        self.vae_config = read_json(config_file(folder, "vae_decoder"))
-        check_configs(self.unet_config, self.vae_config)
-        self._precision, self.inference_precision = inference_precision, f"{inference_precision}, as asked for"
-        if inference_precision == "auto":
-            self._precision, self.inference_precision = choose_precision(self._core, device)
-            logger.info("inference_precision: %s", self.inference_precision)
-        self.size_factor = vae_factor(self.vae_config) * unet_factor(self.unet_config)
-        self.static_shapes = needs_static_shapes(device)
-        self._quantized_folder = quantized_sibling(folder)
-        self.quantized_parts = _quantized_parts(self._quantized_folder, folder)
-        self.has_tiny_decoder = weights_file(folder, TINY_DECODER).is_file()
-        self._long_prompts = False
-        self.seconds: Counter[str] = Counter()
-        self._packed: set[tuple[str, bool]] = set()  # those that have run
-        self._caching: set[bool] = set()  # whether the plain U-Net, the INT8 one or both give their deep features
-        self._latest_part: str | None = None  # whose model ran last
-        self._large = self._weights("unet", False).stat().st_size > LARGE
-        # Compiling lets go of Python's lock: meanwhile the caller can import what takes as long.
+    ) -> "Models":
+        """Check everything, and begin to compile, in threads; arguments as of the pipeline's ``from_pretrained``.
+
+        Raises:
+            ValueError: a wrong argument, or a folder that lacks a part; the message names it.
+        """
+        contents = read_contents(folder)
+        models = cls(contents, choose_target(device, inference_precision, cache_dir, threads, ov_config))
+        models._begin()
+        return models
+
+    def _begin(self) -> None:
+        """Compiling lets go of Python's lock: meanwhile the caller can import what takes as long."""
         begin = ThreadPoolExecutor(len(FIRST) + 1, "compile").submit
-        wanted = [name for name in FIRST if name not in self.quantized_parts]  # of the others who knows which of two
-        self._begun = {name: begin(self._compile, name, False) for name in wanted}
-        there = (*PARTS, TINY_DECODER) if self.has_tiny_decoder else PARTS
-        self._readable = [begin(self._read, name, False) for name in there if name not in wanted]
+        first = [name for name in FIRST if name not in self.quantized_parts]  # of the others who knows which of two
+        self._compiling = {name: begin(self._compile, name, False) for name in first}
+        parts = (*PARTS, TINY_DECODER) if self.has_tiny_decoder else PARTS
+        self._reading = [begin(self._read, name, False) for name in parts if name not in first]
 
     @property
     def precision(self) -> str:
@@ -139,12 +177,14 @@ class Models(OfOneProcess):
             ValueError: a model is damaged.
         """
         with self._in_turn():
-            wait([*self._begun.values(), *self._readable])  # all: after an error nothing is left at work on the files
-            for name, compiling in self._begun.items():
+            wait(
+                [*self._compiling.values(), *self._reading]
+            )  # all, so that no thread is left at work on the files
+            for name, compiling in self._compiling.items():
                 self._compiled[name, False] = compiling.result()
-            for reading in self._readable:
+            for reading in self._reading:
                 reading.result()
-            self._begun, self._readable = {}, []
+            self._compiling, self._reading = {}, []
 
     def run(
         self, name: str, inputs: dict[str, np.ndarray], outputs: int | None = 1, quantized: bool = False
@@ -158,7 +198,7 @@ class Models(OfOneProcess):
         with self._in_turn():
             model = self._get(name, quantized)
             packs_weights = (name, quantized) not in self._packed
-            self._hand_over(model_part(name))
+            self._release_other_parts(model_part(name))
             start = time.perf_counter()
             try:
                 with forgetting_mapped_weights(self._weights(name, quantized)) if packs_weights else nullcontext():
@@ -221,7 +261,7 @@ class Models(OfOneProcess):
             self._compiled.pop((one, quantized), None)
             self._packed.discard((one, quantized))
 
-    def _hand_over(self, part: str) -> None:
+    def _release_other_parts(self, part: str) -> None:
         """Free what the models of another part computed in, where that is worth the time: together they need it all."""
         if part == TINY_DECODER:  # needs little, and runs in the midst of others
             return

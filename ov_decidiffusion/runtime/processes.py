@@ -22,10 +22,10 @@ LATEST_END = 20.0  # seconds after which whoever waits for a thread that was sto
 ops.constant(np.zeros(1, np.float32)).get_data()
 
 _users: list[int] = []  # the process that has used OpenVINO here
-_there_are: "weakref.WeakSet[OfOneProcess]" = weakref.WeakSet()
+_instances: "weakref.WeakSet[ProcessBound]" = weakref.WeakSet()
 
 
-class OfOneProcess:
+class ProcessBound:
     """Something that computes in OpenVINO's threads, for one thread of Python at a time.
 
     Raises:
@@ -39,7 +39,7 @@ class OfOneProcess:
         self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
         self._at_work: Counter[int] = Counter()  # calls, by thread
         self._work_ended, self._ending = threading.Condition(), False
-        _there_are.add(self)
+        _instances.add(self)
 
     def __reduce__(self) -> Any:
         raise TypeError("Compiled models cannot be pickled or copied: load the folder in each process.")
@@ -65,7 +65,7 @@ class OfOneProcess:
             if not self._is_too_late():
                 yield
                 return
-        self._stay()
+        self._park_thread()
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -75,7 +75,7 @@ class OfOneProcess:
         with self._work_ended:
             self._at_work[me] += 1
         if self._is_too_late():
-            self._stay()
+            self._park_thread()
         try:
             yield
         finally:
@@ -83,12 +83,12 @@ class OfOneProcess:
                 self._at_work[me] -= 1
                 self._work_ended.notify_all()
             if self._is_too_late():
-                self._stay()
+                self._park_thread()
 
     def _is_too_late(self) -> bool:
         return self._ending and threading.current_thread() is not threading.main_thread()
 
-    def _stay(self) -> None:
+    def _park_thread(self) -> None:
         """A thread waits for the process's end here, where it is in Python and not in C++."""
         with self._work_ended:
             self._at_work.pop(threading.get_ident(), None)
@@ -112,7 +112,7 @@ class OfOneProcess:
 @atexit.register
 def _end_all() -> None:
     """Python, when it ends, takes itself from daemon threads; one that then comes back from C++ aborts the process."""
-    for one in list(_there_are):
+    for one in list(_instances):
         if one.is_of_this_process:
             one.end()
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 MAX_WAITING = 32
 FIRST_ESTIMATE = 0.05  # seconds for a step of one picture, until one was measured
@@ -45,6 +46,9 @@ class Job:
     begun: bool = False
     stopped: bool = False
     left: bool = False
+
+
+AJob = TypeVar("AJob", bound=Job)
 
 
 class Queue:
@@ -107,24 +111,53 @@ class Queue:
             job.begun = job.begun or position == 0
             return position
 
-    def next_of(self, is_mine: Callable[[Job], bool], together: Callable[[list[Job]], list[Job]]) -> list[Job]:
-        """Wait until the first job is one of the caller's, and begin it, with others that run together with it.
+    def next_of(
+        self, kind: type[AJob], together: Callable[[list[AJob]], list[AJob]], is_ending: Callable[[], bool]
+    ) -> list[AJob]:
+        """Wait until the first job is one of the caller's kind, and begin it with those that run together with it.
 
         Args:
-            is_mine: whether a job is one of the caller's.
-            together: of the caller's jobs in their order, those to begin now; the first is among them.
+            kind: of the caller's jobs.
+            together: of the caller's waiting jobs in their order, those to begin now; the first is among them.
+            is_ending: whether the caller takes no more jobs than those that are there; ``wake`` after it changed.
 
         Returns:
-            the jobs; none after ``wake`` or ``close``.
+            the jobs to run; none when the caller or the queue has ended.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self.closed or (bool(self._jobs) and is_mine(self._jobs[0])))
-            if not self._jobs or not is_mine(self._jobs[0]):
+            self._changed.wait_for(
+                lambda: (
+                    self.closed
+                    or isinstance(self._jobs[0] if self._jobs else None, kind)
+                    or (is_ending() and not any(isinstance(job, kind) for job in self._jobs))
+                )
+            )
+            waiting = [job for job in self._jobs if isinstance(job, kind)]
+            if self.closed or not waiting:
                 return []
-            begun = together([job for job in self._jobs if is_mine(job)])
+            begun = together(waiting)
             for job in begun:
                 job.begun = True
             return begun
+
+    def wake(self) -> None:
+        """Let those who wait look again at what they wait for."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def give_up(self, job: Job) -> None:
+        """Nobody waits for a job any more: it leaves at once, or ends at its next step if it is running."""
+        with self._changed:
+            job.stopped = job.left = True
+            if not job.begun:
+                self.remove(job)
+            self._changed.notify_all()
+
+    def stop_all(self, kind: type[Job]) -> None:
+        """End all jobs of a kind."""
+        with self._changed:
+            for job in [job for job in self._jobs if isinstance(job, kind)]:
+                self.give_up(job)
 
     def seconds_until(self, job: Job) -> float:
         """About how long until a job's turn comes: what those before it still have to do."""

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from ov_decidiffusion.bulk.generate import generate
-from ov_decidiffusion.bulk.rows import make_chunks, make_wishes, read_rows
+from ov_decidiffusion.bulk.rows import make_chunks, make_samples, read_rows
 from ov_decidiffusion.generation.metadata import settings_of
 
 ROWS = [
@@ -268,11 +268,11 @@ def test_all_kinds_of_files_give_the_same_rows(tmp_path):
         writer.writerows(rows)
     table = pyarrow.Table.from_pylist(rows, schema=None)
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
-    expected = list(make_wishes(rows, {}))
+    expected = list(make_samples(rows, {}))
     for ending in ("jsonl", "csv", "parquet"):
-        assert list(make_wishes(read_rows(tmp_path / f"rows.{ending}"), {})) == expected, ending
+        assert list(make_samples(read_rows(tmp_path / f"rows.{ending}"), {})) == expected, ending
     (tmp_path / "rows.txt").write_text("a fox\n\nan owl\n", encoding="utf-8")
-    assert [wish.arguments["prompt"] for wish in make_wishes(read_rows(tmp_path / "rows.txt"), {})] == [
+    assert [sample.arguments["prompt"] for sample in make_samples(read_rows(tmp_path / "rows.txt"), {})] == [
         "a fox",
         "an owl",
     ]
@@ -285,6 +285,6 @@ def test_all_kinds_of_files_give_the_same_rows(tmp_path):
 
 def test_what_runs_together_has_the_same_settings():
     rows = [{"prompt": str(i), "num_inference_steps": 3 + i // 4} for i in range(10)]
-    chunks = list(make_chunks(make_wishes(rows, {}), 3))
-    assert [len(chunk.wishes) for chunk in chunks] == [3, 1, 3, 1, 2]
-    assert all(chunk.shared == {"num_inference_steps": 3 + chunk.wishes[0].row // 4} for chunk in chunks)
+    chunks = list(make_chunks(make_samples(rows, {}), 3))
+    assert [len(chunk.samples) for chunk in chunks] == [3, 1, 3, 1, 2]
+    assert all(chunk.shared == {"num_inference_steps": 3 + chunk.samples[0].row // 4} for chunk in chunks)

@@ -20,7 +20,7 @@ from PIL import Image
 from ov_decidiffusion.cli import main
 from ov_decidiffusion.demo.app import MAX_SESSIONS, DemoBlocks
 from ov_decidiffusion.demo.page import example_source
-from ov_decidiffusion.demo.sessions import Sittings
+from ov_decidiffusion.demo.sessions import Sessions
 from ov_decidiffusion.demo.studio import Studio
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.generation.presets import PRESETS
@@ -207,42 +207,42 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(monkeypatch, dem
 
 
 def test_pictures_of_whoever_has_left_or_is_long_gone_are_deleted():
-    sittings = Sittings(idle_seconds=0.5)
-    _, sitting = sittings.of(None)
-    kept = sitting.keep(Image.new("RGB", (8, 8)), {"prompt": "a fox"}, "")
+    sessions = Sessions(idle_seconds=0.5)
+    _, session = sessions.of(None)
+    kept = session.save(Image.new("RGB", (8, 8)), {"prompt": "a fox"}, "")
     assert kept.path.is_file()
     deadline = time.time() + 20
     while kept.path.exists() and time.time() < deadline:
         time.sleep(0.05)
     assert not kept.path.parent.exists()
-    leaver = sittings.of_session("one")
-    sittings.end_session("one")  # in the midst of a run
-    assert leaver.keep(Image.new("RGB", (8, 8)), {"prompt": "a fox"}, "") is None and not leaver.folder.exists()
+    leaver = sessions.of_program("one")
+    sessions.end_program("one")  # in the midst of a run
+    assert leaver.save(Image.new("RGB", (8, 8)), {"prompt": "a fox"}, "") is None and not leaver.folder.exists()
     root = leaver.folder.parent
-    sittings.close()
+    sessions.close()
     assert not root.exists()
 
 
 def test_what_pictures_were_made_from_takes_no_more_memory_than_there_is_for_it():
-    sittings = Sittings()
-    _, sitting = sittings.of(None)
+    sessions = Sessions()
+    _, session = sessions.of(None)
     large, small = Image.new("RGB", (5000, 5000)), Image.new("RGB", (64, 64))
     for source in (small, small, large, large.copy(), small):
-        sitting.keep(small, {"prompt": "a fox"}, "", source, small)
-    assert [kept.source is not None for kept in sitting.pictures] == [True, True, False, False, False]
-    assert [kept.mask is not None for kept in sitting.pictures] == [True, True, False, False, False]
-    assert sittings.of_session("a program").keep(small, {"prompt": "a fox"}, "", small).source is None
-    sittings.close()
+        session.save(small, {"prompt": "a fox"}, "", source, small)
+    assert [kept.source is not None for kept in session.pictures] == [True, True, False, False, False]
+    assert [kept.mask is not None for kept in session.pictures] == [True, True, False, False, False]
+    assert sessions.of_program("a program").save(small, {"prompt": "a fox"}, "", small).source is None
+    sessions.close()
 
 
 def test_nothing_is_decoded_for_whoever_has_left(int8_pipe, monkeypatch):
     studio = Studio(int8_pipe)
-    sitting = studio.sittings.of_session("one")
-    run = studio.make({"prompt": "a fox", "num_inference_steps": 8}, "one", sitting)
+    session = studio.sessions.of_program("one")
+    run = studio.make({"prompt": "a fox", "num_inference_steps": 8}, "one", session)
     next(run), next(run)
-    studio.line.forget("one")
+    studio.queue.forget("one")
     monkeypatch.setattr(int8_pipe, "finish", lambda *_: pytest.fail("decoded for nobody"))
-    assert not [seen for seen in run if seen.kept] and not sitting.folder.exists()
+    assert not [seen for seen in run if seen.saved] and not session.folder.exists()
     studio.close()
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
 
 from ov_decidiffusion.demo.app import make_demo
-from ov_decidiffusion.demo.sessions import Sittings
+from ov_decidiffusion.demo.sessions import Sessions
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.generation.presets import PRESETS
 from training.oracle import read_picture
@@ -233,7 +233,7 @@ def test_whoever_leaves_frees_the_machine(browser, demo, slow):
         make(page)
 
 
-def test_the_sitting_is_kept_over_a_reload_and_its_pictures_can_be_gone_on_from(page, tmp_path):
+def test_the_session_is_kept_over_a_reload_and_its_pictures_can_be_gone_on_from(page, tmp_path):
     make(page)
     fill(page, "Pictures", 3)
     fill(page, "Negative prompt", "white")
@@ -371,7 +371,7 @@ def test_two_settings_are_compared_with_a_slider(page):
 
 
 def test_compared_pictures_can_be_gone_on_from_when_earlier_ones_were_deleted_meanwhile(page, demo, monkeypatch):
-    monkeypatch.setattr(demo.studio, "sittings", Sittings())  # after an hour, as it were
+    monkeypatch.setattr(demo.studio, "sessions", Sessions())  # after an hour, as it were
     fill(page, "Prompt", PROMPT)
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="Compare", exact=True).click()
@@ -380,7 +380,7 @@ def test_compared_pictures_can_be_gone_on_from_when_earlier_ones_were_deleted_me
     page.locator("#gallery .thumbnail-item").last.click()
     expect(page.locator("#caption")).to_contain_text(PROMPT)
     expect(page.locator("#gallery .thumbnail-item")).to_have_count(2)
-    demo.studio.sittings.close()
+    demo.studio.sessions.close()
 
 
 def test_stop_ends_both_sides_of_a_comparison(page, slow):

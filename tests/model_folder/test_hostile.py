@@ -174,7 +174,7 @@ def test_a_report_with_any_odd_field_is_taken_or_refused(reported, small_checkpo
             lambda: str(existing_report(reported, small_checkpoint, None, "fp16", False)),
             lambda: str(existing_quantization(quantized, reported)),
             lambda: verify_model_dir(quantized),
-            lambda: Models(reported, inference_precision="f32").wait(),
+            lambda: Models.load(reported, inference_precision="f32").wait(),
         ):
             try:
                 look()
@@ -184,9 +184,9 @@ def test_a_report_with_any_odd_field_is_taken_or_refused(reported, small_checkpo
 
 def test_models_of_an_older_format_are_not_used(reported, caplog):
     report = quantized_sibling(reported) / QUANTIZATION_REPORT
-    assert Models(reported, inference_precision="f32").quantized_parts == {"unet"}
+    assert Models.load(reported, inference_precision="f32").quantized_parts == {"unet"}
     with Damage(report, json.dumps(read_json(report) | {"format": QUANTIZATION_FORMAT - 1}).encode()):
-        assert not Models(reported, inference_precision="f32").quantized_parts
+        assert not Models.load(reported, inference_precision="f32").quantized_parts
     assert "older format: not used" in caplog.text
 
 

@@ -24,7 +24,8 @@ from ov_decidiffusion.demo.app import mount_demo
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.server.app import _finished, create_app, on_this_machine_only
-from ov_decidiffusion.server.batching import Batcher, Job
+from ov_decidiffusion.server.batching import Batcher
+from ov_decidiffusion.web.queue import Queue
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a fox in the snow"
@@ -215,10 +216,10 @@ def test_a_request_that_its_server_gives_up_is_not_made(loaded_pipe):
         with pytest.raises(asyncio.CancelledError):
             await answer
 
-    batcher = Batcher(loaded_pipe)
-    job = Job([{"prompt": PROMPT, "seed": 1}], {"num_inference_steps": 900})
+    batcher = Batcher(loaded_pipe, Queue())
+    job = batcher.make_job("somebody", [{"prompt": PROMPT, "seed": 1}], {"num_inference_steps": 900})
     asyncio.run(ask(batcher))
-    assert job.cancelled
+    assert job.left
     batcher.close()
 
 
