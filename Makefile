@@ -29,6 +29,7 @@ notebook: $(VENV)/ready-to-test
 test: $(VENV)/ready-to-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	for platform in Linux Windows Darwin; do $(BIN)/basedpyright --pythonpath $(BIN)/python --pythonplatform $$platform || exit 1; done
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready-to-test

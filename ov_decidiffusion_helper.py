@@ -5,9 +5,9 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import ipywidgets as widgets
 import matplotlib
@@ -19,6 +19,7 @@ from diffusers import UNet2DConditionModel
 from IPython import display
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.rcsetup import cycler
 from PIL import Image
 from torch import nn
 
@@ -98,8 +99,8 @@ PARTS = {
     "tiny_decoder": RED,
     "elsewhere": GREY,
 }
-STYLE = {
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]),
+STYLE: dict[Any, Any] = {
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.facecolor": "white",
@@ -108,15 +109,11 @@ STYLE = {
 }
 
 
-class _Choice:
+class _Dropdown(widgets.Dropdown):
     """Says in plain text what is chosen, for pages that show no widgets."""
 
     def __repr__(self) -> str:
         return f"{self.description} {self.value}"
-
-
-class _Dropdown(_Choice, widgets.Dropdown):
-    pass
 
 
 @functools.cache  # the same one again, so that running all cells once more keeps what was chosen
@@ -137,7 +134,8 @@ def checkpoint_dropdown() -> widgets.Dropdown:
 
 def chosen_checkpoint(dropdown: widgets.Dropdown) -> str:
     """The folder or hub id behind what the dropdown shows."""
-    return KNOWN_CHECKPOINTS.get(dropdown.value, dropdown.value)
+    name = str(dropdown.value)
+    return KNOWN_CHECKPOINTS.get(name, name)
 
 
 def device_dropdown() -> widgets.Dropdown:
@@ -158,10 +156,15 @@ def show(picture: Image.Image | Figure, alt: str) -> None:
     display.display(display.Image(buffer.getvalue(), alt=alt))
 
 
-def bar(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
+@overload
+def bar(items: Collection[Any], what: str, total: int | None = None) -> Iterator[Any]: ...
+@overload
+def bar(items: Iterable[Any], what: str, total: int) -> Iterator[Any]: ...
+def bar(items: Any, what: str, total: int | None = None) -> Iterator[Any]:
     """Hand out items under a line that counts them and, at the end, says how long they took."""
     total = len(items) if total is None else total
     start, line = time.perf_counter(), display.display(display.Pretty(f"{what} …"), display_id=True)
+    assert line is not None  # ``display_id`` asks for it
     for count, item in enumerate(items):
         line.update(display.Pretty(f"{what}: {count} of {total}"))
         yield item
@@ -341,15 +344,16 @@ def draw_seconds(rows: Sequence[Timed]) -> Figure:
     return figure
 
 
-def compare_unets() -> dict[str, nn.Module]:
+def compare_unets() -> dict[str, UNet2DConditionModel]:
     """U-Net-NAS 1.0 and Stable Diffusion 1.5's U-Net from their configurations, as shapes without weights."""
     with torch.device("meta"):
         nas = FlexibleUNet2DConditionModel.from_config(json.loads(V1_UNET_CONFIG.read_text()))
+        assert isinstance(nas, FlexibleUNet2DConditionModel)  # a pair only where unused settings are asked for
         plain = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     return {"Stable Diffusion 1.5": plain, "DeciDiffusion 1.0 (U-Net-NAS)": nas}
 
 
-def draw_unets(unets: dict[str, nn.Module]) -> Figure:
+def draw_unets(unets: dict[str, UNet2DConditionModel]) -> Figure:
     """Draw the blocks of U-Nets, level by level, with the parameters of each level."""
     figure, axes = plt.subplots(1, len(unets), figsize=(6.4 * len(unets), 4.4), squeeze=False)
     for axis, (name, unet) in zip(axes[0], unets.items(), strict=True):
@@ -365,7 +369,7 @@ def draw_unets(unets: dict[str, nn.Module]) -> Figure:
     return figure
 
 
-def _draw_unet(axis: plt.Axes, name: str, unet: nn.Module) -> None:
+def _draw_unet(axis: plt.Axes, name: str, unet: UNet2DConditionModel) -> None:
     side, total = unet.config["sample_size"], _millions(unet)
     down, up = list(unet.down_blocks), list(reversed(unet.up_blocks))
     for level, (going_down, going_up) in enumerate(zip(down, up, strict=True)):
@@ -397,8 +401,8 @@ def _draw_block(axis: plt.Axes, x: float, y: float, block: nn.Module) -> None:
         axis.text(left + width * 0.43, y, kind, ha="center", va="center", fontsize=8)
 
 
-def _layers(block: nn.Module) -> list[str]:
-    """Kinds of a block's layers in the order in which they run, R or T."""
+def _layers(block: Any) -> list[str]:
+    """Kinds of the layers of a block, diffusers' or ours, in the order in which they run, R or T."""
     if hasattr(block, "modules_list"):
         return ["R" if hasattr(module, "conv1") else "T" for module in block.modules_list]
     attentions = list(getattr(block, "attentions", []))

@@ -7,6 +7,7 @@ from typing import Any
 if os.path.expanduser("~") == "~":  # a bare user id, as containers have: OpenVINO asks for a home when it is imported
     os.environ["HOME"] = "/nonexistent"  # what Debian gives to users without one
 
+__version__ = "1.1.0"
 _PLACES = {
     "OVStableDiffusionPipeline": "pipeline",
     "SUPPORTED_SCHEDULERS": "schedulers.registry",
@@ -18,7 +19,7 @@ _PLACES = {
     "settings_of": "generation.metadata",
     "verify_model_dir": "model_folder.integrity",
 }
-__all__ = sorted(_PLACES)
+__all__ = sorted(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]  # each name stands once, above
 
 
 def __getattr__(name: str) -> Any:

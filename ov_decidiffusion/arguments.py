@@ -6,8 +6,9 @@ All functions raise ValueError. What is of tensors lies in ``tensors.py``: this 
 import numbers
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def warn_renamed(old: str, new: str) -> None:
     )
 
 
-def check_prompts(prompt: str | list[str], name: str = "prompt") -> list[str]:
+def check_prompts(prompt: str | list[str] | None, name: str = "prompt") -> list[str]:
     """The prompts as a list."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
@@ -73,7 +74,7 @@ def check_schedule(name: str, values: Any, high: float, most: int) -> list[Any] 
         values = values.tolist()
     if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= most:
         raise ValueError(f"`{name}` must be a list of at most {most} falling numbers, got {shown(values)}.")
-    check = check_whole if name == "timesteps" else check_range
+    check: Callable[[str, Any, Any, Any], float] = check_whole if name == "timesteps" else check_range
     checked = [check(f"{name}[{i}]", value, 0, high) for i, value in enumerate(values)]
     if any(later >= earlier for earlier, later in zip(checked, checked[1:], strict=False)):
         raise ValueError(f"`{name}` must be falling, got {shown(values)}.")
@@ -114,7 +115,7 @@ def check_decoder(decoder: Any, has_tiny: bool) -> str:
 
 def check_whole(name: str, value: Any, least: int, most: int = MAX_WHOLE) -> int:
     """A whole number from ``least`` to ``most``, of Python or numpy."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    whole = _is_whole(value)
     if not whole or not least <= value <= most:
         open_ended = most == MAX_WHOLE and not (whole and value > most)
         allowed = f"of at least {least}" if open_ended else f"from {least} to {most}"
@@ -125,10 +126,20 @@ def check_whole(name: str, value: Any, least: int, most: int = MAX_WHOLE) -> int
 def check_range(name: str, value: Any, low: float, high: float | None) -> float:
     """A number from ``low`` to ``high``, of Python or numpy; None: without an upper end."""
     allowed = f"a number of at least {low}" if high is None else f"a number from {low} to {high}"
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    number = _is_number(value)
     if not number or not value >= low or (high is not None and value > high) or _overflows(value):
         raise ValueError(f"`{name}` must be {allowed}, got {shown(value)}.")
     return float(value)
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    """Whether this is a whole number, of Python or numpy, which behave alike here."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """As ``_is_whole``, of all real numbers."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _overflows(value: Any) -> bool:

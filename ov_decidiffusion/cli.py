@@ -79,11 +79,24 @@ def _end(number: int, _: object) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m ov_decidiffusion",
+        prog="ov-decidiffusion",
         description="DeciDiffusion on OpenVINO. Without a command, the demo starts, and takes its options.",
-        epilog="COMMAND --help lists the options of each, such as: python -m ov_decidiffusion demo --help",
+        epilog="COMMAND --help lists the options of each, such as: ov-decidiffusion demo --help",
     )
     commands = parser.add_subparsers(required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    source, running = _source_options(), _running_options()
+    _add_demo(commands.add_parser("demo", parents=[source, running], help="convert if needed, and serve the demo"))
+    _add_serve(
+        commands.add_parser("serve", parents=[source, running], help="the same for programs: OpenAI's images API")
+    )
+    _add_bulk(commands.add_parser("bulk", parents=[source, running], help="pictures of all prompts of a file"))
+    _add_convert(commands.add_parser("convert", parents=[source], help="make the model folder of a checkpoint"))
+    _add_quantize(commands.add_parser("quantize", help="make the INT8 models of a model folder"))
+    return parser
+
+
+def _source_options() -> argparse.ArgumentParser:
+    """What the models are made from, and where they go."""
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument("--checkpoint", help="a folder or a hub id; by default the embedded one")
     source.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -92,25 +105,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--allow-pickles", action="store_true", help="take weights that are no safetensors")
     source.add_argument("--check", action="store_true", help="compare all files of the model folder with their hashes")
+    return source
 
+
+def _running_options() -> argparse.ArgumentParser:
+    """What the models run on."""
     running = argparse.ArgumentParser(add_help=False)
     running.add_argument("--quantize", action="store_true", help=QUANTIZE_HELP)
     running.add_argument("--device", default="CPU", help="any OpenVINO device string; by default %(default)s")
     running.add_argument("--inference-precision", default="auto", choices=("auto", "f32", "bf16", "f16"))
     running.add_argument("--threads", type=int, help="to compute with; by default all cores")
+    return running
 
-    demo = commands.add_parser(
-        "demo", parents=[source, running], help="convert, unless that is done, and serve the demo"
-    )
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, with a password")
     demo.add_argument("--auth", metavar="USER:PASSWORD", help="what to ask for; made and printed for other hosts")
     demo.add_argument("--no-auth", action="store_true", help="let everybody in")
     demo.add_argument("--port", type=int, help="by default the first free one from 7860")
     demo.set_defaults(run=_demo)
 
-    serve = commands.add_parser(
-        "serve", parents=[source, running], help="the same for programs: OpenAI's image interface"
-    )
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, with an API key")
     serve.add_argument("--port", type=int, default=8000)
     serve.add_argument(
@@ -123,9 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--timeout", type=float, default=600, help="seconds for a request; by default %(default)s")
     serve.set_defaults(run=_serve)
 
-    bulk = commands.add_parser("bulk", parents=[source, running], help="pictures of all prompts of a file")
+
+def _add_bulk(bulk: argparse.ArgumentParser) -> None:
     bulk.add_argument("prompts", help="a .txt file of prompts; or .csv, .jsonl or .parquet with arguments as columns")
-    bulk.add_argument("--out", required=True, help="a new folder, or one to go on with")
+    bulk.add_argument("--out", required=True, help="a new folder, or one to continue")
     bulk.add_argument("--actors", type=int, help="pipelines at once, on Ray; by default one, without it")
     bulk.add_argument("--ray-address", help="of a cluster; by default Ray is started here, for --actors")
     bulk.add_argument("--format", default="png", choices=("png", "webdataset"))
@@ -133,17 +150,18 @@ def _parser() -> argparse.ArgumentParser:
     bulk.add_argument("--preset", choices=presets, help="for rows that say nothing else")
     bulk.set_defaults(run=_bulk)
 
-    convert = commands.add_parser("convert", parents=[source], help="make the model folder of a checkpoint")
+
+def _add_convert(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("--weight-format", default="fp16", choices=("fp16", "fp32"))
     convert.add_argument("--verify", action="store_true", help="compare every model with PyTorch, whatever its size")
     convert.set_defaults(run=_convert)
 
-    quantize = commands.add_parser("quantize", help="make the INT8 models of a model folder")
+
+def _add_quantize(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument("model_dir", help="a folder that was converted, such as models/tiny-decidiffusion-fp16")
     quantize.add_argument("--mode", default="int8", choices=("int8", "int8-weights", "int4-weights"))
     quantize.add_argument("--prompts", type=int, help="how many calibration prompts to run; by default all")
     quantize.set_defaults(run=_quantize)
-    return parser
 
 
 def _convert(options: argparse.Namespace) -> Path:

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from ov_decidiffusion.arguments import (
     OUTPUT_TYPES,
@@ -34,13 +34,12 @@ from ov_decidiffusion.runtime.models import Models
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput as StableDiffusionOutput
     from PIL import Image
     from transformers import CLIPTokenizer
 
     from ov_decidiffusion.generation.denoise import DenoisingStep
     from ov_decidiffusion.generation.engine import Engine, Pictures
-    from ov_decidiffusion.generation.images import PictureLike
+    from ov_decidiffusion.generation.images import PictureLike, StableDiffusionOutput
     from ov_decidiffusion.generation.unet import UNet
     from ov_decidiffusion.schedulers.registry import Scheduler
 
@@ -71,12 +70,16 @@ def _takes_fields_of(
     return decorate
 
 
-def _answers_wrong_names(method: Callable[P, R]) -> Callable[P, R]:
-    """Answer a wrong argument's name with the nearest right one; Python does so from 3.13 on."""
+def _answers_wrong_names(method: Callable[P, R | tuple]) -> Callable[P, R]:
+    """Answer a wrong argument's name with the nearest right one; Python does so from 3.13 on.
+
+    To type checkers the result is never the tuple that ``return_dict=False`` asks for: that it depends on an argument
+    could only be said by writing the whole list of arguments once more.
+    """
     known = list(inspect.signature(method).parameters)
 
     @functools.wraps(method)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Any:
         if len(args) > 2:
             raise TypeError(
                 "Only `prompt` may be given without its name, as in pipe(prompt, image=picture, height=512); got "
@@ -403,6 +406,14 @@ class OVStableDiffusionPipeline(RunState):
         """
         return self._engine.denoise(config)
 
+    @overload
+    def finish(self, step: DenoisingStep, output_type: Literal["pil"] = "pil") -> list[Image.Image]: ...
+    @overload
+    def finish(self, step: DenoisingStep, output_type: Literal["np"]) -> np.ndarray: ...
+    @overload
+    def finish(self, step: DenoisingStep, output_type: Literal["pt"]) -> torch.Tensor: ...
+    @overload
+    def finish(self, step: DenoisingStep, output_type: str) -> Pictures: ...
     def finish(self, step: DenoisingStep, output_type: str = "pil") -> Pictures:
         """The pictures of a step, as the call gives them: decoded, with what a mask keeps, and their settings in them.
 
@@ -442,6 +453,38 @@ class OVStableDiffusionPipeline(RunState):
         """Scaled latents [b, 4, H / 8, W / 8] of pixels [b, 3, H, W] in -1…1, drawn from the encoder's distribution."""
         return self._engine.encode_image(pixels, generator)
 
+    @overload
+    def decode_latents(
+        self,
+        latents: torch.Tensor,
+        output_type: Literal["pil"] = "pil",
+        quantized: bool | Collection[str] = False,
+        decoder: str = "whole",
+    ) -> list[Image.Image]: ...
+    @overload
+    def decode_latents(
+        self,
+        latents: torch.Tensor,
+        output_type: Literal["np"],
+        quantized: bool | Collection[str] = False,
+        decoder: str = "whole",
+    ) -> np.ndarray: ...
+    @overload
+    def decode_latents(
+        self,
+        latents: torch.Tensor,
+        output_type: Literal["pt"],
+        quantized: bool | Collection[str] = False,
+        decoder: str = "whole",
+    ) -> torch.Tensor: ...
+    @overload
+    def decode_latents(
+        self,
+        latents: torch.Tensor,
+        output_type: str,
+        quantized: bool | Collection[str] = False,
+        decoder: str = "whole",
+    ) -> Pictures: ...
     def decode_latents(
         self,
         latents: torch.Tensor,

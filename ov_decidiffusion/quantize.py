@@ -258,8 +258,8 @@ def _quantize_part(
         shutil.copyfile(config_file(source, name), config_file(target, name))
     else:
         copy_folder(source / name, target / name)
-    sizes = [weights_file(folder, name).stat().st_size / 1e6 for folder in (target, source)]
-    return QuantizedPart(name, good_enough, *sizes, time.perf_counter() - start, agreement)
+    size, plain_size = (weights_file(folder, name).stat().st_size / 1e6 for folder in (target, source))
+    return QuantizedPart(name, good_enough, size, plain_size, time.perf_counter() - start, agreement)
 
 
 def quantize_within_budget(

@@ -33,6 +33,9 @@ SMALL_BLOCKS = {
 }
 
 
+UNIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="uses links, modes, signals or processes of Unix")
+
+
 def cpu_flags() -> set[str]:
     """What the processor has, where Linux says it."""
     file = Path("/proc/cpuinfo")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import UNIX_ONLY
 from nbclient import NotebookClient
 from playwright.sync_api import expect, sync_playwright
 
@@ -76,6 +77,7 @@ def test_the_chosen_checkpoint_stays_when_all_cells_run_again(monkeypatch):
         helper.checkpoint_dropdown.cache_clear()
 
 
+@UNIX_ONLY
 @pytest.mark.at_length
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
 def test_run_all_in_jupyterlab(tmp_path):

@@ -12,7 +12,7 @@ import openvino as ov
 import openvino_genai
 import pytest
 import torch
-from conftest import cpu_flags
+from conftest import UNIX_ONLY, cpu_flags
 from openvino import opset13 as ops
 
 from ov_decidiffusion import quantize
@@ -192,6 +192,7 @@ def test_models_of_another_checkpoint_are_not_used(quantization, model_dir, tmp_
         quantize_models(alone)
 
 
+@UNIX_ONLY
 def test_what_cannot_be_is_refused_and_leaves_nothing_behind(model_dir, tmp_path):
     alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
     with pytest.raises(ValueError, match="`mode` must be one of int8, int8-weights, int4-weights, got 'int2'"):

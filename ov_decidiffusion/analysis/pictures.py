@@ -32,9 +32,9 @@ def picture_grid(
     for i, picture in enumerate(pictures):
         x, y = i % columns * (side + gap), i // columns * (side + header + gap)
         scale = side / max(picture.size)
-        size = tuple(max(1, round(edge * scale)) for edge in picture.size)
+        width, height = (max(1, round(edge * scale)) for edge in picture.size)
         sharp = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.LANCZOS
-        grid.paste(picture.convert("RGB").resize(size, sharp), (x + (side - size[0]) // 2, y + header))
+        grid.paste(picture.convert("RGB").resize((width, height), sharp), (x + (side - width) // 2, y + header))
         if titles:
             draw.multiline_text((x + 2, y + header - 4), wrapped[i], "black", font, anchor="ld", spacing=3)
     # A palette keeps the notebook small: of an RGB picture, Jupyter would store a PNG and a JPEG. Refining its colours
@@ -42,7 +42,7 @@ def picture_grid(
     return grid.quantize(256, kmeans=3)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,7 +1,7 @@
 """Where the time of a U-Net goes, level by level, by OpenVINO's own account."""
 
 import re
-from collections import Counter
+from collections import defaultdict
 
 import numpy as np
 
@@ -32,15 +32,15 @@ def level_times(
     rng = np.random.default_rng(0)
     inputs = {
         "sample": rng.standard_normal((1, config["in_channels"], h, w), np.float32),
-        "timestep": np.float32([500]),
+        "timestep": np.array([500], np.float32),
         "encoder_hidden_states": rng.standard_normal((1, 77, config["cross_attention_dim"]), np.float32),
     }
     request = pipe.models.profiled("unet").create_infer_request()
     request.infer(inputs)  # packs the weights
-    found: list[Counter[str]] = []
+    found: list[dict[str, float]] = []
     for _ in range(runs):
         request.infer(inputs)
-        times: Counter[str] = Counter()
+        times: dict[str, float] = defaultdict(float)
         for node in request.profiling_info:
             level = LEVEL.search(node.node_name)
             times[level[1] if level else OTHER] += node.real_time.total_seconds() * 1000

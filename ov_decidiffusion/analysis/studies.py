@@ -62,11 +62,17 @@ def closeness_by_steps(
     Yields:
         the solver's name, the steps that ran, and the closeness in decibels of the mean squared distance.
     """
-    settings = {"seed": [seed + i for i in range(len(prompts))], "output_type": "np"}
-    reference = pipe(list(prompts), num_inference_steps=ALL_STEPS, solver="dpm++", **settings).images
+    settings: dict[str, Any] = {"seed": [seed + i for i in range(len(prompts))], "output_type": "np"}
+
+    def make(**arguments: Any) -> np.ndarray:
+        images = pipe(list(prompts), **arguments, **settings).images
+        assert isinstance(images, np.ndarray)  # as ``output_type`` says
+        return images
+
+    reference = make(num_inference_steps=ALL_STEPS, solver="dpm++")
 
     def closeness(**arguments: Any) -> float:
-        error = pipe(list(prompts), **arguments, **settings).images - reference
+        error = make(**arguments) - reference
         return float(-10 * np.log10(max(1e-10, np.mean(np.square(error)))))
 
     for solver, name in (("ddim", "DDIM"), ("euler", "Euler"), ("dpm++", "DPM-Solver++")):
@@ -96,6 +102,7 @@ def _timed_once(pipe: OVStableDiffusionPipeline, name: str, prompt: str, argumen
     before, start = pipe.seconds, time.perf_counter()
     picture = pipe(prompt, **arguments).images[0]
     seconds = time.perf_counter() - start
+    assert isinstance(picture, Image.Image)
     models = {part: spent - before.get(part, 0.0) for part, spent in pipe.seconds.items()}
     return Timed(name, picture, seconds, {part: spent for part, spent in models.items() if spent > 0})
 

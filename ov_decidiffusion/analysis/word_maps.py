@@ -36,9 +36,10 @@ def word_maps(
     Raises:
         ValueError: as ``pipe.denoise``, or several pictures are asked for.
     """
-    total, step = 0.0, None
+    total, step = np.zeros((), np.float32), None
     for step in _steps_of_one(pipe, prompt, arguments):
         total = total + _maps(pipe.unet.attention(step.sample, step.timestep, step.prompt_embeds[-1:]), step.sample)
+    assert step is not None  # a run has at least one step
     words, columns = _words(pipe, prompt)
     maps = np.stack([total[..., column].sum(axis=-1) for column in columns]) / step.total
     return pipe.finish(step)[0], words, maps
@@ -62,17 +63,19 @@ def word_effects(
     words, _ = _words(pipe, prompt)
     without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
     texts = pipe.encode_prompt([prompt, *without], prompt_syntax=False)
-    total, step = 0.0, None
+    total, step = np.zeros((), np.float32), None
     for step in _steps_of_one(pipe, prompt, arguments):
         quantized = "unet" in step.quantized
         each = [pipe.unet.full(step.sample, step.timestep, one[None], quantized=quantized)[0] for one in texts]
         predictions = torch.cat(each)
         total = total + (predictions[1:] - predictions[:1]).abs().mean(dim=1).numpy()
+    assert step is not None  # a run has at least one step
     return pipe.finish(step)[0], words, total / step.total
 
 
 def _steps_of_one(pipe: OVStableDiffusionPipeline, prompt: str, arguments: dict[str, Any]) -> Iterator[DenoisingStep]:
-    for step in pipe.denoise(prompt, **arguments | {"prompt_syntax": False}):
+    taken: dict[str, Any] = {**arguments, "prompt_syntax": False}
+    for step in pipe.denoise(prompt, **taken):
         if len(step.latents) > 1:
             raise ValueError("Maps are made for one picture at a time.")
         with pipe.models.at_work():  # while the caller looks inside
@@ -97,7 +100,7 @@ def _words(pipe: OVStableDiffusionPipeline, prompt: str) -> tuple[list[str], lis
     check_prompts([prompt])
     tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.token_ids([prompt])[0].tolist())
     words, columns = [""], [[]]
-    for position, token in enumerate(tokens[1 : tokens.index(pipe.tokenizer.eos_token, 1)], start=1):
+    for position, token in enumerate(tokens[1 : tokens.index(str(pipe.tokenizer.eos_token), 1)], start=1):
         words[-1] += token.removesuffix("</w>")
         columns[-1].append(position)
         if token.endswith("</w>"):

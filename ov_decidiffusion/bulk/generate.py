@@ -12,7 +12,7 @@ import logging
 import os
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ class Worker:
         _write_part(self.out, chunk, records)
         return len(records)
 
-    def _generate(self, samples: list[Sample]) -> list[Image.Image | Exception]:
+    def _generate(self, samples: list[Sample]) -> Sequence[Image.Image | Exception]:
         """A picture or an error for each; where one row spoils the call, each is made alone."""
         if samples[0].error:
             return [ValueError(samples[0].error)]
@@ -154,7 +154,9 @@ class Worker:
             own = {
                 name: [sample.arguments.get(name, "") for sample in samples] for name in ("prompt", "negative_prompt")
             }
-            return self.pipe(**own, seed=[sample.arguments["seed"] for sample in samples], **arguments).images
+            made = self.pipe(**own, seed=[sample.arguments["seed"] for sample in samples], **arguments).images
+            assert isinstance(made, list)  # of PIL pictures: rows cannot ask for arrays
+            return made
         except Exception as error:
             if len(samples) == 1:
                 return [error]
@@ -196,7 +198,7 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
     started = not ray.is_initialized()
     if started:
         local = {} if address else {"num_cpus": max(actors * options["threads"], 1) + 1, "include_dashboard": False}
-        ray.init(address=address or "local", log_to_driver=False, logging_level="WARNING", **local)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [
@@ -205,7 +207,7 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
         ]
         dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS_PER_ACTOR * actors))
         made = dataset.map(
-            _Actor,
+            _Actor,  # pyright: ignore[reportArgumentType]  # Ray takes classes too, and says so in words only
             fn_constructor_kwargs={"options": options},
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=options["threads"],
@@ -292,7 +294,9 @@ def _hashes(out: Path, records: list[dict[str, Any]]) -> dict[str, str]:
         with contextlib.suppress(OSError, KeyError, tarfile.TarError):
             if place.parent.suffix == ".tar":
                 with tarfile.open(place.parent) as shard:
-                    data = shard.extractfile(place.name).read()
+                    member = shard.extractfile(place.name)
+                    assert member is not None  # a file, as ``_shard`` writes them
+                    data = member.read()
             else:
                 data = place.read_bytes()
             hashes[place.relative_to(out).as_posix()] = hashlib.sha256(data).hexdigest()

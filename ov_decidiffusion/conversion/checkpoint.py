@@ -77,6 +77,7 @@ def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:
         _refuse_links_out(file, folder)
     for part in WEIGHTED_PARTS:
         weights = _weights_file(folder, part)
+        assert weights is not None  # else it would be missing
         if weights.suffix != ".safetensors" and not allow_pickles:
             raise CheckpointError(
                 f"{weights} is a pickle, which could hold code: it is only taken with allow_pickles=True. "
@@ -209,7 +210,8 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
 
 def weights_size(folder: str | Path) -> int:
     """Bytes of all weights files of a checked checkpoint."""
-    return sum(_weights_file(Path(folder), part).stat().st_size for part in WEIGHTED_PARTS)
+    files = [_weights_file(Path(folder), part) for part in WEIGHTED_PARTS]
+    return sum(file.stat().st_size for file in files if file is not None)
 
 
 def copy_tokenizer(folder: str | Path, target: Path) -> None:

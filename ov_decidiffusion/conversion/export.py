@@ -118,7 +118,7 @@ def _convert_part(name: str, folder: Path, target: Path, weight_format: str, ver
     """Trace one component and write it; PyTorch's copy is freed before the converted one is checked."""
     start, part, file = time.perf_counter(), TRACED[name], graph_file(target, name)
     file.parent.mkdir(parents=True)
-    reference, example = None, None
+    reference, example = None, {}
     if verify:
         reference, example = run_torch(part, folder)
         release_freed_memory()

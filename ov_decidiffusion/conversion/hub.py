@@ -203,7 +203,8 @@ def _needed_files(repo_id: str, revision: str | None) -> tuple[list[str], list[s
     for part, (config, weights) in WEIGHTED_PARTS.items():
         chosen.append(f"{part}/{config}")
         chosen += [f"{part}/{name}" for name in weights if f"{part}/{name}" in to_download][:1]
-    size = sum(to_download.get(name, 0) for name in chosen)
+    sizes = (to_download.get(name, 0) for name in chosen)
+    size = sum(sizes)  # pyright: ignore[reportArgumentType, reportCallIssue]  # a hub tells every size
     try:
         if size:  # a cache that has it all may be read-only
             remedy = "free some space, or set HF_HOME to another disk"

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from ov_decidiffusion.conversion.checkpoint import checkpoint_files
 from ov_decidiffusion.model_folder.integrity import are_described, check_model_dir, explaining, hashes, read_json
@@ -119,10 +119,10 @@ def read_parts(folder: Path, report: dict[str, Any], kind: type[Part]) -> tuple[
     with explaining(folder, "reading its report"):
         parts = tuple(kind(**part) for part in report["parts"])
         for part in parts:
-            for field in fields(part):
-                value = getattr(part, field.name)
-                if not isinstance(value, field.type):
-                    raise TypeError(f"{field.name} is {value!r}")
+            for name, wanted in get_type_hints(kind).items():
+                value = getattr(part, name)
+                if not isinstance(value, wanted):
+                    raise TypeError(f"{name} is {value!r}")
     return parts
 
 

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
@@ -14,6 +14,8 @@ from ov_decidiffusion.conversion.checkpoint import copy_tokenizer
 from ov_decidiffusion.conversion.unet_nas import FlexibleUNet2DConditionModel
 from ov_decidiffusion.errors import CheckpointError
 from ov_decidiffusion.model_folder.tokenizer import check_token_ids
+
+Model = TypeVar("Model", bound=ModelMixin)
 
 
 def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> CLIPTextModel:
@@ -25,10 +27,10 @@ def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) ->
     folder = Path(folder) / "text_encoder"
     with _building(folder):
         # The configuration may name a kernel on the hub for its attention; this goes before it.
-        model, info = CLIPTextModel.from_pretrained(
+        loaded = CLIPTextModel.from_pretrained(
             folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
         )
-        return _complete(model, info, folder)
+        return _complete(loaded, folder)
 
 
 def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> FlexibleUNet2DConditionModel:
@@ -58,12 +60,10 @@ def load_tiny_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) ->
     return _load_model(AutoencoderTiny, Path(folder), dtype)
 
 
-def _load_model(model_class: type[ModelMixin], folder: Path, dtype: torch.dtype) -> ModelMixin:
+def _load_model(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
     with _building(folder):
-        model, info = model_class.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-        return _complete(model, info, folder)
+        loaded = model_class.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
+        return _complete(loaded, folder)
 
 
 @contextmanager
@@ -79,8 +79,13 @@ def _building(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _complete(model: Any, info: dict[str, Any], folder: Path) -> Any:
-    """diffusers and transformers only warn of missing weights, and leave them without values."""
+def _complete(loaded: Any, folder: Path) -> Any:
+    """diffusers and transformers only warn of missing weights, and leave them without values.
+
+    Args:
+        loaded: the model, and what they say of its loading.
+    """
+    model, info = loaded
     if info["missing_keys"]:
         raise CheckpointError(
             f"The weights in {folder} lack {len(info['missing_keys'])} parameters that its config.json calls for, "

@@ -25,18 +25,26 @@ from ov_decidiffusion.runtime.memory import release_freed_memory
 LARGE_PARAMETER = 100_000  # numbers
 
 
+class _Component(nn.Module):
+    """A part of a checkpoint in the form in which it is traced, with its settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: Any = None
+
+
 @dataclass(frozen=True)
 class TracedPart:
     """How one component is loaded, traced and named."""
 
-    load: Callable[[Path, torch.dtype], nn.Module]
+    load: Callable[[Path, torch.dtype], _Component]
     example: Callable[[dict[str, Any]], dict[str, torch.Tensor]]
     shapes: dict[str, list[int]]
     outputs: tuple[str, ...]
     traced_size: int | None = None  # ``sample_size`` to trace at: a small one shows the same graph
 
 
-class _TextEncoder(nn.Module):
+class _TextEncoder(_Component):
     def __init__(self, folder: Path, dtype: torch.dtype):
         super().__init__()
         self.model = load_text_encoder(folder, dtype)
@@ -54,6 +62,9 @@ class _TimeProjection(nn.Module):
     them to 16 bits shows. Split into two numbers of 16 bits each, they keep their precision.
     """
 
+    coarse: torch.Tensor
+    rest: torch.Tensor
+
     def __init__(self, time_proj: Timesteps):
         super().__init__()
         half = time_proj.num_channels // 2
@@ -70,11 +81,12 @@ class _TimeProjection(nn.Module):
         return torch.cat(halves[::-1] if self.flip_sin_to_cos else halves, dim=-1)
 
 
-class _UNet(nn.Module):
+class _UNet(_Component):
     def __init__(self, unet: nn.Module):
         super().__init__()
         self.model = unet
-        self.model.time_proj = _TimeProjection(self.model.time_proj)
+        assert isinstance(unet.time_proj, Timesteps)  # the kind that all Stable Diffusion's have
+        self.model.time_proj = _TimeProjection(unet.time_proj)
         self.config = self.model.config
 
     def forward(
@@ -83,7 +95,7 @@ class _UNet(nn.Module):
         return self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
 
 
-class _VAEEncoder(nn.Module):
+class _VAEEncoder(_Component):
     def __init__(self, folder: Path, dtype: torch.dtype):
         super().__init__()
         vae = load_vae(folder, dtype)
@@ -94,7 +106,7 @@ class _VAEEncoder(nn.Module):
         return moments if self.quant_conv is None else self.quant_conv(moments)
 
 
-class _VAEDecoder(nn.Module):
+class _VAEDecoder(_Component):
     def __init__(self, folder: Path, dtype: torch.dtype):
         super().__init__()
         vae = load_vae(folder, dtype)
@@ -106,7 +118,7 @@ class _VAEDecoder(nn.Module):
         return self.decoder(latent_sample)
 
 
-class _TinyDecoder(nn.Module):
+class _TinyDecoder(_Component):
     def __init__(self, folder: Path, dtype: torch.dtype):
         super().__init__()
         vae = load_tiny_decoder(folder, dtype)
@@ -118,6 +130,8 @@ class _TinyDecoder(nn.Module):
 
 class _Upcast(nn.Module):
     """A weight of 16 bits, as float32 while it is used."""
+
+    float32: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

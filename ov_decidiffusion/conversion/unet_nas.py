@@ -115,13 +115,13 @@ def _check_widths(configurations: dict[str, Any], block_out_channels: Sequence[i
                 )
 
 
-def _interleave(resnets: list[nn.Module], attentions: list[nn.Module], mix: bool) -> nn.ModuleList:
+def _interleave(resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], mix: bool) -> nn.ModuleList:
     """Order a block's layers: alternating as long as both kinds last, or all resnets first."""
     if not mix:
         return nn.ModuleList([*resnets, *attentions])
     ordered = []
     for i in range(max(len(resnets), len(attentions))):
-        ordered += resnets[i : i + 1] + attentions[i : i + 1]
+        ordered += [*resnets[i : i + 1], *attentions[i : i + 1]]
     return nn.ModuleList(ordered)
 
 

@@ -29,7 +29,7 @@ def offer_api(studio: Studio) -> None:
         request: gr.Request, words: tuple[str, str], how: tuple[float, float, float, str, str, str], **source: Any
     ) -> tuple[str, dict[str, Any]]:
         """What all three give; ``words`` and ``how`` are their arguments in the order of the fields below."""
-        filled = dict(zip(WORDS, words, strict=True)) | dict(zip(HOW, how, strict=True)) | source
+        filled: dict[str, Any] = dict(zip(WORDS, words, strict=True)) | dict(zip(HOW, how, strict=True)) | source
         seed = filled["seed"]
         filled |= {"seed": None if seed is None or seed < 0 else seed, "steps": filled["steps"] or None}
         client = request.session_hash

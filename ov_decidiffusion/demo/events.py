@@ -39,7 +39,9 @@ def refused(message: str) -> gr.Error:
     return gr.Error(message, print_exception=False)
 
 
-def progress_for_page(studio: Studio, arguments: dict[str, Any], client: str, session: Session) -> Iterator[Progress]:
+def progress_for_page(
+    studio: Studio, arguments: dict[str, Any], client: str | None, session: Session
+) -> Iterator[Progress]:
     """A run for the page: what is wrong is told there, in words."""
     try:
         yield from studio.make(arguments, client, session)
@@ -50,8 +52,6 @@ def progress_for_page(studio: Studio, arguments: dict[str, Any], client: str, se
         raise refused(str(error)) from error
     except QueueIsFull as error:
         raise refused("Too many are waiting already: try again in a minute.") from error
-    except gr.Error:
-        raise
     except Exception as error:  # neither a path nor a traceback for the page
         logger.exception("a picture could not be made")
         raise refused(f"The picture could not be made ({type(error).__name__}).") from error
@@ -143,7 +143,7 @@ def _busy(page: Page, is_busy: bool) -> dict[Any, Any]:
 
 
 def _making(
-    page: Page, studio: Studio, arguments: dict[str, Any], visitor: Any, client: str, seed: int
+    page: Page, studio: Studio, arguments: dict[str, Any], visitor: Any, client: str | None, seed: int
 ) -> Iterator[dict[Any, Any]]:
     """What changes on the page while pictures are made."""
     token, session = _session_of(studio, visitor)
@@ -294,7 +294,7 @@ def wire_current(page: Page, studio: Studio) -> None:
     def again(visitor: Any, number: int | None) -> list[Any]:
         one = of_current(visitor, number)
         gr.Info("The picture's settings are filled in.")
-        layers = [] if one.mask is None else [layer_of(one.mask, ImageColor.getrgb(PAINT))]
+        layers = [] if one.mask is None else [layer_of(one.mask, ImageColor.getrgb(PAINT)[:3])]
         editor = None if one.source is None else {"background": one.source, "layers": layers, "composite": None}
         return [*values_of(one.path), editor, gr.Accordion(open=True) if one.source is not None else gr.skip()]
 

@@ -25,7 +25,7 @@ STORAGE = "ov_decidiffusion"  # the name and the key of what the browser keeps; 
 
 @dataclass
 class Page:
-    """The components that something happens to."""
+    """The components that something happens to; those without a value are there once the page is laid out."""
 
     visitor: gr.BrowserState
     inputs: dict[str, Any] = field(default_factory=dict)  # by the names of ``arguments_of``, and "locked", "editor"
@@ -33,17 +33,17 @@ class Page:
     actions: dict[str, Any] = field(default_factory=dict)  # buttons
     understood: dict[str, gr.Dataset] = field(default_factory=dict)
     examples: gr.Dataset | None = None
-    note: gr.Markdown | None = None  # under the buttons: what else the next picture starts from
-    source_accordion: gr.Accordion | None = None
-    result: gr.Image | None = None
-    status: gr.HTML | None = None
-    caption: gr.Markdown | None = None
-    gallery: gr.Gallery | None = None
-    current: gr.State | None = None  # number of the picture shown, in the session
-    buttons: gr.Row | None = None  # what to do with the picture shown
-    slider: gr.ImageSlider | None = None
-    compared_caption: gr.Markdown | None = None
-    incoming: gr.File | None = None  # where pasted and dropped files arrive
+    note: gr.Markdown = field(init=False)  # under the buttons: what else the next picture starts from
+    source_accordion: gr.Accordion = field(init=False)
+    result: gr.Image = field(init=False)
+    status: gr.HTML = field(init=False)
+    caption: gr.Markdown = field(init=False)
+    gallery: gr.Gallery = field(init=False)
+    current: gr.State = field(init=False)  # number of the picture shown, in the session
+    buttons: gr.Row = field(init=False)  # what to do with the picture shown
+    slider: gr.ImageSlider = field(init=False)
+    compared_caption: gr.Markdown = field(init=False)
+    incoming: gr.File = field(init=False)  # where pasted and dropped files arrive
 
 
 def make_theme() -> gr.themes.Base:

@@ -109,11 +109,11 @@ class Sessions:
         known = isinstance(token, str) and token in self._sessions
         return self._enter(token if known else secrets.token_urlsafe(24))
 
-    def of_program(self, client: str) -> Session:
+    def of_program(self, client: str | None) -> Session:
         """The session of a program, which lasts as long as its connection."""
         return self._enter(f"session {client}", keeps_sources=False)[1]
 
-    def end_program(self, client: str) -> None:
+    def end_program(self, client: str | None) -> None:
         """A program has left: its pictures are deleted."""
         with self._lock:
             self._drop(f"session {client}")

@@ -66,7 +66,7 @@ class Studio:
         self.queue.close()
         self.sessions.close()
 
-    def make(self, arguments: dict[str, Any], client: str, session: Session) -> Iterator[Progress]:
+    def make(self, arguments: dict[str, Any], client: str | None, session: Session) -> Iterator[Progress]:
         """Wait in the queue, and make pictures; one that is stopped shows what the preview showed.
 
         Args:
@@ -249,7 +249,7 @@ def mask_of(layers: list[Image.Image]) -> Image.Image | None:
     together = painted[0]
     for one in painted[1:]:
         together = ImageChops.lighter(together, one)
-    mask = together.point(lambda alpha: 255 if alpha > 0 else 0)
+    mask = together.point([0] + [255] * 255)  # of each opacity: white wherever there is any
     return mask if mask.getbbox() else None
 
 
@@ -280,7 +280,7 @@ def layer_of(mask: Image.Image, color: tuple[int, int, int]) -> Image.Image:
 
 def is_blank(picture: Image.Image) -> bool:
     """Whether a picture is white all over, as an editor's empty canvas is."""
-    return all(low == 255 for low, _ in picture.convert("RGB").getextrema())
+    return all(band.getextrema()[0] == 255 for band in picture.convert("RGB").split())
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:

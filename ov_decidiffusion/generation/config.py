@@ -71,7 +71,8 @@ class GenerationConfig:
         Raises:
             ValueError: no such preset, or a number has a wrong value.
         """
-        chosen = apply_preset(self.preset, self)
+        asked = {one.name: getattr(self, one.name) for one in fields(self)}
+        chosen = apply_preset(self.preset, asked)
         if chosen["num_inference_steps"] is None:
             chosen["num_inference_steps"] = defaults["num_inference_steps"]
         scale, rescale = (
@@ -84,9 +85,9 @@ class GenerationConfig:
         if timesteps is not None and sigmas is not None:
             raise ValueError("Give `timesteps` or `sigmas`, not both.")
         steps = check_whole("num_inference_steps", chosen["num_inference_steps"], 1, train_timesteps)
-        values = {one.name: getattr(self, one.name) for one in fields(self)} | chosen
         return ResolvedConfig(
-            **values
+            **asked
+            | chosen
             | {
                 "num_inference_steps": steps if timesteps is None and sigmas is None else None,
                 "timesteps": timesteps,
@@ -117,13 +118,13 @@ class ResolvedConfig(GenerationConfig):
     """A configuration with every choice made; ``num_inference_steps`` is None where the schedule itself is given."""
 
     _: KW_ONLY
-    guidance_scale: float
-    guidance_rescale: float
-    quantized: bool | Sequence[str]
-    cache_interval: int
-    cache_power: float
-    guidance_cache_interval: int
-    decoder: str
+    guidance_scale: float = field()
+    guidance_rescale: float = field()
+    quantized: bool | Sequence[str] = field()
+    cache_interval: int = field()
+    cache_power: float = field()
+    guidance_cache_interval: int = field()
+    decoder: str = field()
 
     def with_values(self, **values: Any) -> ResolvedConfig:
         """The same with other values of some fields."""

@@ -129,7 +129,9 @@ def _is_plain(value: Any) -> bool:
 
 def _webui_text(arguments: dict[str, Any], origin: dict[str, Any], size: tuple[int, int]) -> str:
     """As AUTOMATIC1111's stable-diffusion-webui writes it: prompt, negative prompt, and a line of names and values."""
-    first = {name: value[0] if isinstance(value, list) and value else value for name, value in arguments.items()}
+    first: dict[str, Any] = {
+        name: value[0] if isinstance(value, list) and value else value for name, value in arguments.items()
+    }
     first |= words_of(arguments, origin)  # which may be another picture's than the first
     lines = [first["prompt"] or ""]
     if first.get("negative_prompt"):

@@ -159,6 +159,7 @@ def set_timesteps(
             f"{math.ceil(1000 / steps) / 1000}, or take more steps."
         )
     begin = (steps - running) * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(begin)
+    set_begin_index = getattr(scheduler, "set_begin_index", None)  # some have none
+    if set_begin_index is not None:
+        set_begin_index(begin)
     return scheduler.timesteps[begin:]

@@ -1,13 +1,9 @@
 """One word for several arguments: how much of the work is left out to be fast."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from ov_decidiffusion.arguments import check_choice
-
-if TYPE_CHECKING:
-    from ov_decidiffusion.generation.config import GenerationConfig
 
 # What a call uses where neither the caller nor the preset says otherwise. None: as the checkpoint or pipeline has it.
 PLAIN: dict[str, Any] = {
@@ -42,19 +38,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def apply_preset(preset: str, config: GenerationConfig) -> dict[str, Any]:
-    """A value for every name in ``PLAIN``: the configuration's own, else the preset's, else the plain one.
+def apply_preset(preset: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A value for every name in ``PLAIN``: the one asked for, otherwise the preset's, otherwise the plain one.
 
     Args:
         preset: "exact", "balanced" or "fast".
-        config: what was asked for; None where nothing was.
+        asked: what was asked for, by name; None where nothing was.
 
     Raises:
         ValueError: no such preset.
     """
     check_choice("preset", preset, PRESETS)
-    asked = {name: getattr(config, name) for name in PLAIN if getattr(config, name) is not None}
-    return PLAIN | PRESETS[preset] | asked
+    return PLAIN | PRESETS[preset] | {name: asked[name] for name in PLAIN if asked[name] is not None}
 
 
 def way_down() -> dict[str, dict[str, Any]]:

@@ -139,8 +139,14 @@ def prepare_sources(inputs: SourceInputs, size: tuple[int, int]) -> PreparedSour
         return PreparedSources(images, masks, inputs.strength, Overlay(images, masks, None) if inputs.overlay else None)
     box = VaeImageProcessor.get_crop_region(masks[0], *size, pad=inputs.padding_mask_crop)
     processor = make_image_processor(1)
-    cut = [processor.resize(one.crop(box), size[1], size[0], resize_mode="fill") for one in (images[0], masks[0])]
-    return PreparedSources([cut[0]], [cut[1].convert("L")], inputs.strength, Overlay(images, masks, box))
+
+    def cut(one: Image.Image) -> Image.Image:
+        resized = processor.resize(one.crop(box), size[1], size[0], resize_mode="fill")
+        assert isinstance(resized, Image.Image)  # of a picture it makes a picture
+        return resized
+
+    picture, mask = cut(images[0]), cut(masks[0])
+    return PreparedSources([picture], [mask.convert("L")], inputs.strength, Overlay(images, masks, box))
 
 
 def prepare_latents(
@@ -166,13 +172,13 @@ def prepare_latents(
     clean = vae.encode(pixels, plan.generator, pictures=shape[0])
     noise = randn_tensor(clean.shape, generator=plan.generator)
     if sources.masks is not None and sources.strength == 1:
-        latents = noise * plan.scheduler.init_noise_sigma
+        noisy = noise * plan.scheduler.init_noise_sigma
     else:
-        latents = plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(shape[0]))
+        noisy = plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(shape[0]))
     if sources.masks is None:
-        return latents, None
+        return noisy, None
     randn_tensor(shape, generator=plan.generator)  # diffusers encodes the masked picture too, which draws once more
-    return latents, InpaintBlend(clean, noise, _latent_mask(sources.masks, shape))
+    return noisy, InpaintBlend(clean, noise, _latent_mask(sources.masks, shape))
 
 
 def _latent_mask(masks: list[Image.Image], shape: tuple[int, ...]) -> torch.Tensor:

@@ -40,7 +40,7 @@ def check_batch(name: str, values: Any, channels: int, factor: int = 1) -> torch
     Args:
         factor: sides are multiples of it.
     """
-    shape = tuple(getattr(values, "shape", ()))
+    shape: tuple[int, ...] = tuple(getattr(values, "shape", ()))
     if len(shape) != 4 or shape[1] != channels or 0 in shape or any(side % factor for side in shape[2:]):
         sides = f"sides being multiples of {factor}, " if factor > 1 else ""
         raise ValueError(
@@ -56,11 +56,7 @@ def make_generator(
     if seed is not None:
         if generator is not None:
             raise ValueError("Give `seed` or `generator`, not both.")
-        several = isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
-        seed = seed if several or not isinstance(seed, np.ndarray) else seed[()]
-        seeds = [check_whole("seed", value, 0, MAX_SEED) for value in (seed if several else [seed])]
-        made = [torch.Generator().manual_seed(value) for value in seeds]
-        generator = made if several else made[0]
+        generator = _seeded(seed)
     if isinstance(generator, (list, tuple)):
         if len(generator) != pictures:
             raise ValueError(
@@ -74,6 +70,15 @@ def make_generator(
                 f"`generator` must be a torch.Generator or a list of them, got {shown(one)}; whole numbers are `seed`s."
             )
     return generator
+
+
+def _seeded(seed: Any) -> torch.Generator | list[torch.Generator]:
+    """A generator of a seed, which may be numpy's, or one of each in a list or an array."""
+    several = isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
+    seed = seed if several or not isinstance(seed, np.ndarray) else seed[()]
+    seeds = [check_whole("seed", value, 0, MAX_SEED) for value in (seed if several else [seed])]
+    made = [torch.Generator().manual_seed(value) for value in seeds]
+    return made if several else made[0]
 
 
 def unseeded_generator() -> torch.Generator:

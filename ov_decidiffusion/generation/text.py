@@ -66,6 +66,7 @@ class TextEncoder:
     def __init__(self, models: Models, tokenizer: Tokenizer):
         self._models = models
         self._bos, self._eos = tokenizer.encode("").ids
+        assert tokenizer.padding is not None  # ``load_tokenizer`` sees to it
         self._pad = tokenizer.padding["pad_id"]
         tokenizer.no_padding()
         self._tokenizer = tokenizer

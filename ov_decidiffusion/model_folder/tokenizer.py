@@ -67,7 +67,7 @@ def check_token_ids(vocabulary: dict[str, int], folder: Path) -> None:
     """
     config = config_file(folder, "text_encoder")
     rows = read_json(config).get("vocab_size") if config.is_file() else None
-    token = max(vocabulary, key=vocabulary.get, default=None)
+    token = max(vocabulary, key=vocabulary.__getitem__, default=None)
     if isinstance(rows, int) and token is not None and vocabulary[token] >= rows:
         raise ValueError(
             f"The tokenizer of {folder} has {token!r} as number {vocabulary[token]}, and the text encoder knows those "

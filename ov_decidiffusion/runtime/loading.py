@@ -95,7 +95,8 @@ def _try_properties(core: ov.Core, device: str, ov_config: Any) -> None:
     sample = ops.parameter([1], np.float32)
     tried = {name: value for name, value in ov_config.items() if name != "CACHE_DIR"}
     try:
-        core.compile_model(ov.Model([ops.relu(sample)], [sample], "trial"), device, tried)
+        trial = ov.Model([ops.relu(sample)], [sample], "trial")  # pyright: ignore[reportGeneralTypeIssues]  # as there
+        core.compile_model(trial, device, tried)
     except Exception as error:  # of several kinds, for names and for values
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"`ov_config` {shown(ov_config)} is not what {device} takes: {reason}") from error

@@ -3,7 +3,7 @@
 import functools
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -113,7 +113,7 @@ class Models(ProcessBound):
         self._core, self._device, self._config = target.core, target.device, target.config
         self._precision, self.inference_precision = target.precision, target.reason
         self.static_shapes = needs_static_shapes(target.device)
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
         self._packed: set[tuple[str, bool]] = set()  # those that have run
         self._caching: set[bool] = set()  # whether the plain U-Net, the INT8 one or both give their deep features
@@ -177,9 +177,8 @@ class Models(ProcessBound):
             ValueError: a model is damaged.
         """
         with self._in_turn():
-            wait(
-                [*self._compiling.values(), *self._reading]
-            )  # all, so that no thread is left at work on the files
+            begun: list[Future[Any]] = [*self._compiling.values(), *self._reading]
+            wait(begun)  # all, so that no thread is left at work on the files
             for name, compiling in self._compiling.items():
                 self._compiled[name, False] = compiling.result()
             for reading in self._reading:

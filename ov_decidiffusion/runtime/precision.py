@@ -47,7 +47,7 @@ def choose_precision(core: ov.Core, device: str) -> tuple[str | None, str]:
         return None, f"{device}: OpenVINO's own choice"
     milliseconds = _milliseconds(core)
     int8 = milliseconds.pop(INT8)
-    fastest = min(milliseconds, key=milliseconds.get)
+    fastest = min(milliseconds, key=milliseconds.__getitem__)
     chosen = fastest if milliseconds[fastest] < WORTH_IT * milliseconds["f32"] else "f32"
     measured = ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items())
     what = "is fastest here" if len(milliseconds) > 1 else "is all that this processor has"

@@ -85,7 +85,9 @@ def cross_attention_model(model: ov.Model) -> ov.Model:
         query, key = node.input_value(0), node.input_value(1)
         scale = np.float32(1 / math.sqrt(query.get_partial_shape()[3].get_length()))
         scores = ops.multiply(ops.matmul(query, key, transpose_a=False, transpose_b=True), scale)
-        results.append(ops.result(ops.reduce_mean(ops.softmax(scores, axis=3), np.int64([1]), keep_dims=False)))
+        results.append(
+            ops.result(ops.reduce_mean(ops.softmax(scores, axis=3), np.array([1], np.int64), keep_dims=False))
+        )
     if not results:
         raise ValueError("This U-Net has no layers of cross-attention that convert_checkpoint wrote.")
     return ov.Model(results, model.get_parameters(), "unet_attention")

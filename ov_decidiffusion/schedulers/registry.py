@@ -195,9 +195,10 @@ def peer_scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("_class_name") in PEER_SCHEDULERS and known_betas and known_spacing:
         return config
     scheduler = make_scheduler(config)
-    if not hasattr(scheduler, "betas"):
+    betas = getattr(scheduler, "betas", None)
+    if betas is None:
         raise ValueError(f"Other tools cannot follow the noise schedule of {config['_class_name']}.")
-    betas = scheduler.betas.tolist()
+    betas = betas.tolist()
     ddim = diffusers.DDIMScheduler(
         num_train_timesteps=len(betas),
         trained_betas=betas,

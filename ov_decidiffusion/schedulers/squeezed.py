@@ -1,7 +1,9 @@
 """The scheduler of DeciDiffusion 2.0, which diffusers lacks: DPM-Solver++ on squeezed timesteps."""
 
 from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.configuration_utils import register_to_config
@@ -57,21 +59,21 @@ class SqueezedDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
         beta_start: float = 0.0001,
         beta_end: float = 0.02,
         beta_schedule: str = "squaredcos_cap_v2",
-        trained_betas: Sequence[float] | None = None,
+        trained_betas: np.ndarray | list[float] | None = None,
         solver_order: int = 2,
-        prediction_type: str = "v_prediction",
+        prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "v_prediction",
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
-        algorithm_type: str = "dpmsolver++",
-        solver_type: str = "heun",
+        algorithm_type: Literal["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"] = "dpmsolver++",
+        solver_type: Literal["midpoint", "heun"] = "heun",
         lower_order_final: bool = True,
         euler_at_final: bool = False,
         use_karras_sigmas: bool = False,
-        final_sigmas_type: str = "sigma_min",
+        final_sigmas_type: Literal["zero", "sigma_min"] = "sigma_min",
         lambda_min_clipped: float = -7.5,
-        variance_type: str | None = None,
-        timestep_spacing: str = "linspace",
+        variance_type: Literal["learned", "learned_range"] | None = None,
+        timestep_spacing: Literal["linspace", "leading", "trailing"] = "linspace",
         steps_offset: int = 1,
         rescale_betas_zero_snr: bool = False,
         squeeze_mode: str = "10,6",
@@ -116,5 +118,5 @@ class SqueezedDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
         """
         if timesteps is None:
             super().set_timesteps(num_inference_steps, device, mu)
-            timesteps = squeeze_timesteps(self.timesteps.tolist(), self.config.squeeze_mode)
+            timesteps = squeeze_timesteps(self.timesteps.tolist(), self.config["squeeze_mode"])
         super().set_timesteps(device=device, timesteps=timesteps)

@@ -207,7 +207,7 @@ def check_serving(max_waiting: Any, max_batch: Any, timeout: Any) -> None:
 def on_this_machine_only(app: FastAPI) -> None:
     """Answer under this machine's own names only, and no page of another site."""
     for guard in THIS_MACHINE_ONLY:
-        app.add_middleware(guard.cls, **guard.kwargs)
+        app.add_middleware(guard.cls, *guard.args, **guard.kwargs)
 
 
 def rows_of(

@@ -40,7 +40,7 @@ class Job:
         left: whether nobody is there any more to see its pictures.
     """
 
-    client: str
+    client: str | None  # None: a program that names no session
     work: int
     done: int = 0
     begun: bool = False
@@ -168,14 +168,14 @@ class Queue:
         """Learn from a finished run how long a step of one picture takes."""
         self._seconds = (1 - LEARNED) * self._seconds + LEARNED * seconds / work
 
-    def stop(self, client: str) -> None:
+    def stop(self, client: str | None) -> None:
         """End what a client waits for, and nothing that it asks for later."""
         with self._changed:
             for job in self._jobs:
                 job.stopped = job.stopped or job.client == client
             self._changed.notify_all()
 
-    def forget(self, client: str) -> None:
+    def forget(self, client: str | None) -> None:
         """A client has left: its jobs leave too, even those that nobody will resume."""
         with self._changed:
             for job in [job for job in self._jobs if job.client == client]:

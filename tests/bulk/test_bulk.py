@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from conftest import UNIX_ONLY
 from PIL import Image
 
 from ov_decidiffusion.bulk.generate import generate
@@ -217,6 +218,7 @@ def test_a_finished_job_does_nothing_and_a_changed_one_is_refused(alone, model_d
         generate(ROWS, model_dir, model_dir, **EXACT, **SHORT)
 
 
+@UNIX_ONLY
 @pytest.mark.parametrize("whom", ["driver", pytest.param("actor", marks=pytest.mark.at_length)])
 def test_whatever_is_killed_the_same_call_goes_on(model_dir, tmp_path, whom):
     if whom == "actor":

@@ -22,8 +22,9 @@ from ov_decidiffusion.demo.app import MAX_SESSIONS, DemoBlocks
 from ov_decidiffusion.demo.page import example_source
 from ov_decidiffusion.demo.sessions import Sessions
 from ov_decidiffusion.demo.studio import Studio
-from ov_decidiffusion.generation.metadata import settings_of
+from ov_decidiffusion.generation.metadata import made_with, settings_of
 from ov_decidiffusion.generation.presets import PRESETS
+from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from training.oracle import read_picture
 
 ROOT = Path(__file__).parents[2]
@@ -52,10 +53,9 @@ def test_programs_are_answered_over_http(demo, int8_pipe, tmp_path):
         time.sleep(0.1)
     time.sleep(0.5)
     client.predict(api_name="/stop")
-    stopped = time.perf_counter()
     with contextlib.suppress(AppError):  # or the picture so far, if there was one
-        assert Image.open(job.result(60)[0]).size == (128, 128)
-    assert time.perf_counter() - stopped < 10  # of the half minute or more that 100 steps take
+        file = job.result(60)[0]
+        assert Image.open(file).size == (128, 128) and made_with(file)["stopped_after_step"] < 100
 
     source, mask = tmp_path / "source.png", tmp_path / "mask.png"
     example_source(128).save(source)
@@ -200,10 +200,9 @@ def test_other_machines_are_asked_for_a_password_unless_told_otherwise(monkeypat
 
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(monkeypatch, demo):
     monkeypatch.setattr(sys, "argv", ["ov_decidiffusion", "--port", str(demo.server_port)])
-    start = time.perf_counter()
+    monkeypatch.setattr(OVStableDiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(SystemExit, match=f"port {demo.server_port} is taken"):
         main()
-    assert time.perf_counter() - start < 5
 
 
 def test_pictures_of_whoever_has_left_or_is_long_gone_are_deleted():

@@ -1,7 +1,5 @@
 """What the U-Net believes at each step, and quick looks at latents."""
 
-import timeit
-
 import numpy as np
 import pytest
 import torch
@@ -43,7 +41,7 @@ def test_the_last_prediction_is_the_picture_and_the_first_is_like_it(pipe):
     assert errors[8] < noise[8] and errors[15] < errors[8], "nearer than the latents, and nearer from step to step"
 
 
-def test_a_quick_look_has_the_pictures_colours(pipe):
+def test_a_preview_has_the_pictures_colours(pipe):
     pairs = []
     for seed, prompt in enumerate((PROMPT, "a whale under water", "a yellow umbrella")):
         *_, step = pipe.denoise(prompt, seed=seed)
@@ -55,12 +53,13 @@ def test_a_quick_look_has_the_pictures_colours(pipe):
         assert np.corrcoef(looks[:, colour], pictures[:, colour])[0, 1] > 0.9
 
 
-def test_quick_looks_do_not_flicker_and_are_quick(pipe):
+def test_previews_do_not_flicker_and_run_no_model(pipe):
     looks = [small(pipe.latent_preview(step.predicted)[0]) for step in pipe.denoise(PROMPT, seed=1)]
     changes = [np.abs(one - other).mean() for one, other in zip(looks, looks[1:], strict=False)]
     assert max(changes[len(changes) // 2 :]) < 12, changes  # of 255, once the picture is settled
-    latents = torch.randn(1, 4, 64, 64)
-    assert min(timeit.repeat(lambda: pipe.latent_preview(latents), number=1, repeat=10)) < 0.05
+    before = pipe.seconds
+    pipe.latent_preview(torch.randn(1, 4, 64, 64))
+    assert pipe.seconds == before, "no model runs for a preview"
 
 
 def test_wrong_colours_in_a_folder_are_told(pipe):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import UNIX_ONLY
 from PIL import Image
 
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
@@ -120,6 +121,7 @@ def test_what_another_folder_is_written_in_is_left_alone(tmp_path):
         assert list(tmp_path.iterdir()) == [others]
 
 
+@UNIX_ONLY
 def test_a_copy_of_a_folder_that_cannot_be_written_to_can_be(tmp_path):
     source, inner = tmp_path / "source", tmp_path / "source" / "unet"
     inner.mkdir(parents=True)

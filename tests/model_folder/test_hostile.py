@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import UNIX_ONLY
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -209,6 +210,7 @@ def test_a_model_cut_short_is_refused_by_its_folder(folder, name, cut):
         OVStableDiffusionPipeline.from_pretrained(folder, inference_precision="f32")("a fox", num_inference_steps=1)
 
 
+@UNIX_ONLY
 def test_links_out_of_a_checkpoint_are_not_followed_and_other_files_not_copied(small_checkpoint, tmp_path):
     checkpoint = shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
     for name in ("x.txt", "run.py"):
@@ -231,6 +233,7 @@ def test_links_out_of_a_checkpoint_are_not_followed_and_other_files_not_copied(s
     check_checkpoint(checkpoint)
 
 
+@UNIX_ONLY
 def test_files_that_a_checkpoint_does_not_have_are_not_read(checkpoint, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("{{ 'a word that nobody may read' }}")
@@ -336,6 +339,7 @@ def test_a_configuration_of_a_billion_layers_is_refused_before_it_is_built(check
         check_checkpoint(checkpoint)
 
 
+@UNIX_ONLY
 def test_a_pipeline_says_what_to_do_instead_of_being_pickled_or_forked(pipe):
     for way in (pickle.dumps, copy.deepcopy):
         with pytest.raises(TypeError, match="from_pretrained in each process"):

@@ -34,7 +34,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import numpy as np
-from ov_decidiffusion import memory
+from ov_decidiffusion.runtime import memory
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from tests.runtime.test_memory import resident_kilobytes
 folder = Path(sys.argv[1])

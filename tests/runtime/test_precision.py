@@ -1,12 +1,11 @@
 """The choice of the number format: by measuring, once on a machine."""
 
 import os
-import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import openvino as ov
 import pytest
 from conftest import cpu_flags
@@ -64,18 +63,12 @@ def test_other_devices_keep_openvinos_choice():
 
 def test_the_probe_measures_what_this_processor_says_it_has():
     core = ov.Core()
-    precision.probe(core)
-    seconds = []
-    for _ in range(3):  # the quickest, for others may have the processor meanwhile
-        start = time.perf_counter()
-        milliseconds = precision.probe(core)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 4  # half of it on a machine that does nothing else
-    assert all(0 <= value < 1000 for value in milliseconds.values())
-    if platform.machine() in ("x86_64", "AMD64") and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        assert 0.1 < milliseconds["bf16"] / milliseconds["f32"] < 10
-    if "avx512_vnni" in cpu_flags() or "avx_vnni" in cpu_flags():
-        assert milliseconds["int8"] < 0.7 * milliseconds["f32"]
+    milliseconds = precision.probe(core)
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert {"f32", "int8"} <= set(milliseconds) and ("bf16" in milliseconds) == has_bf16
+    assert all(np.isfinite(value) and value > 0 for value in milliseconds.values())
+    if "avx512_vnni" in cpu_flags() or "avx_vnni" in cpu_flags():  # the best of runs in turn
+        assert milliseconds["int8"] < milliseconds["f32"]
 
 
 def test_a_preset_does_without_int8_where_it_is_no_gain_and_says_so(quantization, model_dir, monkeypatch, caplog):
@@ -112,7 +105,7 @@ def test_a_user_without_a_home_can_use_it(model_dir):
         "import pwd, sys\n"
         "def nobody(uid): raise KeyError(uid)\n"
         "pwd.getpwuid = nobody\n"
-        "from ov_decidiffusion import OVStableDiffusionPipeline, precision\n"
+        "from ov_decidiffusion import OVStableDiffusionPipeline\nfrom ov_decidiffusion.runtime import precision\n"
         "OVStableDiffusionPipeline.from_pretrained(sys.argv[1])('a fox', num_inference_steps=1)\n"
         "print('remembers', precision.MEMORY_FILE)"
     )
