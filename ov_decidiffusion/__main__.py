@@ -1,6 +1,6 @@
-"""``python -m ov_decidiffusion``: the command line of ``cli.py``."""
+"""``python -m ov_decidiffusion``: the command line of ``cli/main.py``."""
 
-from ov_decidiffusion.cli import main
+from ov_decidiffusion.cli.main import main
 
 if __name__ == "__main__":
     main()

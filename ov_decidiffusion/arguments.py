@@ -6,7 +6,6 @@ All functions raise ValueError. What is of tensors lies in ``tensors.py``: this 
 import numbers
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -74,7 +73,7 @@ def check_schedule(name: str, values: Any, high: float, most: int) -> list[Any] 
         values = values.tolist()
     if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= most:
         raise ValueError(f"`{name}` must be a list of at most {most} falling numbers, got {shown(values)}.")
-    check: Callable[[str, Any, Any, Any], float] = check_whole if name == "timesteps" else check_range
+    check = check_whole if name == "timesteps" else check_range
     checked = [check(f"{name}[{i}]", value, 0, high) for i, value in enumerate(values)]
     if any(later >= earlier for earlier, later in zip(checked, checked[1:], strict=False)):
         raise ValueError(f"`{name}` must be falling, got {shown(values)}.")
@@ -113,7 +112,7 @@ def check_decoder(decoder: Any, has_tiny: bool) -> str:
     return decoder
 
 
-def check_whole(name: str, value: Any, least: int, most: int = MAX_WHOLE) -> int:
+def check_whole(name: str, value: Any, least: int, most: float = MAX_WHOLE) -> int:
     """A whole number from ``least`` to ``most``, of Python or numpy."""
     whole = _is_whole(value)
     if not whole or not least <= value <= most:

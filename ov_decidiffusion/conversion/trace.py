@@ -168,7 +168,8 @@ def _compute_in_float32(module: nn.Module) -> None:
 def _remembered_by_torch() -> bool:
     """Whether this process has scripted or traced anything that torch.jit remembers."""
     with contextlib.suppress(AttributeError):
-        return bool(torch.jit._state._script_classes or torch.jit._recursive.concrete_type_store.type_store)
+        types = torch.jit._recursive.concrete_type_store.type_store  # pyright: ignore[reportAttributeAccessIssue]
+        return bool(torch.jit._state._script_classes or types)  # pyright: ignore[reportAttributeAccessIssue]
     return True
 
 
@@ -176,8 +177,9 @@ def _forget_traces() -> None:
     """Drop what torch.jit remembers of every module it traced: 0.3 GB for the U-Net, and nobody asks again."""
     with contextlib.suppress(AttributeError):  # torch has no public way; without it, it only costs memory
         torch._C._jit_clear_class_registry()
-        torch.jit._state._clear_class_state()
-        torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+        torch.jit._state._clear_class_state()  # pyright: ignore[reportAttributeAccessIssue]
+        inner = torch.jit._recursive  # pyright: ignore[reportAttributeAccessIssue]
+        inner.concrete_type_store = inner.ConcreteTypeStore()
 
 
 def _generator() -> torch.Generator:

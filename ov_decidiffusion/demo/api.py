@@ -22,28 +22,18 @@ WORDS = ("prompt", "negative_prompt")
 HOW = ("seed", "steps", "guidance_scale", "preset", "solver", "size")
 
 
-def offer_api(studio: Studio) -> None:
-    """``/text_to_image``, ``/image_to_image`` and ``/inpaint``, for ``gradio_client`` and plain HTTP."""
+class Endpoints:
+    """What programs call. The parameters' names are those of the interface.
 
-    def make(
-        request: gr.Request, words: tuple[str, str], how: tuple[float, float, float, str, str, str], **source: Any
-    ) -> tuple[str, dict[str, Any]]:
-        """What all three give; ``words`` and ``how`` are their arguments in the order of the fields below."""
-        filled: dict[str, Any] = dict(zip(WORDS, words, strict=True)) | dict(zip(HOW, how, strict=True)) | source
-        seed = filled["seed"]
-        filled |= {"seed": None if seed is None or seed < 0 else seed, "steps": filled["steps"] or None}
-        client = request.session_hash
-        try:
-            arguments = arguments_of(**filled)
-        except ValueError as error:
-            raise refused(str(error)) from error
-        session = studio.sessions.of_program(client)
-        saved = [one for progress in progress_for_page(studio, arguments, client, session) for one in progress.saved]
-        if not saved:
-            raise refused("Stopped before there was a picture.")
-        return str(saved[0].path), saved[0].arguments
+    Args:
+        studio: behind the page.
+    """
+
+    def __init__(self, studio: Studio):
+        self._studio = studio
 
     def text_to_image(
+        self,
         prompt: str,
         negative_prompt: str,
         seed: float,
@@ -55,9 +45,10 @@ def offer_api(studio: Studio) -> None:
         request: gr.Request,
     ):
         how = (seed, num_inference_steps, guidance_scale, preset, solver, size)
-        return make(request, (prompt, negative_prompt), how)
+        return self._make(request, (prompt, negative_prompt), how)
 
     def image_to_image(
+        self,
         image: Image.Image,
         prompt: str,
         negative_prompt: str,
@@ -73,9 +64,10 @@ def offer_api(studio: Studio) -> None:
         how = (seed, num_inference_steps, guidance_scale, preset, solver, size)
         if image is None:
             raise refused("`image` is missing: /text_to_image needs none.")
-        return make(request, (prompt, negative_prompt), how, source=image, strength=strength)
+        return self._make(request, (prompt, negative_prompt), how, source=image, strength=strength)
 
     def inpaint(
+        self,
         image: Image.Image,
         mask_image: Image.Image,
         prompt: str,
@@ -94,8 +86,31 @@ def offer_api(studio: Studio) -> None:
             mask = check_masks(mask_image, to_pictures(image))[0]
         except ValueError as error:
             raise refused(str(error)) from error
-        return make(request, (prompt, negative_prompt), how, source=image, mask=mask, strength=strength)
+        return self._make(request, (prompt, negative_prompt), how, source=image, mask=mask, strength=strength)
 
+    def _make(
+        self, request: gr.Request, words: tuple[str, str], how: tuple[float, float, float, str, str, str], **source: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """What all three give; ``words`` and ``how`` are their arguments in the order of ``WORDS`` and ``HOW``."""
+        filled: dict[str, Any] = dict(zip(WORDS, words, strict=True)) | dict(zip(HOW, how, strict=True)) | source
+        seed = filled["seed"]
+        filled |= {"seed": None if seed is None or seed < 0 else seed, "steps": filled["steps"] or None}
+        client = request.session_hash
+        try:
+            arguments = arguments_of(**filled)
+        except ValueError as error:
+            raise refused(str(error)) from error
+        session = self._studio.sessions.of_program(client)
+        run = progress_for_page(self._studio, arguments, client, session)
+        saved = [one for progress in run for one in progress.saved]
+        if not saved:
+            raise refused("Stopped before there was a picture.")
+        return str(saved[0].path), saved[0].arguments
+
+
+def offer_api(studio: Studio) -> None:
+    """``/text_to_image``, ``/image_to_image`` and ``/inpaint``, for ``gradio_client`` and plain HTTP."""
+    endpoints = Endpoints(studio)
     with gr.Row(visible=False):
         image = gr.Image(label="image", type="pil", image_mode=None)
         mask_image = gr.Image(label="mask_image", type="pil", image_mode=None)
@@ -111,9 +126,9 @@ def offer_api(studio: Studio) -> None:
         ]
         made = [gr.Image(label="picture", type="filepath", format="png"), gr.JSON(label="settings")]
     for function, inputs, description in (
-        (text_to_image, [*words, *how], TEXT_TO_IMAGE),
-        (image_to_image, [image, *words, strength, *how], IMAGE_TO_IMAGE),
-        (inpaint, [image, mask_image, *words, strength, *how], INPAINT),
+        (endpoints.text_to_image, [*words, *how], TEXT_TO_IMAGE),
+        (endpoints.image_to_image, [image, *words, strength, *how], IMAGE_TO_IMAGE),
+        (endpoints.inpaint, [image, mask_image, *words, strength, *how], INPAINT),
     ):
         gr.Button(visible=False).click(
             function,

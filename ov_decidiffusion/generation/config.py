@@ -117,6 +117,7 @@ class GenerationConfig:
 class ResolvedConfig(GenerationConfig):
     """A configuration with every choice made; ``num_inference_steps`` is None where the schedule itself is given."""
 
+    # ``field()``: these have to be given, and have no None to fall back to.
     _: KW_ONLY
     guidance_scale: float = field()
     guidance_rescale: float = field()

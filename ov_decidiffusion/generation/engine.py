@@ -237,4 +237,6 @@ class Engine:
             size = latents.shape[3] * self.vae.scale_factor, latents.shape[2] * self.vae.scale_factor
             check_memory(self.models.estimated_memory(0, size, self.vae.decoded_at_once(size)))
             decoded = self.vae.decode(latents, "vae_decoder" in parts, decoder)
-            return self.image_processor.postprocess(decoded, output_type=output_type)
+            # Any: diffusers names a single picture where it gives a list of them.
+            pictures: Any = self.image_processor.postprocess(decoded, output_type=output_type)
+            return pictures

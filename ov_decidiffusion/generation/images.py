@@ -22,7 +22,7 @@ AREA_TOLERANCE = 0.15  # of the default's area: how far a size may go to be clos
 class StableDiffusionOutput(BaseOutput):
     """``images``: PIL pictures, or an array [b, H, W, 3] in 0…1 (np), or a tensor [b, 3, H, W] (pt, latent)."""
 
-    images: list[Image.Image] | np.ndarray | torch.Tensor
+    images: list[Image.Image] | Any  # the arrays and tensors: callers know which they asked for
 
 
 def to_pictures(image: Any, name: str = "image", behind: str = "white") -> list[Image.Image]:

@@ -70,7 +70,7 @@ def is_free(folder: Path) -> bool:
 def only_one(target: Path) -> Iterator[None]:
     """Wait for other processes that make the same folder, and remove what a killed one left beside it."""
     place = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
-    user = os.getuid() if hasattr(os, "getuid") else "user"
+    user = getattr(os, "getuid", lambda: "user")()  # which Windows lacks
     lock = FileLock(Path(tempfile.gettempdir()) / f"ov_decidiffusion-{user}-{place}.lock")
     try:
         lock.acquire(timeout=0)

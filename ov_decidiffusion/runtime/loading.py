@@ -95,7 +95,9 @@ def _try_properties(core: ov.Core, device: str, ov_config: Any) -> None:
     sample = ops.parameter([1], np.float32)
     tried = {name: value for name, value in ov_config.items() if name != "CACHE_DIR"}
     try:
-        trial = ov.Model([ops.relu(sample)], [sample], "trial")  # pyright: ignore[reportGeneralTypeIssues]  # as there
+        trial = ov.Model(  # pyright: ignore[reportGeneralTypeIssues]  # OpenVINO has two classes of this name
+            [ops.relu(sample)], [sample], "trial"
+        )
         core.compile_model(trial, device, tried)
     except Exception as error:  # of several kinds, for names and for values
         reason = str(error).strip().splitlines()[-1]

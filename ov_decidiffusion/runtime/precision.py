@@ -125,7 +125,8 @@ def _piece_of_unet(channels: int = 640, side: int = 16, quantized: bool = False)
     rows = ops.transpose(ops.reshape(hidden, [2, channels, side * side], False), [0, 2, 1])
     wide = ops.gelu(ops.matmul(in_8_bits(rows, 4.0, 256), weight(4 * channels, channels), False, True), "erf")
     out = ops.matmul(in_8_bits(wide, 4.0, 256), weight(channels, 4 * channels), False, True)
-    return ov.Model([out], [sample], "probe"), rng.standard_normal((2, channels, side, side)).astype(np.float32)
+    model = ov.Model([out], [sample], "probe")  # pyright: ignore[reportGeneralTypeIssues]  # OpenVINO has two of them
+    return model, rng.standard_normal((2, channels, side, side)).astype(np.float32)
 
 
 def _remembered() -> dict:

@@ -65,7 +65,9 @@ def cut_shallow_model(model: ov.Model) -> ov.Model:
         consumer.replace_source_output(given.output(0))
     wanted = [port.get_node() for port in model.inputs if port.any_name in ("sample", "timestep")]
     try:
-        return ov.Model([model.output("out_sample").get_node()], [*wanted, given], "unet_top_level")
+        return ov.Model(  # pyright: ignore[reportGeneralTypeIssues]  # OpenVINO has two classes of this name
+            [model.output("out_sample").get_node()], [*wanted, given], "unet_top_level"
+        )
     except RuntimeError as error:
         raise ValueError("Feature caching needs a U-Net without attention at its top level.") from error
 
@@ -90,7 +92,9 @@ def cross_attention_model(model: ov.Model) -> ov.Model:
         )
     if not results:
         raise ValueError("This U-Net has no layers of cross-attention that convert_checkpoint wrote.")
-    return ov.Model(results, model.get_parameters(), "unet_attention")
+    return ov.Model(  # pyright: ignore[reportGeneralTypeIssues]  # OpenVINO has two classes of this name
+        results, model.get_parameters(), "unet_attention"
+    )
 
 
 def fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[str, Any]) -> None:

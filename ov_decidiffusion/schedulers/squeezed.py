@@ -117,6 +117,6 @@ class SqueezedDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
         The number of steps that run is ``len(scheduler.timesteps)``.
         """
         if timesteps is None:
-            super().set_timesteps(num_inference_steps, device, mu)
+            super().set_timesteps(num_inference_steps, device, mu)  # pyright: ignore[reportArgumentType]  # takes None
             timesteps = squeeze_timesteps(self.timesteps.tolist(), self.config["squeeze_mode"])
-        super().set_timesteps(device=device, timesteps=timesteps)
+        super().set_timesteps(device=device, timesteps=timesteps)  # pyright: ignore[reportArgumentType]  # takes None

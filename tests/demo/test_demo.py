@@ -17,7 +17,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from ov_decidiffusion.cli import main
+from ov_decidiffusion.cli.main import main
 from ov_decidiffusion.demo.app import MAX_SESSIONS, DemoBlocks
 from ov_decidiffusion.demo.page import example_source
 from ov_decidiffusion.demo.sessions import Sessions

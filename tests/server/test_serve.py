@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from ov_decidiffusion.cli import main
+from ov_decidiffusion.cli.main import main
 from ov_decidiffusion.demo.app import mount_demo
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.metadata import settings_of

@@ -1,0 +1,148 @@
+"""The command line: ``ov-decidiffusion``, or ``python -m ov_decidiffusion``; without a command, the demo."""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+
+from ov_decidiffusion.cli import commands
+from ov_decidiffusion.errors import DeciDiffusionError
+
+COMMANDS = ("demo", "serve", "bulk", "convert", "quantize")
+EXTRAS = {
+    "gradio": "demo",
+    "starlette": "demo",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "nncf": "quantize",
+    "rich": "quantize",
+    "pyarrow": "bulk",
+    "ray": "scale",
+}
+QUANTIZE_HELP = (
+    "make the INT8 models first that the faster presets need, unless they are there: a minute for the embedded "
+    "checkpoint, much longer and 16 GB of memory for the real one"
+)
+INTERRUPTED = 130  # what shells expect of a process that a signal ended: 128 and its number
+ENDING = ("SIGTERM", "SIGHUP")  # SIGHUP comes where a terminal is closed; Windows has none
+
+
+def main() -> None:
+    """Run the command line; errors of the user's are one line, and end with status 1."""
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help")):
+        arguments = ["demo", *arguments]
+    options = _parser().parse_args(arguments)
+    for ending in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(ending, _end)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (DeciDiffusionError, ValueError, OSError, ArithmeticError) as error:
+        port = getattr(options, "port", None)
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        sys.exit(f"error: port {port} is taken: choose another" if taken else f"error: {error}")
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        sys.exit(
+            f"error: {error.name} is not installed: pip install '.[{EXTRAS[error.name]}]' in the repository's folder"
+        )
+
+
+def _end(number: int, _: object) -> None:
+    """End in order, once: a terminal that is closed sends its signal twice."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ov-decidiffusion",
+        description="DeciDiffusion on OpenVINO. Without a command, the demo starts, and takes its options.",
+        epilog="COMMAND --help lists the options of each, such as: ov-decidiffusion demo --help",
+    )
+    commands = parser.add_subparsers(required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    source, running = _source_options(), _running_options()
+    _add_demo(commands.add_parser("demo", parents=[source, running], help="convert if needed, and serve the demo"))
+    _add_serve(
+        commands.add_parser("serve", parents=[source, running], help="the same for programs: OpenAI's images API")
+    )
+    _add_bulk(commands.add_parser("bulk", parents=[source, running], help="pictures of all prompts of a file"))
+    _add_convert(commands.add_parser("convert", parents=[source], help="make the model folder of a checkpoint"))
+    _add_quantize(commands.add_parser("quantize", help="make the INT8 models of a model folder"))
+    return parser
+
+
+def _source_options() -> argparse.ArgumentParser:
+    """What the models are made from, and where they go."""
+    source = argparse.ArgumentParser(add_help=False)
+    source.add_argument("--checkpoint", help="a folder or a hub id; by default the embedded one")
+    source.add_argument("--revision", help="branch, tag or commit of a hub id")
+    source.add_argument(
+        "--model-dir", help="where the OpenVINO models go; by default models/<checkpoint>-<weight format>"
+    )
+    source.add_argument("--allow-pickles", action="store_true", help="take weights that are no safetensors")
+    source.add_argument("--check", action="store_true", help="compare all files of the model folder with their hashes")
+    return source
+
+
+def _running_options() -> argparse.ArgumentParser:
+    """What the models run on."""
+    running = argparse.ArgumentParser(add_help=False)
+    running.add_argument("--quantize", action="store_true", help=QUANTIZE_HELP)
+    running.add_argument("--device", default="CPU", help="any OpenVINO device string; by default %(default)s")
+    running.add_argument("--inference-precision", default="auto", choices=("auto", "f32", "bf16", "f16"))
+    running.add_argument("--threads", type=int, help="to compute with; by default all cores")
+    return running
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, with a password")
+    demo.add_argument("--auth", metavar="USER:PASSWORD", help="what to ask for; made and printed for other hosts")
+    demo.add_argument("--no-auth", action="store_true", help="let everybody in")
+    demo.add_argument("--port", type=int, help="by default the first free one from 7860")
+    demo.set_defaults(run=commands.demo)
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, with an API key")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument(
+        "--api-key", default=os.environ.get("OV_DECIDIFFUSION_API_KEY"), help="what clients have to send"
+    )
+    serve.add_argument("--no-auth", action="store_true", help="let everybody in")
+    serve.add_argument("--demo", action="store_true", help="the demo too, at /demo; its password is the API key")
+    serve.add_argument("--max-waiting", type=int, default=64, help="requests that may wait; by default %(default)s")
+    serve.add_argument("--max-batch", type=int, default=4, help="pictures that run together; by default %(default)s")
+    serve.add_argument("--timeout", type=float, default=600, help="seconds for a request; by default %(default)s")
+    serve.set_defaults(run=commands.serve)
+
+
+def _add_bulk(bulk: argparse.ArgumentParser) -> None:
+    bulk.add_argument("prompts", help="a .txt file of prompts; or .csv, .jsonl or .parquet with arguments as columns")
+    bulk.add_argument("--out", required=True, help="a new folder, or one to continue")
+    bulk.add_argument("--actors", type=int, help="pipelines at once, on Ray; by default one, without it")
+    bulk.add_argument("--ray-address", help="of a cluster; by default Ray is started here, for --actors")
+    bulk.add_argument("--format", default="png", choices=("png", "webdataset"))
+    presets = ("exact", "balanced", "fast")
+    bulk.add_argument("--preset", choices=presets, help="for rows that say nothing else")
+    bulk.set_defaults(run=commands.bulk)
+
+
+def _add_convert(convert: argparse.ArgumentParser) -> None:
+    convert.add_argument("--weight-format", default="fp16", choices=("fp16", "fp32"))
+    convert.add_argument("--verify", action="store_true", help="compare every model with PyTorch, whatever its size")
+    convert.set_defaults(run=commands.convert)
+
+
+def _add_quantize(quantize: argparse.ArgumentParser) -> None:
+    quantize.add_argument("model_dir", help="a folder that was converted, such as models/tiny-decidiffusion-fp16")
+    quantize.add_argument("--mode", default="int8", choices=("int8", "int8-weights", "int4-weights"))
+    quantize.add_argument("--prompts", type=int, help="how many calibration prompts to run; by default all")
+    quantize.set_defaults(run=commands.quantize)
