@@ -1,23 +1,34 @@
-# make run     set up, execute the notebook on the embedded checkpoint, start the demo
-# make test    set up, run all tests
-# make notebook    execute the notebook and write it as it is committed
+# make demo    install what the demo needs, and start it
+# make lab     set up, and open the tutorial in JupyterLab
+# make run     set up, execute the tutorial on the embedded checkpoint, start the demo
+# make test    set up, check the code, run all tests
+# make notebook    execute the tutorial and write it as it is committed
 # make benchmark   measure speed, memory and fidelity at full size, beside peers; one to two hours
-# make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; hours, the presets first
+# make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; hours
 # make bulk-benchmark    many pictures, and many clients of the server; half an hour
 # make soak        kills, many clients, hundreds of pictures, fuzzing at length; an hour
 # make lock    pin all packages with their hashes in requirements.lock (Linux, Python 3.11)
 # LOCKED=1 installs what the lock says instead of the newest that requirements.txt allows.
-# On Linux, TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes of CUDA libraries.
+# On Linux without an NVIDIA GPU, PyTorch comes from TORCH_INDEX, its builds for CPUs, which saves gigabytes of CUDA
+# libraries. Where that address cannot be reached, or with TORCH_INDEX= , it comes from the ordinary index.
 
 PYTHON ?= python3
-TORCH_INDEX ?=
+CPU_BUILDS := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,$(CPU_BUILDS)))
 LOCKED ?=
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell grep "^torch" requirements.txt)
 
-.PHONY: run notebook test lint clean benchmark quality peers lock soak bulk-benchmark
+.PHONY: demo lab run notebook test lint clean benchmark quality peers lock soak bulk-benchmark
+
+demo: $(VENV)/ready-for-demo
+	$(BIN)/ov-decidiffusion demo
+
+lab: $(VENV)/ready
+	$(BIN)/jupyter lab decidiffusion.ipynb
 
 run: $(VENV)/ready
 	$(BIN)/python execute_notebook.py
@@ -65,12 +76,23 @@ lock: requirements.txt tests/requirements.txt
 clean:
 	rm -rf $(VENV) $(PEERS) models outputs benchmarks/work decidiffusion.html
 
-$(VENV)/ready: requirements.txt
+# PyTorch first, and alone: TORCH_INDEX is asked for nothing else, unless the lock names its builds.
+$(VENV)/torch: requirements.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=/path/to/it"'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); this takes a few minutes the first time."
-	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) "$(shell grep '^torch' requirements.txt)")
-	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
+	if test -n "$(TORCH_INDEX)" && $(PIP) --retries 1 --timeout 15 --index-url "$(TORCH_INDEX)" "$(TORCH)"; \
+	then echo "--extra-index-url $(TORCH_INDEX)" > $@; \
+	else test -z "$(TORCH_INDEX)" || echo "$(TORCH_INDEX) cannot be reached: PyTorch comes from the ordinary index."; \
+	  $(PIP) "$(TORCH)" && touch $@; fi
+
+$(VENV)/ready-for-demo: $(VENV)/torch pyproject.toml
+	$(PIP) --editable ".[demo]"
+	touch $@
+
+$(VENV)/ready: $(VENV)/torch requirements.txt
+	$(PIP) $(if $(LOCKED),$$(cat $(VENV)/torch) --require-hashes -r requirements.lock,-r requirements.txt)
+	$(PIP) --no-deps --editable .
 	touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready tests/requirements.txt tests/package-lock.json

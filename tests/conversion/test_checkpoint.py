@@ -20,7 +20,7 @@ from ov_decidiffusion.errors import CheckpointError
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNWANTED = ("pipeline.py", "unet/diffusion_pytorch_model.safetensors", "safety_checker/model.safetensors",
             "text_encoder/pytorch_model.bin", "README.md")  # fmt: skip
-FIND = "import sys; from ov_decidiffusion.download import *\n" + (
+FIND = "import sys; from ov_decidiffusion.conversion.hub import *\n" + (
     "try: print('FOUND', find_checkpoint(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))\n"
     "except CheckpointError as error: print('REFUSED', error)"
 )

@@ -107,14 +107,12 @@ def test_a_second_call_returns_at_once_and_other_folders_are_left_alone(conversi
     assert (precious / "chapter1.txt").read_text() == "words"
 
 
-@pytest.mark.parametrize(
-    "broken", ["trace.load_vae", "conversion.write_tokenizer", "conversion.write_checkpoint_settings"]
-)
+@pytest.mark.parametrize("broken", ["trace.load_vae", "export.write_tokenizer", "export.write_checkpoint_settings"])
 def test_an_interrupted_conversion_leaves_nothing_behind(small_checkpoint, monkeypatch, tmp_path, broken):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"ov_decidiffusion.{broken}", interrupt)
+    monkeypatch.setattr(f"ov_decidiffusion.conversion.{broken}", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(small_checkpoint, tmp_path / "models" / "tiny", verify=False)
     assert not list((tmp_path / "models").iterdir())

@@ -108,7 +108,7 @@ def test_a_damaged_one_is_refused(tmp_path):
 
 
 LOOK = (
-    "import sys, logging; from pathlib import Path; from ov_decidiffusion.download import *\n"
+    "import sys, logging; from pathlib import Path; from ov_decidiffusion.conversion.hub import *\n"
     "logging.basicConfig(format='%(message)s')\n"
     "print('FOUND', find_tiny_decoder(Path(sys.argv[1]), local=False))"
 )

@@ -125,7 +125,7 @@ def test_a_soft_mask_blends_the_source_in(pipe, source, mask):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask_image": "mask"}, "`mask_image` says what of a picture to make anew: give the picture as `image`"),
+        ({"mask_image": "mask"}, "`mask_image` says what of a picture to repaint: give the picture as `image`"),
         ({"strength": 0.5}, "`strength` says how much of a source picture to redo: give the picture as `image`"),
         ({"image": "source", "overlay": True}, "`overlay` goes with a mask"),
         ({"image": "source", "padding_mask_crop": 4}, "`padding_mask_crop` goes with a mask"),

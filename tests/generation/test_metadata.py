@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from ov_decidiffusion.demo.studio import filled_in
+from ov_decidiffusion.demo.studio import form_values_of
 from ov_decidiffusion.generation.metadata import made_with, settings_of
 
 PROMPT = "a fox in the snow"
@@ -61,7 +61,7 @@ def test_each_of_several_with_one_seed_tells_its_own_prompt(pipe, tmp_path):
         picture.save(tmp_path / "saved.png")
         with Image.open(tmp_path / "saved.png") as saved:
             assert saved.text["parameters"].startswith(f"{prompts[i // 2]}\nNegative prompt: {negative[i // 2]}\n")
-        filled = filled_in(tmp_path / "saved.png")
+        filled = form_values_of(tmp_path / "saved.png")
         assert (filled["prompt"], filled["negative_prompt"]) == (prompts[i // 2], negative[i // 2])
 
 

@@ -384,7 +384,7 @@ def test_a_process_that_ends_while_a_thread_of_it_generates_ends_cleanly(model_d
 
 def test_threads_that_come_to_openvino_s_numbers_at_once_do_not_wait_for_each_other(model_dir):
     code = (
-        "import sys, threading, openvino as ov, ov_decidiffusion.models\n"
+        "import sys, threading, openvino as ov, ov_decidiffusion.runtime.models\n"
         "ops = ov.Core().read_model(sys.argv[1]).get_ordered_ops()\n"
         "constants = [node for node in ops if node.get_type_name() == 'Constant'][:8]\n"
         "there = threading.Barrier(8)\n"
