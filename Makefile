@@ -78,10 +78,10 @@ clean:
 
 # PyTorch first, and alone: TORCH_INDEX is asked for nothing else, unless the lock names its builds.
 $(VENV)/torch: requirements.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=/path/to/it"'
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=/path/to/it"'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); this takes a few minutes the first time."
-	if test -n "$(TORCH_INDEX)" && $(PIP) --retries 1 --timeout 15 --index-url "$(TORCH_INDEX)" "$(TORCH)"; \
+	@if test -n "$(TORCH_INDEX)" && $(PIP) --retries 1 --timeout 15 --index-url "$(TORCH_INDEX)" "$(TORCH)"; \
 	then echo "--extra-index-url $(TORCH_INDEX)" > $@; \
 	else test -z "$(TORCH_INDEX)" || echo "$(TORCH_INDEX) cannot be reached: PyTorch comes from the ordinary index."; \
 	  $(PIP) "$(TORCH)" && touch $@; fi

@@ -5,12 +5,14 @@ Says how far it is, and at the end which cells took longest.
 """
 
 import argparse
+import copy
 import os
 import re
 import time
 from pathlib import Path
 
 import nbformat
+from latex2mathml.converter import convert as to_mathml
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from tqdm import tqdm
@@ -19,6 +21,34 @@ NOTEBOOK = Path(__file__).parent / "decidiffusion.ipynb"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 NEEDS_NETWORK = ("mathjax_url", "require_js_url", "jquery_url", "jupyter_widgets_base_url", "mermaid_js_url")
 SLOWEST = 8
+FORMULA = re.compile(r"\$([^$\n]+)\$")
+# What the page needs beyond Jupyter's own style: room on a phone, and dark colours for who prefers them.
+STYLE = """<style>
+.jp-RenderedHTMLCommon img, .jp-RenderedImage img { max-width: 100%; height: auto; }
+.jp-RenderedHTMLCommon table { display: block; overflow-x: auto; max-width: 100%; }
+main { max-width: 1100px; margin: 0 auto; }
+@media (max-width: 700px) {
+  .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none !important; }
+  body, .jp-Notebook, .jp-Cell { padding: 4px !important; }
+  .jp-RenderedText pre, .jp-CodeMirrorEditor, .highlight pre { overflow-x: auto; font-size: 12px; }
+}
+@media (prefers-color-scheme: dark) {
+  :root, body {
+    --jp-layout-color0: #16181d; --jp-layout-color1: #16181d; --jp-layout-color2: #22262e; --jp-layout-color3: #3a404b;
+    --jp-content-font-color0: #f4f5f7; --jp-content-font-color1: #e3e5e9; --jp-content-font-color2: #b9bec8;
+    --jp-ui-font-color0: #f4f5f7; --jp-ui-font-color1: #e3e5e9; --jp-content-link-color: #8ab8ff;
+    --jp-cell-editor-background: #1f232b; --jp-cell-editor-border-color: #3a404b; --jp-border-color1: #3a404b;
+    --jp-border-color2: #3a404b; --jp-rendermime-table-row-background: #1f232b;
+    --jp-rendermime-table-row-hover-background: #2a3040; --jp-mirror-editor-keyword-color: #7ee08a;
+    --jp-mirror-editor-string-color: #ff9d8a; --jp-mirror-editor-comment-color: #9fb4b8;
+    --jp-mirror-editor-number-color: #9be29b; --jp-mirror-editor-operator-color: #d9a6ff;
+    --jp-mirror-editor-variable-color: #e3e5e9; --jp-mirror-editor-builtin-color: #7ee08a;
+    --jp-mirror-editor-def-color: #8ab8ff; --jp-mirror-editor-punctuation-color: #8ab8ff;
+    color-scheme: dark;
+  }
+}
+</style>
+"""
 
 
 def execute(notebook: nbformat.NotebookNode) -> dict[int, float]:
@@ -68,7 +98,11 @@ def to_html(notebook: nbformat.NotebookNode) -> str:
     for name in NEEDS_NETWORK:
         if exporter.has_trait(name):
             setattr(exporter, name, "")
-    page = exporter.from_notebook_node(notebook)[0]
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":  # browsers draw MathML themselves; a script for LaTeX would need the network
+            cell.source = FORMULA.sub(lambda formula: to_mathml(formula[1]), cell.source)
+    page = exporter.from_notebook_node(notebook)[0].replace("</head>", f"{STYLE}</head>", 1)
     return re.sub(r'<script[^>]*\bsrc="[^"]*"[^>]*>\s*</script>', "", page)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import time
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -22,11 +23,14 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.rcsetup import cycler
 from PIL import Image
 from torch import nn
+from transformers import CLIPTextModel
+from transformers.utils import logging as transformers_logging
 
 from ov_decidiffusion.analysis.pictures import picture_grid, save_film
 from ov_decidiffusion.analysis.profiling import level_times
 from ov_decidiffusion.analysis.studies import Timed, closeness_by_steps, guidance_map, timed, walk_down
 from ov_decidiffusion.analysis.word_maps import word_effects, word_maps
+from ov_decidiffusion.conversion import torch_modules
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT, KNOWN_CHECKPOINTS
 from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.conversion.hub import find_checkpoint
@@ -75,6 +79,7 @@ __all__ = [
     "guidance_map",
     "heat",
     "level_times",
+    "load_text_encoder",
     "make_demo",
     "noise_levels",
     "picture_grid",
@@ -142,6 +147,22 @@ def device_dropdown() -> widgets.Dropdown:
     """Choose among the devices that OpenVINO finds on this machine, and AUTO."""
     devices = [*ov.Core().available_devices, "AUTO"]
     return _Dropdown(value=devices[0], options=devices, description="Device:")
+
+
+def load_text_encoder(checkpoint: str) -> CLIPTextModel:
+    """CLIP's text encoder as a PyTorch module: token ids [b, 77] to embeddings [b, 77, d].
+
+    Quiets what tracing it would warn of: checks of shapes that only refuse wrong ones, and attributes that the trace
+    touches because it touches all.
+
+    Args:
+        checkpoint: a folder or a hub id.
+    """
+    warnings.simplefilter("ignore", torch.jit.TracerWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    return torch_modules.load_text_encoder(find_checkpoint(checkpoint))
 
 
 def show(picture: Image.Image | Figure, alt: str) -> None:

@@ -24,6 +24,11 @@ MOST_BYTES = 3e6
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def markdown_cells(path: Path) -> list[str]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+
 def code_cells(path: Path) -> list[dict]:
     return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
@@ -64,6 +69,32 @@ def test_the_exported_page_asks_no_other_host():
     assert not asked and page.count("data:image/png;base64") >= 25
     assert not re.findall(r"@import\s+url|url\(['\"]?https?:", page)
     assert page.count(' alt="') >= 25
+
+
+def test_the_exported_page_draws_formulas_without_a_script():
+    page = execute_notebook.to_html(nbformat.read(NOTEBOOK, as_version=4))
+    formulas = sum(len(execute_notebook.FORMULA.findall(cell)) for cell in markdown_cells(NOTEBOOK))
+    assert formulas > 0 and page.count("<math ") == formulas
+    assert "\\sqrt" not in page and "\\bar" not in page
+
+
+def test_the_four_steps_come_first_and_show_the_converter():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    steps = ["# Part I", "## Step 1. Convert", "## Step 2. Prepare", "## Step 3. Run", "## Step 4. Interactive demo"]
+    at = [next(i for i, text in enumerate(texts) if step in text) for step in [*steps, "# Part II", "# Part III"]]
+    assert at == sorted(at)
+    first = "\n".join(text for text, cell in zip(texts[: at[5]], cells, strict=False) if cell["cell_type"] == "code")
+    for call in ("ov.convert_model(", "example_input=", "ov.save_model(", "convert_checkpoint(", "from_pretrained("):
+        assert call in first, call
+    assert "image=source" in first and "make_demo(pipe)" in first
+    words = " ".join(texts[: at[5]])
+    for term in ("OpenVINO IR", "Intermediate Representation", "OVC", "text encoder", "embeddings", "latents"):
+        assert term in words, term
+    for term in ("classifier-free guidance", "Text-to-image", "Image-to-image", "Gradio"):
+        assert term in words, term
+    pictures = [output for cell in cells[: at[5]] for output in cell.get("outputs", []) if "image/png" in str(output)]
+    assert len(pictures) >= 4, "the parts, pictures, changed pictures, and the page"
 
 
 def test_the_chosen_checkpoint_stays_when_all_cells_run_again(monkeypatch):

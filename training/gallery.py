@@ -16,15 +16,16 @@ from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from training.evaluate import SINGLE, choose_cases, generate
 
 PROMPTS = [
-    "a fox in the snow",
-    "a robot on a beach at sunset",
-    "a ghost in a forest at night",
-    "a lion in the mountains at sunset",
-    "a blue car in the desert",
-    "a castle and a balloon in a meadow",
-    "a hamburger in space",
-    "a penguin and a snowman in the mountains at night",
+    "a rocket in space",
+    "an owl in a forest at night",
+    "a whale on the sea at sunset",
+    "a castle in the mountains",
+    "a robot in a city at night",
+    "a sailboat on the sea",
+    "a cactus in the desert at sunset",
+    "a penguin and a snowman in the snow",
 ]
+FILMED = "a fox in the snow"
 PICTURES, SHEET, FILM = (Path("docs") / name for name in ("pictures.png", "never-trained-on.png", "belief.gif"))
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     cases = [case for case in choose_cases(240)["never trained on"] if case.scene.size in SINGLE][::3][:48]
     sheet = picture_grid(generate(pipe, cases), [case.caption for case in cases], columns=8, side=128)
     sheet.save(SHEET, optimize=True)
-    save_film(beliefs(pipe, PROMPTS[0], seed=0), FILM, height=200, milliseconds=220)
+    save_film(beliefs(pipe, FILMED, seed=0), FILM, height=200, milliseconds=220)
     print(f"wrote {PICTURES}, {SHEET} and {FILM}")
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,15 +17,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from ov_decidiffusion.conversion.reports import ConversionReport
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
     from ov_decidiffusion.web.queue import Queue
 
 
 def convert(options: argparse.Namespace) -> Path:
+    report = _converted(options)
+    print(report if report.converted else report.place)
+    return _checked(report.model_dir, options)
+
+
+def _converted(options: argparse.Namespace) -> ConversionReport:
     from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
     from ov_decidiffusion.conversion.convert import convert_checkpoint
 
-    report = convert_checkpoint(
+    return convert_checkpoint(
         options.checkpoint or EMBEDDED_CHECKPOINT,
         options.model_dir,
         weight_format=getattr(options, "weight_format", "fp16"),
@@ -32,8 +40,6 @@ def convert(options: argparse.Namespace) -> Path:
         revision=options.revision,
         allow_pickles=options.allow_pickles,
     )
-    print(report if report.converted else report.place)
-    return _checked(report.model_dir, options)
 
 
 def _checked(model_dir: Path, options: argparse.Namespace) -> Path:
@@ -48,6 +54,22 @@ def _checked(model_dir: Path, options: argparse.Namespace) -> Path:
             verify_model_dir(folder)
             print(f"{folder} is as it was written")
     return model_dir
+
+
+def generate(options: argparse.Namespace) -> None:
+    from ov_decidiffusion.cli.generate import run
+
+    run(options, lambda: _load(options))
+
+
+def _load(options: argparse.Namespace) -> OVStableDiffusionPipeline:
+    from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for the pictures' names
+        folder = prepared_folder(options, tells_place=False)
+    return OVStableDiffusionPipeline.from_pretrained(
+        folder, options.device, options.inference_precision, threads=options.threads
+    )
 
 
 def quantize(options: argparse.Namespace) -> None:
@@ -85,8 +107,8 @@ def _check_port(options: argparse.Namespace) -> None:
         pass
 
 
-def prepared_folder(options: argparse.Namespace) -> Path:
-    """The model folder, converted unless it is there, and quantized where that was asked for."""
+def prepared_folder(options: argparse.Namespace, tells_place: bool = True) -> Path:
+    """The model folder, converted unless it is there, and quantized if that was asked for."""
     from ov_decidiffusion.arguments import check_path
     from ov_decidiffusion.model_folder.integrity import check_model_dir
     from ov_decidiffusion.model_folder.layout import graph_file
@@ -98,7 +120,10 @@ def prepared_folder(options: argparse.Namespace) -> Path:
         check_model_dir(given)  # whatever it was made of
         model_dir = _checked(given, options)
     else:
-        model_dir = convert(options)
+        report = _converted(options)
+        if report.converted or tells_place:
+            print(report if report.converted else report.place)
+        model_dir = _checked(report.model_dir, options)
     if options.quantize:
         from ov_decidiffusion.quantize import quantize_models  # NNCF takes seconds to import
 

@@ -6,10 +6,18 @@ import os
 import signal
 import sys
 
-from ov_decidiffusion.cli import commands
+from ov_decidiffusion import __version__
+from ov_decidiffusion.cli import commands, generate
 from ov_decidiffusion.errors import DeciDiffusionError
 
-COMMANDS = ("demo", "serve", "bulk", "convert", "quantize")
+EPILOG = """examples:
+  ov-decidiffusion generate "an owl in a forest at night" -o owl.png
+  ov-decidiffusion demo
+  ov-decidiffusion demo --checkpoint Deci/DeciDiffusion-v1-0
+
+Without a command, the demo starts. COMMAND --help lists the options of a command. Everything is converted when it is
+first needed; the checkpoint that comes with the repository needs no network.
+"""
 EXTRAS = {
     "gradio": "demo",
     "starlette": "demo",
@@ -32,9 +40,9 @@ ENDING = ("SIGTERM", "SIGHUP")  # SIGHUP comes where a terminal is closed; Windo
 def main() -> None:
     """Run the command line; errors of the user's are one line, and end with status 1."""
     arguments = sys.argv[1:]
-    if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("-h", "--help")):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["demo", *arguments]
-    options = _parser().parse_args(arguments)
+    options = _parser(arguments[0]).parse_args(arguments)
     for ending in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):
         if signal.getsignal(ending) is not signal.SIG_IGN:  # as under nohup
             signal.signal(ending, _end)
@@ -61,44 +69,51 @@ def _end(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser; the many options of ``generate`` are added only where they are needed."""
     parser = argparse.ArgumentParser(
         prog="ov-decidiffusion",
-        description="DeciDiffusion on OpenVINO. Without a command, the demo starts, and takes its options.",
-        epilog="COMMAND --help lists the options of each, such as: ov-decidiffusion demo --help",
+        description="Images from words, and from other images, with DeciDiffusion on OpenVINO.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     source, running = _source_options(), _running_options()
-    _add_demo(commands.add_parser("demo", parents=[source, running], help="convert if needed, and serve the demo"))
-    _add_serve(
-        commands.add_parser("serve", parents=[source, running], help="the same for programs: OpenAI's images API")
-    )
-    _add_bulk(commands.add_parser("bulk", parents=[source, running], help="pictures of all prompts of a file"))
-    _add_convert(commands.add_parser("convert", parents=[source], help="make the model folder of a checkpoint"))
-    _add_quantize(commands.add_parser("quantize", help="make the INT8 models of a model folder"))
+    made = parsers.add_parser("generate", parents=[source, running], help="make one picture, or a few, into files")
+    made.set_defaults(run=commands.generate)
+    if command == "generate":
+        generate.add_options(made)
+    _add_demo(parsers.add_parser("demo", parents=[source, running], help="open the interactive page in a browser"))
+    _add_serve(parsers.add_parser("serve", parents=[source, running], help="serve OpenAI's images API"))
+    _add_bulk(parsers.add_parser("bulk", parents=[source, running], help="make a picture of every row of a table"))
+    _add_convert(parsers.add_parser("convert", parents=[source], help="convert a checkpoint to OpenVINO models"))
+    _add_quantize(parsers.add_parser("quantize", help="make the INT8 models that the faster presets use"))
     return parser
 
 
 def _source_options() -> argparse.ArgumentParser:
     """What the models are made from, and where they go."""
     source = argparse.ArgumentParser(add_help=False)
-    source.add_argument("--checkpoint", help="a folder or a hub id; by default the embedded one")
-    source.add_argument("--revision", help="branch, tag or commit of a hub id")
-    source.add_argument(
+    group = source.add_argument_group("the model")
+    group.add_argument("--checkpoint", help="a folder or a hub id; by default the embedded one")
+    group.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group.add_argument(
         "--model-dir", help="where the OpenVINO models go; by default models/<checkpoint>-<weight format>"
     )
-    source.add_argument("--allow-pickles", action="store_true", help="take weights that are no safetensors")
-    source.add_argument("--check", action="store_true", help="compare all files of the model folder with their hashes")
+    group.add_argument("--allow-pickles", action="store_true", help="take weights that are no safetensors")
+    group.add_argument("--check", action="store_true", help="compare all files of the model folder with their hashes")
     return source
 
 
 def _running_options() -> argparse.ArgumentParser:
     """What the models run on."""
     running = argparse.ArgumentParser(add_help=False)
-    running.add_argument("--quantize", action="store_true", help=QUANTIZE_HELP)
-    running.add_argument("--device", default="CPU", help="any OpenVINO device string; by default %(default)s")
-    running.add_argument("--inference-precision", default="auto", choices=("auto", "f32", "bf16", "f16"))
-    running.add_argument("--threads", type=int, help="to compute with; by default all cores")
+    group = running.add_argument_group("how it runs")
+    group.add_argument("--quantize", action="store_true", help=QUANTIZE_HELP)
+    group.add_argument("--device", default="CPU", help="any OpenVINO device string; by default %(default)s")
+    group.add_argument("--inference-precision", default="auto", choices=("auto", "f32", "bf16", "f16"))
+    group.add_argument("--threads", type=int, help="to compute with; by default all cores")
     return running
 
 

@@ -167,7 +167,7 @@ def _compute_in_float32(module: nn.Module) -> None:
 
 def _remembered_by_torch() -> bool:
     """Whether this process has scripted or traced anything that torch.jit remembers."""
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(AttributeError):  # private parts of torch, which its stubs leave out
         types = torch.jit._recursive.concrete_type_store.type_store  # pyright: ignore[reportAttributeAccessIssue]
         return bool(torch.jit._state._script_classes or types)  # pyright: ignore[reportAttributeAccessIssue]
     return True
