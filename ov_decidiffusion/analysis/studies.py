@@ -80,10 +80,10 @@ def closeness_by_steps(
             yield name, count, closeness(solver=solver, num_inference_steps=count)
     kept = pipe.scheduler
     name, options = SOLVERS["squeezed"]
-    make = scheduler_class(name)
+    squeezed = scheduler_class(name)
     try:
         for mode, (running, *_) in SQUEEZE_MODES.items():
-            pipe.scheduler = make.from_config(kept.config, **options | {"squeeze_mode": mode})
+            pipe.scheduler = squeezed.from_config(kept.config, **options | {"squeeze_mode": mode})
             yield "squeezed", running, closeness(num_inference_steps=16)  # what is laid out before squeezing
     finally:
         pipe.scheduler = kept
