@@ -178,8 +178,8 @@ class OVStableDiffusionPipeline(RunState):
 
     @property
     def scheduler(self) -> Scheduler:
-        """The noise schedule and solver in use."""
-        return self._engine.scheduler
+        """The noise schedule and solver in use; in a callback, the very one of the run."""
+        return self._engine.scheduler if self._step is None else self._step.scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: Scheduler) -> None:

@@ -340,6 +340,20 @@ def _finish(out: Path, chunks: list[Chunk]) -> Path:
     return out / MANIFEST
 
 
+def summary(manifest: Path) -> tuple[int, str]:
+    """How many pictures a manifest has, and what to say of it: what was made, what failed, and the first failure."""
+    import pyarrow.parquet
+
+    records = pyarrow.parquet.read_table(manifest).to_pylist()
+    failed = [record for record in records if record["error"]]
+    made = len(records) - len(failed)
+    told = f"{made} pictures, and what they were made with: {manifest}"
+    if failed:
+        first = failed[0]
+        told += f"\n{len(failed)} failed; the first is row {first['row']}: {first['error']}"
+    return made, told
+
+
 def _open(path: Any) -> Image.Image:
     picture = Image.open(path)
     picture.load()  # closes the file; a copy would not tell its format, which says what its values are

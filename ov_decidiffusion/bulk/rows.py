@@ -19,6 +19,7 @@ FILES = ("image", "mask_image")  # columns that name picture files
 COLUMNS = (*(name for name in SAVED if name != "num_images_per_prompt"), "preset", "num_images", *FILES)
 OWN = ("prompt", "negative_prompt", "seed", *FILES)  # what pictures that run together may differ in
 MAX_IMAGES = 1000  # of a row
+DRAWN_SEEDS = 2**31  # of rows without one; another number would draw other pictures
 READERS = (".txt", ".csv", ".jsonl", ".parquet")
 
 
@@ -110,6 +111,24 @@ def _json_lines(file: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def check_table(file: str | Path) -> None:
+    """Read a file of rows through, and refuse one of which no picture can be made.
+
+    Raises:
+        ValueError: it cannot be read, has no rows, or its columns are not those of a table of prompts.
+    """
+    first = None
+    for row in read_rows(file):
+        first = row if first is None else first
+    if first is None:
+        raise ValueError(f"{file} holds no rows: write a prompt a line, or a table with a column `prompt`.")
+    if Path(file).suffix in (".csv", ".parquet"):
+        error = _refusal_of_columns({name: "" for name in first if name is not None})
+        error = error or ("" if "prompt" in first else f"there is no column `prompt`; there are {', '.join(first)}")
+        if error:
+            raise ValueError(f"{file}: {error}. Columns are separated by commas, and named as in docs/scale.md.")
+
+
 def check_defaults(defaults: dict[str, Any]) -> None:
     """Refuse what would be an error of every row.
 
@@ -141,7 +160,8 @@ def make_samples(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> It
             yield Sample(number, 0, f"{number:08d}", {"prompt": _told(given.get("prompt", "")), "seed": -1}, error)
             continue
         content = json.dumps([number, given], sort_keys=True, default=str).encode()
-        first = arguments.pop("seed", int.from_bytes(hashlib.sha256(content).digest()[:4], "big"))
+        drawn = int.from_bytes(hashlib.sha256(content).digest()[:4], "big") % DRAWN_SEEDS
+        first = arguments.pop("seed", drawn)
         for image in range(images):
             name = f"{number:08d}" if images == 1 else f"{number:08d}-{image:03d}"
             yield Sample(number, image, name, arguments | {"seed": (first + image) % (MAX_SEED + 1)})

@@ -185,14 +185,13 @@ def bulk(options: argparse.Namespace) -> None:
     import pyarrow  # noqa: F401  missing, it is told before anything is converted
 
     from ov_decidiffusion.arguments import check_path, check_whole
-    from ov_decidiffusion.bulk.generate import generate
-    from ov_decidiffusion.bulk.rows import read_rows
+    from ov_decidiffusion.bulk.generate import generate, summary
+    from ov_decidiffusion.bulk.rows import check_table
 
     check_path("out", options.out)
     if options.actors is not None:
         check_whole("actors", options.actors, 1)
-    for _ in read_rows(options.prompts):  # what cannot be read is refused now, not after the conversion
-        pass
+    check_table(options.prompts)  # what cannot be read is refused now, not after the conversion
     manifest = generate(
         options.prompts,
         prepared_folder(options),
@@ -205,7 +204,10 @@ def bulk(options: argparse.Namespace) -> None:
         inference_precision=options.inference_precision,
         **({} if options.preset is None else {"preset": options.preset}),
     )
-    print(f"the pictures and what they were made with: {manifest}")
+    made, told = summary(manifest)
+    print(told)
+    if not made:
+        raise ValueError(f"no picture was made; {manifest} has the error of each row")
 
 
 @contextlib.contextmanager

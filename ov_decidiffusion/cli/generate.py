@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ov_decidiffusion.generation.config import GenerationConfig
 from ov_decidiffusion.generation.presets import PRESETS
+from ov_decidiffusion.web.limits import MAX_SEED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +27,6 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 QUALITY = 95  # of JPEG and WebP
 PATTERN = "{prompt}-{seed}.png"
 OUTPUT_HELP = f"a pattern with {{prompt}}, {{seed}} and {{index}}; by default {PATTERN} in this folder"
-MAX_SEED = 2**32 - 1  # of those that are drawn here
 NAME_LENGTH = 60  # characters of a prompt in a file's name
 EXAMPLES = """examples:
   ov-decidiffusion generate "an owl in a forest at night" -o owl.png

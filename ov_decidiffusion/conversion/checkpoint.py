@@ -60,6 +60,8 @@ MAX_LAYERS = 100
 LIMITS = {"sample_size": MAX_SAMPLE_SIZE, "cross_attention_dim": MAX_WIDTH}
 COUNTS = ("num_hidden_layers", "layers_per_block", "num_encoder_blocks", "num_decoder_blocks")  # of layers
 REMEDY = "download it again"
+FLOATS = ("F16", "BF16", "F32", "F64")
+COUNTED = ("position_ids", "num_batches_tracked")  # what older versions save beside weights, in whole numbers
 
 
 def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:
@@ -131,12 +133,17 @@ def _check_weights(weights: Path) -> None:
             raise CheckpointError(f"{weights} is only a pointer of Git LFS: fetch the file with `git lfs pull`.")
     if weights.suffix == ".safetensors":
         try:
-            with safe_open(weights, framework="np"):
-                pass
+            with safe_open(weights, framework="np") as tensors:
+                kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{weights} is incomplete or damaged ({error}): delete it and download it again."
             ) from error
+        wrong = [name for name, kind in kinds.items() if kind not in FLOATS and not name.endswith(COUNTED)]
+        if wrong:
+            raise CheckpointError(
+                f"{weights} holds {wrong[0]} as {kinds[wrong[0]]}, and weights are of {', '.join(FLOATS)}: {REMEDY}."
+            )
 
 
 def _check_numbers(folder: Path) -> None:

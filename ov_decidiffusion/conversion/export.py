@@ -33,7 +33,7 @@ from ov_decidiffusion.model_folder.layout import (
 from ov_decidiffusion.model_folder.tokenizer import prompt_tokenizer
 from ov_decidiffusion.model_folder.writing import building, check_disk, naming_a_full_disk, write_json
 from ov_decidiffusion.runtime.memory import gc_frozen, release_freed_memory
-from ov_decidiffusion.schedulers.registry import SQUEEZED, make_scheduler, peer_scheduler_config
+from ov_decidiffusion.schedulers.registry import SQUEEZED, make_scheduler, peer_scheduler_config, up_to_date
 
 MIN_PSNR = 40.0  # dB
 SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise
@@ -168,7 +168,7 @@ def write_tokenizer(checkpoint: Path, model_dir: Path) -> None:
 
 def write_checkpoint_settings(folder: Path, target: Path) -> None:
     """The scheduler and the defaults of a checkpoint."""
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = up_to_date(read_json(folder / "scheduler" / "scheduler_config.json"))
     defaults = DEFAULTS_2_0 if scheduler["_class_name"] == SQUEEZED else DEFAULTS_1_0
     if (folder / DEFAULTS_FILE).is_file():
         defaults = defaults | read_json(folder / DEFAULTS_FILE)

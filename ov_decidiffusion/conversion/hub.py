@@ -190,7 +190,8 @@ def _needed_files(repo_id: str, revision: str | None) -> tuple[list[str], list[s
         everything += [f"{part}/{name}" for name in (config, *weights)]
     try:
         files = snapshot_download(repo_id, revision=revision, allow_patterns=everything, dry_run=True)
-        to_download = {file.filename: file.file_size if file.will_download else 0 for file in files}
+        # A mirror may not tell a size: such a file counts as a byte, for it is to be downloaded all the same.
+        to_download = {file.filename: (file.file_size or 1) if file.will_download else 0 for file in files}
     except DryRunError:  # the hub is out of reach; the cache may have all that is needed
         try:
             to_download = {file.path: 0 for file in get_cached_repo_tree(repo_id, revision=revision)}
@@ -203,8 +204,7 @@ def _needed_files(repo_id: str, revision: str | None) -> tuple[list[str], list[s
     for part, (config, weights) in WEIGHTED_PARTS.items():
         chosen.append(f"{part}/{config}")
         chosen += [f"{part}/{name}" for name in weights if f"{part}/{name}" in to_download][:1]
-    sizes = (to_download.get(name, 0) for name in chosen)
-    size = sum(sizes)  # pyright: ignore[reportArgumentType, reportCallIssue]  # a hub tells every size
+    size = sum(to_download.get(name, 0) for name in chosen)
     try:
         if size:  # a cache that has it all may be read-only
             remedy = "free some space, or set HF_HOME to another disk"

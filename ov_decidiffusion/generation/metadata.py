@@ -205,7 +205,9 @@ def _solver_of(sampler: str, schedule: str) -> str | None:
         return solver_name(name)
     except ValueError:
         if sampler:
-            logger.warning("There is no solver like %s %s: the pipeline's own is used.", sampler, schedule)
+            logger.warning(
+                "There is no solver like %s %s: the pipeline's own is used.", shown(sampler), shown(schedule)
+            )
         return None
 
 

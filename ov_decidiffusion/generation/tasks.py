@@ -169,7 +169,12 @@ def prepare_latents(
         noise = randn_tensor(shape, generator=plan.generator) if latents is None else latents
         return noise * plan.scheduler.init_noise_sigma, None
     pixels = make_image_processor(vae.scale_factor).preprocess(sources.pictures)
-    clean = vae.encode(pixels, plan.generator, pictures=shape[0])
+    times = shape[0] // len(pixels)
+    if sources.masks is None:
+        clean = vae.encode(pixels, plan.generator, pictures=shape[0])
+    else:  # diffusers draws once for each source here, and for each picture in image-to-image
+        of_sources = plan.generator[::times] if isinstance(plan.generator, list) else plan.generator
+        clean = vae.encode(pixels, of_sources).repeat_interleave(times, dim=0)
     noise = randn_tensor(clean.shape, generator=plan.generator)
     if sources.masks is not None and sources.strength == 1:
         noisy = noise * plan.scheduler.init_noise_sigma
@@ -177,7 +182,7 @@ def prepare_latents(
         noisy = plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(shape[0]))
     if sources.masks is None:
         return noisy, None
-    randn_tensor(shape, generator=plan.generator)  # diffusers encodes the masked picture too, which draws once more
+    randn_tensor((len(pixels), *shape[1:]), generator=of_sources)  # diffusers encodes the masked sources too
     return noisy, InpaintBlend(clean, noise, _latent_mask(sources.masks, shape))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ov_decidiffusion.arguments import check_whole, shown
 
-MAX_SEED = 2**64 - 1  # what torch.Generator takes
+MAX_GENERATOR_SEED = 2**64 - 1  # what torch.Generator takes
 
 
 def check_embeds(name: str, embeds: Any, width: int, count: int | None = None) -> torch.Tensor:
@@ -76,7 +76,7 @@ def _seeded(seed: Any) -> torch.Generator | list[torch.Generator]:
     """A generator of a seed, which may be numpy's, or one of each in a list or an array."""
     several = isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
     seed = seed if several or not isinstance(seed, np.ndarray) else seed[()]
-    seeds = [check_whole("seed", value, 0, MAX_SEED) for value in (seed if several else [seed])]
+    seeds = [check_whole("seed", value, 0, MAX_GENERATOR_SEED) for value in (seed if several else [seed])]
     made = [torch.Generator().manual_seed(value) for value in seeds]
     return made if several else made[0]
 

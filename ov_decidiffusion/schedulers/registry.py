@@ -57,6 +57,7 @@ SUPPORTED_SCHEDULERS = (
     SQUEEZED,
 )
 MAX_TRAIN_TIMESTEPS = 100_000
+NOISE_SCHEDULE = ("betas", "alphas_cumprod")  # attributes of a scheduler
 
 
 def scheduler_class(name: str) -> Any:
@@ -92,9 +93,23 @@ def make_scheduler(config: dict[str, Any]) -> Scheduler:
     try:
         scheduler = _built(name, config)
         scheduler.set_timesteps(min(20, scheduler.config.num_train_timesteps))
+        if not all(torch.isfinite(getattr(scheduler, values, torch.zeros(1))).all() for values in NOISE_SCHEDULE):
+            raise ValueError("its noise schedule holds NaN or infinity")
     except Exception as error:  # whatever a wrong setting leads to
         raise ValueError(f"The settings of the scheduler {name} do not work: {error}") from error
-    return _built(name, config)
+    return _built(name, up_to_date(config))
+
+
+def up_to_date(config: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's settings with what diffusers' own pipelines correct when they load a checkpoint.
+
+    Stable Diffusion was trained with ``steps_offset`` 1 and without ``clip_sample``, and early configurations say or
+    imply otherwise (diffusers' ``StableDiffusionPipeline.__init__``).
+    """
+    settings = _built(config["_class_name"], config).config
+    wanted = {"steps_offset": 1, "clip_sample": False}
+    corrected = {name: value for name, value in wanted.items() if settings.get(name, value) != value}
+    return config | corrected
 
 
 def _built(name: str, config: Mapping[str, Any], **settings: Any) -> Scheduler:

@@ -179,11 +179,13 @@ def create_app(
         await asyncio.to_thread(handlers.batcher.close)
 
     async def allowed(request: Request) -> None:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if api_key is not None and not hmac.compare_digest(given.encode(), api_key.encode()):
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        is_right = hmac.compare_digest(given.strip().encode(), (api_key or "").encode())
+        if api_key is not None and not (scheme.lower() == "bearer" and is_right):
             raise ApiError("Send the API key as a bearer token.", 401, code="invalid_api_key")
 
-    app = FastAPI(title="DeciDiffusion on OpenVINO", lifespan=lifespan)
+    # Without FastAPI's pages of documentation, which load scripts from another host; /openapi.json has it all.
+    app = FastAPI(title="DeciDiffusion on OpenVINO", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitedBody)
     for prefix in PREFIXES:
         behind_key = {"dependencies": [Depends(allowed)], "include_in_schema": prefix == PREFIXES[0]}

@@ -21,6 +21,10 @@ def check_api_key(key: str | None) -> None:
     """
     if key is not None and not key.strip():
         raise ValueError("`api_key` must not be empty: set it, or leave it out (OV_DECIDIFFUSION_API_KEY too).")
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise ValueError(
+            "`api_key` must be of printable ASCII characters, without spaces around it: HTTP headers carry no others."
+        )
 
 
 class OwnPagesOnly:

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-MAX_SEED = 2**31 - 1
+MAX_SEED = 2**32 - 1  # the largest that AUTOMATIC1111 draws
 MAX_STEPS = 100
 MAX_UPLOAD = 30_000_000  # bytes
 MAX_PIXELS = 64_000_000  # of a picture to start from, which takes 0.5 GB to bring into shape

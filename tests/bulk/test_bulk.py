@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from PIL import Image
 
 from ov_decidiffusion.bulk.generate import generate
 from ov_decidiffusion.bulk.rows import make_chunks, make_samples, read_rows
+from ov_decidiffusion.cli.main import main
+from ov_decidiffusion.demo.studio import arguments_of
 from ov_decidiffusion.generation.metadata import settings_of
 
 ROWS = [
@@ -290,3 +293,49 @@ def test_what_runs_together_has_the_same_settings():
     chunks = list(make_chunks(make_samples(rows, {}), 3))
     assert [len(chunk.samples) for chunk in chunks] == [3, 1, 3, 1, 2]
     assert all(chunk.shared == {"num_inference_steps": 3 + chunk.samples[0].row // 4} for chunk in chunks)
+
+
+def bulk(monkeypatch, model_dir, tmp_path, name: str, text: str) -> Path:
+    """The command, in this process."""
+    (tmp_path / name).write_text(text)
+    out = tmp_path / "out"
+    options = ["--model-dir", str(model_dir), "--threads", "1", "--inference-precision", "f32"]
+    monkeypatch.setattr(sys, "argv", ["ov-decidiffusion", "bulk", str(tmp_path / name), "--out", str(out), *options])
+    main()
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("semicolons.csv", "prompt;seed\na fox;1\n", "no column 'prompt;seed'.*separated by commas"),
+        ("other.csv", "id,prompt\n7,a fox\n", "there is no column 'id'"),
+        ("no_prompt.csv", "seed\n1\n", "there is no column `prompt`"),
+        ("header.csv", "prompt\n", "holds no rows"),
+        ("empty.txt", "", "holds no rows"),
+        ("blank.jsonl", "\n\n", "holds no rows"),
+    ],
+)
+def test_a_table_of_which_nothing_can_be_made_is_refused_before_anything_begins(
+    monkeypatch, model_dir, tmp_path, name, text, said
+):
+    with pytest.raises(SystemExit, match=said):
+        bulk(monkeypatch, model_dir, tmp_path, name, text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_counts_what_failed_and_fails_if_nothing_was_made(monkeypatch, model_dir, tmp_path, capsys):
+    good, bad = '{"prompt": "a fox", "num_inference_steps": 1}', '{"prompt": "a dog", "seed": -1}'
+    bulk(monkeypatch, model_dir, tmp_path, "one.jsonl", f"{good}\n{bad}\n")
+    told = capsys.readouterr().out
+    assert "1 pictures" in told and "1 failed; the first is row 1: ValueError: `seed` must be a whole number" in told
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(SystemExit, match="no picture was made"):
+        bulk(monkeypatch, model_dir, tmp_path, "none.jsonl", bad)
+    assert "0 pictures" in capsys.readouterr().out
+
+
+def test_seeds_are_as_large_as_other_programs_draw_them():
+    (sample,) = make_samples([{"prompt": "a fox", "seed": 2**32 - 1}], {})
+    assert not sample.error and sample.arguments["seed"] == 2**32 - 1
+    assert arguments_of(prompt="a fox", seed=2**32 - 1)["seed"] == [2**32 - 1]

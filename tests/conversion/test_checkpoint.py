@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT, check_checkpoint
 from ov_decidiffusion.conversion.hub import find_checkpoint
 from ov_decidiffusion.conversion.torch_modules import load_text_encoder
 from ov_decidiffusion.errors import CheckpointError
@@ -240,3 +243,15 @@ def test_text_weights_under_their_old_names_are_loaded(caplog):
     state = second.state_dict()
     assert all((value == state[name]).all() for name, value in first.state_dict().items())
     assert "newly initialized" not in caplog.text
+
+
+def test_weights_in_whole_numbers_are_refused_and_positions_are_not(small_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
+    file = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = next(iter(weights))
+    save_file(weights | {"old.position_ids": torch.arange(77)}, file)
+    check_checkpoint(checkpoint)
+    save_file(weights | {name: (1000 * weights[name]).to(torch.int16)}, file)
+    with pytest.raises(CheckpointError, match=f"holds {re.escape(name)} as I16, and weights are of F16"):
+        check_checkpoint(checkpoint)

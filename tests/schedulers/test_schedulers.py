@@ -7,7 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
@@ -20,6 +20,7 @@ from ov_decidiffusion.schedulers.registry import (
     SUPPORTED_SCHEDULERS,
     make_scheduler,
     scheduler_class,
+    up_to_date,
 )
 from ov_decidiffusion.schedulers.squeezed import SqueezedDPMSolverMultistepScheduler, squeeze_timesteps
 
@@ -201,3 +202,25 @@ def test_settings_are_those_that_from_config_keeps(name):
     for config in (own | {"solver_order": 3}, diffusers.EulerDiscreteScheduler.from_config(own).config):
         made = make_scheduler(dict(config) | {"_class_name": name})
         assert settings(made) == settings(scheduler_class(name).from_config(config))
+
+
+@pytest.mark.parametrize(
+    "outdated", [{"steps_offset": 0}, {"clip_sample": True}, {"steps_offset": 0, "clip_sample": True}]
+)
+def test_outdated_settings_are_corrected_as_diffusers_pipelines_do(diffusers_components, outdated):
+    config = read_json(EMBEDDED_CHECKPOINT / "scheduler" / "scheduler_config.json") | outdated
+    theirs = StableDiffusionPipeline(
+        **diffusers_components | {"scheduler": DDIMScheduler.from_config(config)}
+    ).scheduler
+    ours = make_scheduler(config)
+    for name in ("steps_offset", "clip_sample"):
+        assert ours.config[name] == theirs.config[name] != {"steps_offset": 0, "clip_sample": True}[name]
+    without = {key: value for key, value in config.items() if key not in outdated}  # the class's own are old too
+    assert all(make_scheduler(without).config[name] == theirs.config[name] for name in outdated)
+    assert up_to_date(config) == up_to_date(config) | {name: theirs.config[name] for name in outdated}
+
+
+def test_a_noise_schedule_without_numbers_is_refused_by_name():
+    config = read_json(EMBEDDED_CHECKPOINT / "scheduler" / "scheduler_config.json") | {"beta_start": float("nan")}
+    with pytest.raises(ValueError, match="settings of the scheduler DDIMScheduler do not work: .*NaN"):
+        make_scheduler(config)

@@ -161,8 +161,8 @@ def test_what_is_no_request_is_told_so(address):
 
 
 def test_seeds_count_on_from_the_largest_to_0(client, pipe):
-    made = client.images.generate(prompt=PROMPT, n=2, extra_body=STEPS | {"seed": 2**31 - 1})
-    assert [one.seed for one in made.data] == [2**31 - 1, 0]
+    made = client.images.generate(prompt=PROMPT, n=2, extra_body=STEPS | {"seed": 2**32 - 1})
+    assert [one.seed for one in made.data] == [2**32 - 1, 0]
     assert differ(picture_of(made.data[1]), pipe(PROMPT, seed=0, **STEPS).images[0]) <= 1
 
 
@@ -267,6 +267,17 @@ def test_a_key_is_asked_for(loaded_pipe):
                 openai.OpenAI(base_url=f"{address}/v1", api_key=key or "none", max_retries=0).models.list()
         assert len(list(openai.OpenAI(base_url=f"{address}/v1", api_key="secret").models.list())) == 1
         assert httpx.get(f"{address}/health").status_code == 200
+        for header, status in (("bearer secret", 200), ("BEARER  secret", 200), ("Basic secret", 401), ("secret", 401)):
+            answer = httpx.get(f"{address}/v1/models", headers={"Authorization": header})
+            assert answer.status_code == status, header
+    for key in ("schlüssel", "two\nlines", " spaces "):
+        with pytest.raises(ValueError, match="must be of printable ASCII"):
+            create_app(loaded_pipe, api_key=key)
+
+
+def test_no_page_of_the_server_loads_anything_from_another_host(address):
+    assert [httpx.get(f"{address}/{page}").status_code for page in ("docs", "redoc")] == [404, 404]
+    assert "/v1/images/generations" in httpx.get(f"{address}/openapi.json").json()["paths"]
 
 
 def at_once(calls):
