@@ -28,6 +28,7 @@ from ov_decidiffusion.model_folder.layout import weights_file
 from ov_decidiffusion.model_folder.writing import write_json, write_whole
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.runtime.loading import choose_target
+from ov_decidiffusion.web.uploads import UploadError, open_picture
 
 logger = logging.getLogger(__name__)
 
@@ -355,8 +356,14 @@ def summary(manifest: Path) -> tuple[int, str]:
 
 
 def _open(path: Any) -> Image.Image:
-    picture = Image.open(path)
-    picture.load()  # closes the file; a copy would not tell its format, which says what its values are
+    file = Path(path)
+    if file.exists() and not file.is_file():  # a pipe would be waited for without end
+        raise ValueError(f"{file} is not a file")
+    try:
+        picture = open_picture(file.read_bytes(), most=None)
+    except UploadError as error:
+        raise ValueError(f"{file} {error}") from error
+    picture.load()  # a copy would not tell its format, which says what its values are
     return picture
 
 

@@ -202,14 +202,15 @@ def _steps(picture: Image.Image) -> Any:
 
 
 def _open(file: str) -> Image.Image:
-    from PIL import Image
+    from ov_decidiffusion.web.uploads import UploadError, open_picture
 
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{file} cannot be read as a picture: there is no such file.")
     try:
-        picture = Image.open(Path(file).expanduser())
-        picture.load()
-    except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
-        raise ValueError(f"{file} cannot be read as a picture: {error}") from error
-    return picture
+        return open_picture(path.read_bytes(), most=None)
+    except UploadError as error:
+        raise ValueError(f"{file} {error}.") from error
 
 
 def _parts(text: str) -> bool | list[str]:

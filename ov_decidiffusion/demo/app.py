@@ -12,7 +12,6 @@ import gradio as gr
 from fastapi import FastAPI
 from gradio.exceptions import ComponentProcessingError
 from gradio.utils import get_upload_folder, ipython_check
-from PIL import Image
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -25,8 +24,9 @@ from ov_decidiffusion.demo.sessions import IDLE_SECONDS
 from ov_decidiffusion.demo.studio import Studio
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY
-from ov_decidiffusion.web.limits import LOOPBACK, MAX_UPLOAD, why_not_read
+from ov_decidiffusion.web.limits import LOOPBACK, MAX_UPLOAD
 from ov_decidiffusion.web.queue import Queue
+from ov_decidiffusion.web.uploads import UploadError, open_picture
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,8 @@ def _files_in(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         if isinstance(value.get("path"), str):
             yield value["path"]
+        if isinstance(value.get("url"), str) and value["url"].lstrip().lower().startswith("data:"):
+            yield value["url"]  # which Gradio reads in place of the file
         value = list(value.values())
     for one in value if isinstance(value, (list, tuple)) else ():
         yield from _files_in(one)
@@ -154,18 +156,13 @@ def _check_file(file: str) -> None:
     Raises:
         gr.Error: says what is taken.
     """
-    if file.lower().lstrip().startswith(("http:", "https:")):
-        raise gr.Error("Send the file itself: addresses are not fetched.")
+    if file.lower().lstrip().startswith(("http:", "https:", "data:")):
+        raise gr.Error("Upload the file itself: addresses are not fetched.")
     if Path(file).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
         try:
-            with Image.open(file) as picture:
-                reason = why_not_read(picture)
-        except Image.DecompressionBombError:
-            reason = "has more pixels than can be read"
-        except Exception:  # no picture, which Gradio says where one is needed
-            return
-        if reason:
-            raise gr.Error(f"The picture {reason}.")
+            open_picture(Path(file).read_bytes())
+        except UploadError as error:
+            raise gr.Error(f"This picture {error}.") from error
 
 
 def make_demo(pipe: OVStableDiffusionPipeline, queue: Queue | None = None) -> DemoBlocks:

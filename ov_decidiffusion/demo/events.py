@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,6 +26,7 @@ from ov_decidiffusion.generation.images import to_rgb
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.web.limits import MAX_SEED
 from ov_decidiffusion.web.queue import QueueIsFull
+from ov_decidiffusion.web.uploads import open_picture
 
 logger = logging.getLogger(__name__)
 
@@ -319,7 +321,7 @@ def wire_current(page: Page, studio: Studio) -> None:
             values = values_of(path)
         except ValueError:  # no settings in it
             try:
-                picture = to_rgb(Image.open(path))
+                picture = to_rgb(open_picture(Path(path).read_bytes()))
             except Exception as error:
                 raise refused("This picture cannot be read: choose a PNG, a JPEG or another picture file.") from error
             gr.Info("Taken as the source picture.")

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
+from ov_decidiffusion.demo.editor import picture_editor
 from ov_decidiffusion.demo.studio import AUTOMATIC, MAX_PICTURES, Studio
 from ov_decidiffusion.generation.metadata import webui_sampler
 from ov_decidiffusion.generation.presets import PRESETS
@@ -194,7 +195,7 @@ def _draw_words(page: Page, pipe: OVStableDiffusionPipeline) -> None:
 
 def _draw_source(page: Page) -> None:
     with gr.Accordion("Start from a picture", open=False, elem_id="source") as page.source_accordion:
-        page.inputs["editor"] = gr.ImageEditor(
+        page.inputs["editor"] = picture_editor(
             label="Source picture",
             type="pil",
             image_mode="RGBA",

@@ -36,8 +36,9 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.server.batching import Batcher, ImageJob
 from ov_decidiffusion.server.schemas import ApiError, ImageRequest, answer_errors_as_openai_does, no_such_model
 from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY, check_api_key
-from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD, why_not_read
+from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD
 from ov_decidiffusion.web.queue import Queue, QueueIsFull
+from ov_decidiffusion.web.uploads import UploadError, open_picture
 
 logger = logging.getLogger(__name__)
 
@@ -352,9 +353,10 @@ async def _read_picture(file: UploadFile, name: str, convert: Callable[[Image.Im
     data = await file.read()
 
     def read() -> Image.Image:
-        picture = Image.open(io.BytesIO(data))
-        if reason := why_not_read(picture):
-            raise ApiError(f"`{name}` {reason}.", param=name)
+        try:
+            picture = open_picture(data)
+        except UploadError as error:
+            raise ApiError(f"`{name}` {error}.", param=name) from error
         picture.load()
         return convert(picture)
 

@@ -1,19 +1,8 @@
 """What the demo and the server let their visitors ask for, and which names are this machine's own."""
 
-from PIL import Image
-
 MAX_SEED = 2**32 - 1  # the largest that AUTOMATIC1111 draws
 MAX_STEPS = 100
 MAX_UPLOAD = 30_000_000  # bytes
 MAX_PIXELS = 64_000_000  # of a picture to start from, which takes 0.5 GB to bring into shape
 PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # EPS would run a program
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-def why_not_read(picture: Image.Image) -> str | None:
-    """What is wrong with a picture of a visitor's that was opened and not read yet; None where nothing is."""
-    if picture.format not in PICTURE_FORMATS:
-        return f"is a file of the kind {picture.format}; {', '.join(PICTURE_FORMATS)} are read"
-    if picture.width * picture.height > MAX_PIXELS:
-        return f"has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS // 10**6} million are read"
-    return None

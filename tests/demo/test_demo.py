@@ -88,8 +88,8 @@ def png_of(width: int, height: int) -> bytes:
 def test_what_cannot_be_read_is_told_without_paths_or_tracebacks(demo, tmp_path, capfd):
     client = Client(demo.local_url, verbose=False)
     files = {
-        "text.png": (b"hello", "source picture cannot be read"),
-        "cut.jpg": (b"\xff\xd8\xff\xe0" + bytes(40), "source picture cannot be read"),
+        "text.png": (b"hello", "This picture cannot be read as a picture"),
+        "cut.jpg": (b"\xff\xd8\xff\xe0" + bytes(40), "This picture cannot be read as a picture"),
         "drawing.svg": (
             b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
             "SVG files are not supported",
@@ -97,7 +97,7 @@ def test_what_cannot_be_read_is_told_without_paths_or_tracebacks(demo, tmp_path,
         "large.png": (b"\x89PNG\r\n" + bytes(32_000_000), "exceeds the maximum file size"),
         "wide.png": (png_of(9000, 9000), "has 9000x9000 pixels; at most 64 million are read"),
         "wider.png": (png_of(30000, 10000), "has more pixels than can be read"),
-        "print.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "is a file of the kind EPS"),
+        "print.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "cannot be read as a picture; PNG, JPEG"),
     }
     capfd.readouterr()
     for name, (content, message) in files.items():
@@ -115,6 +115,7 @@ def test_what_cannot_be_read_is_told_without_paths_or_tracebacks(demo, tmp_path,
     for odd, message in (
         ({"image": "cat.png"}, "a file has to be uploaded first"),
         ({"image": {**file, "path": "http://127.0.0.1:9/cat.png"}}, "addresses are not fetched"),
+        ({"image": {**file, "url": "data:image/png;base64,iVBORw0KGgo="}}, "addresses are not fetched"),
     ):
         with pytest.raises(Exception, match=message):
             client.predict(**words, **odd)
@@ -309,3 +310,18 @@ def test_a_call_makes_no_table_of_all_calls_before_it(demo, monkeypatch):
         client.predict("a fox", num_inference_steps=1, api_name="/text_to_image")
     assert not made
     assert httpx.get(f"{demo.local_url}monitoring/summary").status_code == 403
+
+
+def test_one_small_request_cannot_make_the_editor_allocate_gigabytes(demo):
+    config = httpx.get(f"{demo.local_url}config").json()
+    (editor,) = [one["id"] for one in config["components"] if one["type"] == "imageeditor"]
+    kept = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(kept, "PNG")
+    fields = {"type": "layer", "id": "one", "session_hash": "x", "component_id": str(editor), "fn_name": "accept_blobs"}
+    for index, status in (("100000000", 400), ("-5", 400), ("many", 400), ("0", 200)):
+        answer = httpx.post(
+            f"{demo.local_url}gradio_api/component_server",
+            data=fields | {"index": index},
+            files={"file": ("blob", kept.getvalue(), "image/png")},
+        )
+        assert answer.status_code == status, (index, answer.text)

@@ -197,7 +197,7 @@ def test_pictures_whose_metadata_are_damaged_or_that_are_huge_are_refused(client
     for name, data, message in (
         ("damaged.png", file, "cannot be read"),
         ("huge.png", huge, "has 9000x9000 pixels"),
-        ("print.png", eps, "is a file of the kind EPS"),
+        ("print.png", eps, "cannot be read as a picture; PNG, JPEG"),
     ):
         with pytest.raises(openai.BadRequestError, match=message) as refused:
             client.images.edit(prompt=PROMPT, image=(name, data.getvalue(), "image/png"))

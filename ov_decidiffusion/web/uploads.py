@@ -1,0 +1,62 @@
+"""Pictures from outside: size, kind, pixels, scans and chunks are looked at before anything is decoded."""
+
+import functools
+import io
+import struct
+
+from PIL import Image
+
+from ov_decidiffusion.web.limits import MAX_PIXELS, MAX_UPLOAD, PICTURE_FORMATS
+
+MAX_SCANS = 100  # of a progressive JPEG, each of which is a pass over all pixels; cameras and editors write ten
+MAX_CHUNKS = 20_000  # of a PNG; one of 30 MB in pieces of 8 kB has 4,000
+PNG_BEGINNING = b"\x89PNG\r\n\x1a\n"
+
+
+class UploadError(ValueError):
+    """A picture is not taken; the message says why, and begins with a verb."""
+
+
+def open_picture(data: bytes, most: int | None = MAX_UPLOAD) -> Image.Image:
+    """A picture, opened and not decoded.
+
+    Args:
+        data: the file.
+        most: bytes; None for a file of the user's own.
+
+    Raises:
+        UploadError: it is too large, of another kind than ``PICTURE_FORMATS``, or made to keep its reader busy.
+    """
+    if most is not None and len(data) > most:
+        raise UploadError(f"has {len(data) / 1e6:.0f} MB; at most {most // 10**6} MB are read")
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise UploadError(f"is a JPEG of {data.count(bytes([0xFF, 0xDA]))} scans; at most {MAX_SCANS} are read")
+    if data.startswith(PNG_BEGINNING) and _has_too_many_chunks(data):
+        raise UploadError(f"is a PNG of more than {MAX_CHUNKS} chunks")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=readers())
+    except Image.DecompressionBombError as error:
+        raise UploadError(f"has more pixels than can be read; at most {MAX_PIXELS // 10**6} million are") from error
+    except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
+        raise UploadError(f"cannot be read as a picture; {', '.join(PICTURE_FORMATS)} are read") from error
+    if picture.width * picture.height > MAX_PIXELS:
+        size = f"{picture.width}x{picture.height}"
+        raise UploadError(f"has {size} pixels; at most {MAX_PIXELS // 10**6} million are read")
+    return picture
+
+
+@functools.cache
+def readers() -> list[str]:
+    """PIL's readers for ``PICTURE_FORMATS``, as far as this PIL has them; the one for JPEG reads MPO too."""
+    Image.init()
+    return [name for name in PICTURE_FORMATS if name in Image.OPEN]
+
+
+def _has_too_many_chunks(data: bytes) -> bool:
+    """Whether a PNG goes on beyond ``MAX_CHUNKS`` chunks: a length, a name, the content and a checksum each."""
+    place = len(PNG_BEGINNING)
+    for _ in range(MAX_CHUNKS):
+        if place + 12 > len(data) or data[place + 4 : place + 8] == b"IEND":
+            return False
+        place += 12 + struct.unpack(">I", data[place : place + 4])[0]
+    return place + 12 <= len(data)

@@ -1,0 +1,113 @@
+"""Pictures from outside are looked at before anything is decoded, whatever they are and wherever they come from."""
+
+import io
+import os
+import struct
+import zlib
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+import pytest
+from conftest import UNIX_ONLY
+from PIL import Image
+
+from ov_decidiffusion.bulk.generate import generate
+from ov_decidiffusion.demo.editor import picture_editor
+from ov_decidiffusion.web.uploads import MAX_CHUNKS, MAX_SCANS, UploadError, open_picture
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"  # Ghostscript would be run for it
+
+
+def written(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(name: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+SMALL = written(Image.new("RGB", (8, 8), "red"))
+PROGRESSIVE = written(Image.effect_noise((64, 64), 60).convert("RGB"), "JPEG", progressive=True)
+SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (EPS, "cannot be read as a picture"),
+        (b"hello", "cannot be read as a picture"),
+        (written(Image.new("RGB", (8, 8)), "TGA"), "cannot be read as a picture"),
+        (written(Image.new("1", (9000, 9000))), "has 9000x9000 pixels; at most 64 million"),
+        (written(Image.new("1", (20000, 10000))), "has more pixels than can be read"),
+        (SMALL + bytes(30_000_000), "has 30 MB; at most 30 MB are read"),
+        (PROGRESSIVE[:-2] + MAX_SCANS * SCAN + b"\xff\xd9", "is a JPEG of 1.. scans; at most 100 are read"),
+        (SMALL[:33] + MAX_CHUNKS * chunk(b"zzZz") + SMALL[33:], "is a PNG of more than 20000 chunks"),
+    ],
+)
+def test_what_is_not_taken_is_told_before_it_is_decoded(monkeypatch, data, said):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UploadError, match=said):
+        open_picture(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_the_usual_kinds_are_taken(kind):
+    picture = open_picture(written(Image.new("RGB", (8, 6), "red"), kind))
+    assert picture.format == kind and picture.size == (8, 6)
+    assert open_picture(PROGRESSIVE).size == (64, 64)
+    many = written(Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 900, 3)).astype(np.uint8)))
+    assert open_picture(many).size == (900, 900)  # two megabytes in hundreds of chunks
+
+
+def sent(editor: gr.ImageEditor, file: bytes, **fields) -> None:
+    """As Gradio's route hands a form on, whose fields are text."""
+    data = {"type": "background", "index": "null", "id": "one"} | fields
+    editor.accept_blobs(SimpleNamespace(data=data, files=[("file", file)]))
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        (SMALL, {"type": "layer", "index": "100000000"}),
+        (SMALL, {"type": "layer", "index": "-1"}),
+        (SMALL, {"type": "layer", "index": "abc"}),
+        (SMALL, {"type": "other"}),
+        (SMALL, {"id": "x" * 1000}),
+        (EPS, {}),
+        (SMALL + bytes(30_000_000), {}),
+    ],
+)
+def test_the_editor_keeps_nothing_of_what_no_page_would_send(file, fields):
+    from starlette.exceptions import HTTPException
+
+    editor = picture_editor(type="pil")
+    with pytest.raises(HTTPException) as refused:
+        sent(editor, file, **fields)
+    assert refused.value.status_code == 400 and not editor.blob_storage
+
+
+def test_the_editor_keeps_a_bounded_number_of_bytes_and_the_latest():
+    editor, file = picture_editor(type="pil"), SMALL + bytes(20_000_000)
+    for number in range(12):
+        sent(editor, file, id=f"visitor {number}")
+    kept = [blobs.background for blobs in editor.blob_storage.values()]
+    assert sum(map(len, kept)) <= 100_000_000 and "visitor 11" in editor.blob_storage
+    sent(editor, SMALL, id="layered")
+    sent(editor, SMALL, id="layered", type="layer", index="0")
+    assert len(editor.blob_storage["layered"].layers) == 1
+
+
+@UNIX_ONLY
+def test_rows_of_tables_name_files_of_pictures_and_nothing_else(model_dir, tmp_path):
+    (tmp_path / "print.png").write_bytes(EPS)
+    os.mkfifo(tmp_path / "pipe.png")
+    rows = [{"prompt": "a fox", "image": str(tmp_path / name)} for name in ("print.png", "pipe.png", "none.png")]
+    manifest = generate(rows, model_dir, tmp_path / "out", threads=1, inference_precision="f32", num_inference_steps=2)
+    import pyarrow.parquet
+
+    errors = [record["error"] for record in pyarrow.parquet.read_table(manifest).to_pylist()]
+    for error, said in zip(errors, ("cannot be read as a picture", "is not a file", "none.png"), strict=True):
+        assert said in error
