@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -20,7 +20,14 @@ COLUMNS = (*(name for name in SAVED if name != "num_images_per_prompt"), "preset
 OWN = ("prompt", "negative_prompt", "seed", *FILES)  # what pictures that run together may differ in
 MAX_IMAGES = 1000  # of a row
 DRAWN_SEEDS = 2**31  # of rows without one; another number would draw other pictures
-READERS = (".txt", ".csv", ".jsonl", ".parquet")
+READERS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+DELIMITERS = (",", ";", "\t")  # of CSV, by preference
+INDEXES = ("", "Unnamed: 0", "__index_level_0__")  # what pandas calls a column of row numbers
+WHOLE = (
+    *("num_inference_steps", "height", "width", "seed", "padding_mask_crop", "num_images"),
+    *("cache_interval", "guidance_cache_interval"),
+)
+FLAGS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def read_rows(file: str | Path) -> Iterator[dict[str, Any]]:
         ValueError: another ending, or a line that is no JSON object; the message names it.
     """
     file = Path(file).expanduser()
-    if file.suffix not in READERS:
+    if file.suffix.lower() not in READERS:
         raise ValueError(f"Prompts are read from files that end in {', '.join(READERS)}, got {shown(file.name)}.")
     from pyarrow import ArrowInvalid
 
@@ -78,24 +85,41 @@ def read_rows(file: str | Path) -> Iterator[dict[str, Any]]:
         yield from _read_rows(file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}): save it as that.") from error
-    except (csv.Error, ArrowInvalid) as error:
+    except (csv.Error, ArrowInvalid) as error:  # a quote that is never closed, among others
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    if file.suffix == ".parquet":
+    kind = file.suffix.lower()
+    if kind == ".parquet":
         import pyarrow.parquet
 
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
-            yield from batch.to_pylist()
+            yield from map(_without_index, batch.to_pylist())
         return
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        if file.suffix == ".csv":
-            yield from csv.DictReader(lines)
-        elif file.suffix == ".txt":
+        if kind in (".csv", ".tsv"):
+            yield from _table(lines)
+        elif kind == ".txt":
             yield from ({"prompt": line.strip()} for line in lines if line.strip())
         else:
             yield from _json_lines(file, lines)
+
+
+def _table(lines: TextIO) -> Iterator[dict[str, Any]]:
+    """The rows of CSV as spreadsheets write it: with commas, semicolons or tabs, spaces around names, empty rows."""
+    header = lines.readline()
+    found = [next(csv.reader([header], delimiter=delimiter), []) for delimiter in DELIMITERS]
+    fitting = [i for i, names in enumerate(found) if "prompt" in [name.strip() for name in names]]
+    chosen = fitting[0] if fitting else 0
+    names = [name.strip() for name in found[chosen]]
+    for row in csv.DictReader(lines, names, delimiter=DELIMITERS[chosen], strict=True):
+        if any(value for value in row.values()):
+            yield _without_index(row)
+
+
+def _without_index(row: dict[Any, Any]) -> dict[Any, Any]:
+    return {name: value for name, value in row.items() if name not in INDEXES}
 
 
 def _json_lines(file: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -122,11 +146,12 @@ def check_table(file: str | Path) -> None:
         first = row if first is None else first
     if first is None:
         raise ValueError(f"{file} holds no rows: write a prompt a line, or a table with a column `prompt`.")
-    if Path(file).suffix in (".csv", ".parquet"):
+    if Path(file).suffix.lower() in (".csv", ".tsv", ".parquet"):
         error = _refusal_of_columns({name: "" for name in first if name is not None})
         error = error or ("" if "prompt" in first else f"there is no column `prompt`; there are {', '.join(first)}")
         if error:
-            raise ValueError(f"{file}: {error}. Columns are separated by commas, and named as in docs/scale.md.")
+            how = "separated by commas, semicolons or tabs, and named like the arguments of a call"
+            raise ValueError(f"{file}: {error}. Columns are {how}.")
 
 
 def check_defaults(defaults: dict[str, Any]) -> None:
@@ -168,15 +193,18 @@ def make_samples(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> It
 
 
 def _value(key: str, value: Any) -> Any:
-    """A number or flag that came as text, as CSV has it."""
+    """A number or flag that came as text, as CSV has it, or a whole number that came as 1.0, as pandas has it."""
     if isinstance(value, (np.integer, np.floating, np.bool_)):
-        return value.item()
-    if not isinstance(value, str) or key in ("prompt", "negative_prompt", "preset", "solver", *FILES):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+        value = value.item()
+    if isinstance(value, str) and key not in ("prompt", "negative_prompt", "preset", "solver", *FILES):
+        text = value.strip()
+        try:
+            value = FLAGS[text.lower()] if text.lower() in FLAGS else json.loads(text)
+        except (ValueError, RecursionError):
+            return value
+    if key in WHOLE and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 def _told(prompt: Any) -> str:
@@ -188,7 +216,8 @@ def _told(prompt: Any) -> str:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value == "")
+    """None, no text, or pandas' NaN, which is not equal to itself."""
+    return value is None or (isinstance(value, str) and value == "") or (isinstance(value, float) and value != value)
 
 
 def _refusal_of_columns(row: Any) -> str:

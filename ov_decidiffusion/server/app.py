@@ -13,17 +13,16 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
-import numpy as np
 import prometheus_client as prometheus
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -31,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ov_decidiffusion.arguments import check_range, check_whole
 from ov_decidiffusion.errors import ModelDirError
-from ov_decidiffusion.generation.images import fit_size, to_rgb
+from ov_decidiffusion.generation.images import fit_size, resize, to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.server.batching import Batcher, ImageJob
 from ov_decidiffusion.server.schemas import ApiError, ImageRequest, answer_errors_as_openai_does, no_such_model
@@ -114,7 +113,7 @@ class Handlers:
         return await self._pictures(request, body, None, None)
 
     async def edits(self, request: Request) -> Any:
-        body, image, mask = await _read_form(request)
+        body, image, mask = await _read_form(request, self._pipe)
         return await self._pictures(request, body, image, mask)
 
     def models(self) -> Any:
@@ -323,11 +322,10 @@ def _encoded(pictures: list[Image.Image], output_format: str, job: ImageJob) -> 
     return data
 
 
-async def _read_form(request: Request) -> tuple[ImageRequest, Image.Image, Image.Image | None]:
-    """The fields of a form, its picture, and a mask that is white where the form's is transparent.
-
-    A mask without transparency is taken as it is.
-    """
+async def _read_form(
+    request: Request, pipe: OVStableDiffusionPipeline
+) -> tuple[ImageRequest, Image.Image, Image.Image | None]:
+    """The fields of a form, its picture, and what to repaint of it in white, both of the size to generate at."""
     try:
         form = await request.form(max_files=4, max_part_size=1_000_000)
     except HTTPException as error:
@@ -344,32 +342,51 @@ async def _read_form(request: Request) -> tuple[ImageRequest, Image.Image, Image
         body = ImageRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
-    image = await _read_picture(files["image"], "image", to_rgb)
-    mask = await _read_picture(files["mask"], "mask", _white_where_edited) if "mask" in files else None
+    data = {name: await file.read() for name, file in files.items()}
+    image, mask = await asyncio.get_running_loop().run_in_executor(READER, _sources, data, pipe, body.size)
     return body, image, mask
 
 
-async def _read_picture(file: UploadFile, name: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    data = await file.read()
+def _sources(
+    files: dict[str, bytes], pipe: OVStableDiffusionPipeline, size: str | None
+) -> tuple[Image.Image, Image.Image | None]:
+    """A picture and its mask, brought to the size to generate at: what waits in the queue is not of the size that came.
 
-    def read() -> Image.Image:
-        try:
-            picture = open_picture(data)
-        except UploadError as error:
-            raise ApiError(f"`{name}` {error}.", param=name) from error
-        picture.load()
-        return convert(picture)
-
+    Without a mask, the transparency of the picture itself is one, as in OpenAI's interface.
+    """
+    picture = _decoded(files["image"], "image")
     try:
-        return await asyncio.get_running_loop().run_in_executor(READER, read)
-    except ApiError:
-        raise
+        image = to_rgb(picture)
+        mask = _white_where_edited(_decoded(files["mask"], "mask")) if "mask" in files else _own_mask(picture)
+    except ValueError as error:
+        raise ApiError("`image` cannot be read as a picture.", param="image") from error
+    target = _size(pipe, size, image)
+    if mask is not None:
+        mask = resize(resize(mask, image.size, "stretch"), target, "crop")
+    return resize(image, target, "crop"), mask
+
+
+def _decoded(data: bytes, name: str) -> Image.Image:
+    try:
+        picture = open_picture(data)
+    except UploadError as error:
+        raise ApiError(f"`{name}` {error}.", param=name) from error
+    try:
+        picture.load()
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
         raise ApiError(f"`{name}` cannot be read as a picture.", param=name) from error
+    return picture
 
 
 def _white_where_edited(mask: Image.Image) -> Image.Image:
+    """A mask without transparency is taken as it is."""
     if not mask.has_transparency_data:
         return mask.convert("L")
-    alpha = np.asarray(mask.convert("RGBA").getchannel("A"))
-    return Image.fromarray(255 - alpha)
+    return ImageOps.invert(mask.convert("RGBA").getchannel("A"))
+
+
+def _own_mask(picture: Image.Image) -> Image.Image | None:
+    if not picture.has_transparency_data:
+        return None
+    alpha = ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else ImageOps.invert(alpha)

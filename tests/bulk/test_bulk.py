@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import UNIX_ONLY
@@ -308,7 +309,8 @@ def bulk(monkeypatch, model_dir, tmp_path, name: str, text: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("semicolons.csv", "prompt;seed\na fox;1\n", "no column 'prompt;seed'.*separated by commas"),
+        ("bars.csv", "prompt|seed\na fox|1\n", "no column 'prompt|seed'.*separated by commas"),
+        ("unclosed.csv", 'prompt,seed\n"a fox,1\na dog,2\n', "cannot be read: unexpected end of data"),
         ("other.csv", "id,prompt\n7,a fox\n", "there is no column 'id'"),
         ("no_prompt.csv", "seed\n1\n", "there is no column `prompt`"),
         ("header.csv", "prompt\n", "holds no rows"),
@@ -339,3 +341,37 @@ def test_seeds_are_as_large_as_other_programs_draw_them():
     (sample,) = make_samples([{"prompt": "a fox", "seed": 2**32 - 1}], {})
     assert not sample.error and sample.arguments["seed"] == 2**32 - 1
     assert arguments_of(prompt="a fox", seed=2**32 - 1)["seed"] == [2**32 - 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("floats.csv", "prompt,seed\na fox,1.0\na dog,\n"),
+        ("semicolons.csv", "prompt;seed\na fox;1\na dog;2\n"),
+        ("tabs.tsv", "prompt\tseed\na fox\t1\n"),
+        ("CAPITALS.CSV", "prompt,seed\na fox,1\n"),
+        ("index.csv", ",prompt,seed\n0,a fox,1\n1,a dog,2\n"),
+        ("comma_at_end.csv", "prompt,seed,\na fox,1,\n"),
+        ("spaces.csv", "prompt, seed\na fox, 1\n"),
+        ("empty_rows.csv", "prompt,seed\na fox,1\n,\n,\n"),
+        ("floats.jsonl", '{"prompt": "a fox", "seed": 1.0, "num_images": 1.0}\n{"prompt": "a dog", "seed": NaN}\n'),
+    ],
+)
+def test_tables_are_read_as_spreadsheets_and_pandas_write_them(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    first, *others = make_samples(read_rows(tmp_path / name), {})
+    assert first.arguments == {"prompt": "a fox", "seed": 1} and type(first.arguments["seed"]) is int
+    assert not [sample.error for sample in (first, *others) if sample.error]
+
+
+def test_flags_and_numbers_of_tables_and_what_is_no_whole_number(tmp_path):
+    (tmp_path / "flags.csv").write_text("prompt,prompt_syntax,num_inference_steps\na fox,TRUE,4\na dog,False,4.0\n")
+    samples = list(make_samples(read_rows(tmp_path / "flags.csv"), {}))
+    assert [sample.arguments["prompt_syntax"] for sample in samples] == [True, False]
+    assert [sample.arguments["num_inference_steps"] for sample in samples] == [4, 4]
+    (half,) = make_samples([{"prompt": "a fox", "seed": 1.5}], {})
+    assert "`seed` must be a whole number" in half.error
+    frame = pyarrow.table({"prompt": ["a fox"], "seed": [float("nan")], "__index_level_0__": [7]})
+    pyarrow.parquet.write_table(frame, tmp_path / "frame.parquet")
+    (sample,) = make_samples(read_rows(tmp_path / "frame.parquet"), {})
+    assert not sample.error and sample.arguments["prompt"] == "a fox"

@@ -188,6 +188,26 @@ def test_numbers_with_which_nothing_would_be_answered_are_refused(loaded_pipe, m
         main()
 
 
+@pytest.mark.parametrize("kind", ["RGBA", "palette"])
+def test_without_a_mask_the_pictures_own_transparency_is_one(client, kind):
+    source = Image.new("RGB", (128, 128), "skyblue")
+    if kind == "RGBA":
+        hole, options = source.convert("RGBA"), {}
+        hole.paste((0, 0, 0, 0), (32, 32, 96, 96))
+    else:
+        hole, options = source.convert("P"), {"transparency": 255}
+        hole.paste(255, (32, 32, 96, 96))
+    file = io.BytesIO()
+    hole.save(file, "PNG", **options)
+    edit = client.images.edit(
+        prompt=PROMPT, image=("a.png", file.getvalue(), "image/png"), extra_body=STEPS | {"seed": 1}
+    )
+    made = np.asarray(Image.open(io.BytesIO(base64.b64decode(edit.data[0].b64_json))).convert("RGB")).astype(int)
+    apart = np.abs(made - np.asarray(source).astype(int)).max(axis=-1)
+    assert apart[:24].max() <= 2 and apart[:, :24].max() <= 2 and apart[104:].max() <= 2, "what is opaque stays"
+    assert apart[40:88, 40:88].mean() > 10, "what is transparent is repainted"
+
+
 def test_pictures_whose_metadata_are_damaged_or_that_are_huge_are_refused(client):
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, "PNG", exif=b"garbage")
