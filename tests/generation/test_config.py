@@ -32,8 +32,8 @@ def test_the_call_and_the_loop_show_every_argument_with_its_default():
 
 
 def test_a_wrong_name_is_answered_with_the_nearest_right_one(pipe):
-    with pytest.raises(TypeError, match=r"OVStableDiffusionPipeline.__call__\(\) has no argument `promt`; .*`prompt`"):
-        pipe(promt="a fox")
+    with pytest.raises(TypeError, match=r"Pipeline.__call__\(\) has no argument `prompts`; .*`prompt`"):
+        pipe(prompts="a fox")
     with pytest.raises(TypeError, match=r"denoise\(\) has no argument `guidance`; did you mean `guidance_"):
         pipe.denoise("a fox", guidance=7)
     with pytest.raises(TypeError, match="has no argument `xyz`; it has prompt, negative_prompt, image"):

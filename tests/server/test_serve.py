@@ -203,7 +203,8 @@ def test_without_a_mask_the_pictures_own_transparency_is_one(client, kind):
         prompt=PROMPT, image=("a.png", file.getvalue(), "image/png"), extra_body=STEPS | {"seed": 1}
     )
     made = np.asarray(Image.open(io.BytesIO(base64.b64decode(edit.data[0].b64_json))).convert("RGB")).astype(int)
-    apart = np.abs(made - np.asarray(source).astype(int)).max(axis=-1)
+    opaque = np.asarray(hole.convert("RGBA").convert("RGB")).astype(int)
+    apart = np.abs(made - opaque).max(axis=-1)
     assert apart[:24].max() <= 2 and apart[:, :24].max() <= 2 and apart[104:].max() <= 2, "what is opaque stays"
     assert apart[40:88, 40:88].mean() > 10, "what is transparent is repainted"
 
