@@ -190,15 +190,11 @@ def test_numbers_with_which_nothing_would_be_answered_are_refused(loaded_pipe, m
 
 @pytest.mark.parametrize("kind", ["RGBA", "palette"])
 def test_without_a_mask_the_pictures_own_transparency_is_one(client, kind):
-    source = Image.new("RGB", (128, 128), "skyblue")
-    if kind == "RGBA":
-        hole, options = source.convert("RGBA"), {}
-        hole.paste((0, 0, 0, 0), (32, 32, 96, 96))
-    else:
-        hole, options = source.convert("P"), {"transparency": 255}
-        hole.paste(255, (32, 32, 96, 96))
+    hole = Image.new("RGBA", (128, 128), "skyblue")
+    hole.paste((0, 0, 0, 0), (32, 32, 96, 96))
+    hole = hole if kind == "RGBA" else hole.quantize(8)
     file = io.BytesIO()
-    hole.save(file, "PNG", **options)
+    hole.save(file, "PNG")
     edit = client.images.edit(
         prompt=PROMPT, image=("a.png", file.getvalue(), "image/png"), extra_body=STEPS | {"seed": 1}
     )
