@@ -20,7 +20,7 @@ VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-TORCH := $(shell grep "^torch" requirements.txt)
+TORCH := $(shell grep -o "^torch[=>][^ ]*" $(if $(LOCKED),requirements.lock,requirements.txt))
 
 .PHONY: demo lab run notebook test lint clean benchmark quality peers lock soak bulk-benchmark
 
@@ -76,7 +76,7 @@ lock: requirements.txt tests/requirements.txt
 clean:
 	rm -rf $(VENV) $(PEERS) models outputs benchmarks/work decidiffusion.html
 
-# PyTorch first, and alone: TORCH_INDEX is asked for nothing else, unless the lock names its builds.
+# PyTorch first, and alone: TORCH_INDEX is asked for nothing else.
 $(VENV)/torch: requirements.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=/path/to/it"'
 	$(PYTHON) -m venv $(VENV)
@@ -91,7 +91,7 @@ $(VENV)/ready-for-demo: $(VENV)/torch pyproject.toml
 	touch $@
 
 $(VENV)/ready: $(VENV)/torch requirements.txt
-	$(PIP) $(if $(LOCKED),$$(cat $(VENV)/torch) --require-hashes -r requirements.lock,-r requirements.txt)
+	$(PIP) $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
 	$(PIP) --no-deps --editable .
 	touch $@
 
