@@ -16,6 +16,12 @@ ROOT = Path(__file__).parents[1]
 pytestmark = [UNIX_ONLY, pytest.mark.skipif(shutil.which("make") is None, reason="needs make")]
 
 
+def as_typed() -> dict[str, str]:
+    """The environment of somebody who types the command, whatever runs the tests."""
+    others = ("TORCH_INDEX", "LOCKED", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV")
+    return {key: value for key, value in os.environ.items() if key not in others}
+
+
 def index(folder: Path, version: str) -> Path:
     """A package index with one package, a ``torch`` that holds nothing."""
     place = folder / "simple" / "torch"
@@ -59,7 +65,7 @@ def test_pytorch_comes_from_the_builds_for_cpus_or_else_from_the_ordinary_index(
     cpu, ordinary, nowhere = addresses
     wanted = {"cpu": cpu, "ordinary": "", "nowhere": nowhere}[asked]
     venv = tmp_path / "venv"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
+    environment = {key: value for key, value in as_typed().items() if not key.startswith("PIP_")}
     environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": ordinary}
     command = ["make", f"VENV={venv}", f"TORCH_INDEX={wanted}", f"{venv}/torch"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -72,6 +78,6 @@ def test_pytorch_comes_from_the_builds_for_cpus_or_else_from_the_ordinary_index(
 
 def test_the_builds_for_cpus_are_chosen_by_itself_on_linux_without_an_nvidia_gpu(tmp_path):
     printing = ["make", "-n", f"VENV={tmp_path}/venv", f"{tmp_path}/venv/torch"]
-    told = subprocess.run(printing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(printing, cwd=ROOT, env=as_typed(), capture_output=True, text=True, check=True).stdout
     chosen = '--index-url "https://download.pytorch.org/whl/cpu"' in told
     assert chosen == (os.uname().sysname == "Linux" and shutil.which("nvidia-smi") is None)
