@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ov_decidiffusion.demo.sessions import telling_name
 from ov_decidiffusion.generation.config import GenerationConfig
 from ov_decidiffusion.generation.presets import PRESETS
 from ov_decidiffusion.web.limits import MAX_SEED
@@ -27,7 +28,6 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 QUALITY = 95  # of JPEG and WebP
 PATTERN = "{prompt}-{seed}.png"
 OUTPUT_HELP = f"a pattern with {{prompt}}, {{seed}} and {{index}}; by default {PATTERN} in this folder"
-NAME_LENGTH = 60  # characters of a prompt in a file's name
 EXAMPLES = """examples:
   ov-decidiffusion generate "an owl in a forest at night" -o owl.png
   ov-decidiffusion generate "a castle at sunset" --count 4 --preset fast -o "castle-{seed}.webp"
@@ -173,7 +173,7 @@ class _Target:
         from ov_decidiffusion.model_folder.writing import write_whole
 
         self._index += 1
-        words = re.sub(r"[^\w]+", "-", str(job["prompt"]).lower()).strip("-_")[:NAME_LENGTH].rstrip("-") or "picture"
+        words = telling_name(str(job["prompt"]), None)
         name = str(self._path).format(prompt=words, seed=_seed(job), index=self._index)
         file = Path(name)
         if self.several and name == str(self._path):

@@ -97,7 +97,7 @@ def make_scheduler(config: dict[str, Any]) -> Scheduler:
             raise ValueError("its noise schedule holds NaN or infinity")
     except Exception as error:  # whatever a wrong setting leads to
         raise ValueError(f"The settings of the scheduler {name} do not work: {error}") from error
-    return _built(name, up_to_date(config))
+    return _built(name, config | _corrections(scheduler))
 
 
 def up_to_date(config: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +106,12 @@ def up_to_date(config: dict[str, Any]) -> dict[str, Any]:
     Stable Diffusion was trained with ``steps_offset`` 1 and without ``clip_sample``, and early configurations say or
     imply otherwise (diffusers' ``StableDiffusionPipeline.__init__``).
     """
-    settings = _built(config["_class_name"], config).config
+    return config | _corrections(_built(config["_class_name"], config))
+
+
+def _corrections(scheduler: Scheduler) -> dict[str, Any]:
     wanted = {"steps_offset": 1, "clip_sample": False}
-    corrected = {name: value for name, value in wanted.items() if settings.get(name, value) != value}
-    return config | corrected
+    return {name: value for name, value in wanted.items() if scheduler.config.get(name, value) != value}
 
 
 def _built(name: str, config: Mapping[str, Any], **settings: Any) -> Scheduler:
