@@ -11,6 +11,7 @@ from ov_decidiffusion.conversion.checkpoint import checkpoint_files
 from ov_decidiffusion.model_folder.integrity import are_described, check_model_dir, explaining, hashes, read_json
 from ov_decidiffusion.model_folder.layout import (
     CONVERSION_REPORT,
+    FIRST_FORMAT_WITH_HASHES,
     FORMAT,
     PARTS,
     QUANTIZED_KINDS,
@@ -86,7 +87,7 @@ def existing_report(
         return None
     lacking = [name for name in REPORT_FIELDS if name not in report]
     lacking += [name for name in ("read", "files") if name in report and not are_described(report[name])]
-    if lacking or report["format"] != FORMAT:
+    if lacking or report["format"] not in range(FIRST_FORMAT_WITH_HASHES, FORMAT + 1):
         raise ValueError(
             f"{report_file} is no report of this version ({', '.join(lacking) or 'another format'}): delete "
             f"{model_dir} or choose another folder."
@@ -106,6 +107,9 @@ def existing_report(
             f"{report['weight_format']} weights), and its {' and '.join(differing)} differs from what is asked for "
             f"({checkpoint}, revision {revision}, {weight_format}): delete it or choose another folder."
         )
+    if report["format"] < FORMAT:
+        logger.warning("%s is of an older format, which makes fewer sizes of pictures: converting anew.", model_dir)
+        return None
     parts = read_parts(model_dir, report, PartReport)
     return ConversionReport(model_dir, weight_format, parts, converted=False)
 

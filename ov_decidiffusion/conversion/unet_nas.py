@@ -281,6 +281,7 @@ class FlexibleUpBlock2D(_FlexibleBlock):
             for _ in range(configurations["up_blocks_num_attentions"][index])
         ]
         self.modules_list = _interleave(resnets, attentions, configurations["mix_block_in_forward"])
+        self.follows_mid_block = index == 0
         self.upsamplers = None
         if configurations["add_upsample"][index]:
             self.upsamplers = nn.ModuleList([Upsample2D(width, use_conv=True)])
@@ -299,6 +300,9 @@ class FlexibleUpBlock2D(_FlexibleBlock):
         """Returns [b, channels, h, w]; takes the skips last in, first out."""
         options = _attention_options(attention_mask, cross_attention_kwargs, encoder_attention_mask)
         skips = list(res_hidden_states_tuple)
+        if self.follows_mid_block:  # whose upsampler is told no size: it makes an even side of an odd one
+            height, width = skips[-1].shape[2:]
+            hidden_states = hidden_states[:, :, :height, :width]
         for module in self.modules_list:
             if isinstance(module, ResnetBlock2D):
                 hidden_states = module(torch.cat([hidden_states, skips.pop()], dim=1), temb)
@@ -314,8 +318,8 @@ class FlexibleUNet2DConditionModel(UNet2DConditionModel):
 
     ``from_pretrained``, ``from_config`` and ``save_pretrained`` are diffusers'. The forward pass takes
     ``sample`` [b, in_channels, h, w], ``timestep`` (a number or [b]) and ``encoder_hidden_states``
-    [b, tokens, cross_attention_dim], and returns [b, out_channels, h, w]; h and w are multiples of 2 for every
-    downsampler on the way down, multiplied.
+    [b, tokens, cross_attention_dim], and returns [b, out_channels, h, w]. Any h and w will do: an odd side is rounded
+    up by a downsampler, and what an upsampler makes of it is cut to the size of the skip.
 
     Args:
         configurations: the searched blocks, as in the ``config.json`` of DeciDiffusion 1.0.

@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image, ImageOps
 
 from ov_decidiffusion.arguments import check_whole
+from ov_decidiffusion.generation.colours import to_srgb
 
 RESIZE_MODES = ("crop", "fill", "stretch")
 PictureLike = Image.Image | np.ndarray | torch.Tensor
@@ -110,8 +111,8 @@ def _array_to_pictures(array: np.ndarray, name: str, behind: str) -> list[Image.
 def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Image.Image:
     """Any PIL picture as an upright RGB one.
 
-    EXIF rotation is applied, transparency is laid on white or another colour, and 16-bit and floating-point greys keep
-    their range instead of being cut off.
+    EXIF rotation and colour profiles are applied, transparency is laid on white or another colour, and 16-bit and
+    floating-point greys keep their range instead of being cut off.
 
     Raises:
         ValueError: not a PIL picture, an empty one, or a file that is cut short or damaged.
@@ -128,6 +129,7 @@ def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Im
         raise ValueError(f"`{name}` cannot be read, it may be cut short or damaged: {error}") from error
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _wide_grey_to_rgb(image, sixteen_bits)
+    image = to_srgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, behind)

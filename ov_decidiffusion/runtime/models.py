@@ -4,7 +4,7 @@ import functools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import openvino as ov
 from ov_decidiffusion.model_folder.configs import check_configs, unet_factor, vae_factor
 from ov_decidiffusion.model_folder.integrity import check_model_dir, explaining, read_json
 from ov_decidiffusion.model_folder.layout import (
+    ANY_SIZE_FORMAT,
     CONVERSION_REPORT,
     PARTS,
     QUANTIZATION_FORMAT,
@@ -46,8 +47,10 @@ logger = logging.getLogger(__name__)
 LARGE = 200e6  # bytes of the U-Net's weights; below, memory is not worth a thirtieth of a second
 TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
 ATTENTION = "unet_attention"
+ANY_SIZE_UNET = "unet_any_size"  # the U-Net for latents that it cannot halve as often as it does; a little slower
 FIRST = ("unet", "text_encoder", "vae_decoder")  # compiled at once, the longest first; the encoder when it is wanted
 CUT_OUT = {TOP_LEVEL: cut_shallow_model, ATTENTION: cross_attention_model}
+OF_THE_UNET = ("unet", ANY_SIZE_UNET, *CUT_OUT)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class FolderContents:
         quantized_folder: of its INT8 models; it need not exist.
         quantized_parts: the models that there are in INT8 too.
         has_tiny_decoder: whether the folder has one.
+        size_factor: sides of pictures are multiples of it, in pixels.
     """
 
     folder: Path
@@ -68,6 +72,7 @@ class FolderContents:
     quantized_folder: Path
     quantized_parts: frozenset[str]
     has_tiny_decoder: bool
+    size_factor: int
 
 
 def read_contents(folder: Path) -> FolderContents:
@@ -82,7 +87,10 @@ def read_contents(folder: Path) -> FolderContents:
     check_configs(unet_config, vae_config)
     quantized = quantized_sibling(folder)
     parts, has_tiny_decoder = _quantized_parts(quantized, folder), weights_file(folder, TINY_DECODER).is_file()
-    return FolderContents(folder, unet_config, vae_config, quantized, parts, has_tiny_decoder)
+    report = folder / CONVERSION_REPORT
+    any_size = not report.is_file() or read_json(report).get("format", 1) >= ANY_SIZE_FORMAT
+    size_factor = vae_factor(vae_config) * (1 if any_size else unet_factor(unet_config))
+    return FolderContents(folder, unet_config, vae_config, quantized, parts, has_tiny_decoder, size_factor)
 
 
 class Models(ProcessBound):
@@ -98,7 +106,7 @@ class Models(ProcessBound):
         folder: of the models.
         inference_precision: what the models compute in, and why, as a sentence.
         precision: what the models compute in: "f32", "bf16", …
-        size_factor: sides of pictures are multiples of it, in pixels.
+        size_factor: as of ``FolderContents``.
         static_shapes: whether the device takes pictures of one size only, one after the other.
         unet_config, vae_config, quantized_parts, has_tiny_decoder: as of ``FolderContents``.
         seconds: spent in each model so far.
@@ -109,7 +117,7 @@ class Models(ProcessBound):
         self.folder, self._quantized_folder = contents.folder, contents.quantized_folder
         self.unet_config, self.vae_config = contents.unet_config, contents.vae_config
         self.quantized_parts, self.has_tiny_decoder = contents.quantized_parts, contents.has_tiny_decoder
-        self.size_factor = vae_factor(self.vae_config) * unet_factor(self.unet_config)
+        self.size_factor = contents.size_factor
         self._core, self._device, self._config = target.core, target.device, target.config
         self._precision, self.inference_precision = target.precision, target.reason
         self.static_shapes = needs_static_shapes(target.device)
@@ -195,6 +203,9 @@ class Models(ProcessBound):
             ValueError: the inputs do not fit, or OpenVINO fails otherwise.
         """
         with self._in_turn():
+            account = name
+            if name == "unet" and not quantized and self._has_odd_sides(inputs["sample"]):
+                name = ANY_SIZE_UNET
             model = self._get(name, quantized)
             packs_weights = (name, quantized) not in self._packed
             self._release_other_parts(model_part(name))
@@ -207,7 +218,7 @@ class Models(ProcessBound):
                 self._forget(name, quantized)
                 with explaining(self._folder_of(quantized), f"running {name}"):
                     raise
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[account] += time.perf_counter() - start
             self._packed.add((name, quantized))
             return results
 
@@ -226,8 +237,11 @@ class Models(ProcessBound):
             raise RuntimeError("This pipeline was closed.")
         if (name, quantized) not in self._compiled:
             change = CUT_OUT.get(name)
-            if name == "unet" and quantized in self._caching:
-                change = expose_deep_features
+            if name in ("unet", ANY_SIZE_UNET):
+                if self._large:  # else there were two of them
+                    self._drop({"unet", ANY_SIZE_UNET} - {name}, quantized)
+                if quantized in self._caching:
+                    change = expose_deep_features
             self._compiled[name, quantized] = self._compile(name, quantized, change)
         return self._compiled[name, quantized]
 
@@ -255,10 +269,16 @@ class Models(ProcessBound):
 
     def _forget(self, name: str, quantized: bool) -> None:
         """Compile a model anew the next time it is asked for."""
-        names = ("unet", *CUT_OUT) if model_part(name) == "unet" else (name,)
-        for one in names:
-            self._compiled.pop((one, quantized), None)
-            self._packed.discard((one, quantized))
+        self._drop(OF_THE_UNET if model_part(name) == "unet" else (name,), quantized)
+
+    def _drop(self, names: Iterable[str], quantized: bool) -> None:
+        for name in names:
+            self._compiled.pop((name, quantized), None)
+            self._packed.discard((name, quantized))
+
+    def _has_odd_sides(self, latents: np.ndarray) -> bool:
+        """Whether latents [b, 4, h, w] have a side that is odd at one of the U-Net's levels."""
+        return any(side % unet_factor(self.unet_config) for side in latents.shape[2:])
 
     def _release_other_parts(self, part: str) -> None:
         """Free what the models of another part computed in, where that is worth the time: together they need it all."""
@@ -293,13 +313,11 @@ class Models(ProcessBound):
         with self._in_turn():
             if not self._long_prompts:
                 self._long_prompts = True
-                for name, quantized in list(self._compiled):
-                    if name in ("unet", ATTENTION):
-                        del self._compiled[name, quantized]
-                        self._packed.discard((name, quantized))
+                for quantized in (False, True):
+                    self._drop(("unet", ANY_SIZE_UNET, ATTENTION), quantized)
 
     def prepare_caching(self, quantized: bool = False) -> None:
-        """Compile what feature caching needs: the whole U-Net with its deeper features, and its top level.
+        """Compile the U-Net's top level, and have the whole one give its deeper features from now on.
 
         Raises:
             ValueError: the U-Net cannot be cut.
@@ -307,9 +325,7 @@ class Models(ProcessBound):
         with self._in_turn():
             if quantized not in self._caching:
                 top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
-                self._compiled.pop(("unet", quantized), None)  # else there were two of them for a while
-                self._compiled["unet", quantized] = self._compile("unet", quantized, expose_deep_features)
-                self._packed.discard(("unet", quantized))
+                self._drop(("unet", ANY_SIZE_UNET), quantized)  # compiled anew when the size is known
                 self._compiled[TOP_LEVEL, quantized] = top_level
                 self._caching.add(quantized)
 
@@ -346,7 +362,7 @@ class Models(ProcessBound):
             model = change(model)
         hint = precision_hint(name, self._device, self._precision)
         if runs_on_cpu(self._core, self._device):
-            merge_upsampling(model)
+            merge_upsampling(model, to_skips="keep" if name in (ANY_SIZE_UNET, ATTENTION) else "double")
             if quantized and hint.get("INFERENCE_PRECISION_HINT") == "f32":  # 16 bits are too coarse for its squares
                 split_group_norms(model)
         if self.static_shapes:
@@ -357,7 +373,7 @@ class Models(ProcessBound):
 
 def model_part(name: str) -> str:
     """The part of the folder that a model comes from."""
-    return "unet" if name in CUT_OUT else name
+    return "unet" if name in OF_THE_UNET else name
 
 
 def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:

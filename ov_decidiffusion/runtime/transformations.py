@@ -113,19 +113,26 @@ def fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[st
     model.reshape(shapes)
 
 
-def merge_upsampling(model: ov.Model) -> int:
+def merge_upsampling(model: ov.Model, to_skips: str = "double") -> int:
     """Replace each enlargement to twice the size and the 3x3 convolution after it by one transposed convolution.
 
     Copying a position to 2x2 and then weighing 3x3 neighbours, most of them copies of each other, is a transposed
     convolution of stride 2 whose 4x4 kernel is the 3x3 one summed over the copies: 16 products for a position of the
     small tensor instead of 36. The zeros outside the borders fall on the same products.
 
+    Args:
+        to_skips: what to do with the U-Net's enlargements to the size of a skip, which is twice the size, or one less
+            where a side was odd. "double": take it that no side is odd, and merge them; "crop": merge them, and cut
+            the row or column too many from the result, which leaves the last ones a little different; "keep": leave
+            them as they are, which is exact at every size.
+
     Returns:
         how many were replaced; the model is changed in place.
     """
     merged = 0
     for node in model.get_ordered_ops():
-        if not _doubles_the_size(node):
+        by_size = _is_enlarged_to_a_size(node)
+        if not _doubles_the_size(node) and not (by_size and to_skips != "keep"):
             continue
         consumers = [port.get_node() for port in node.output(0).get_target_inputs()]
         weights = _constant(consumers[0].input_value(1)) if _is_3x3_convolution(consumers) else None
@@ -133,7 +140,10 @@ def merge_upsampling(model: ov.Model) -> int:
             continue
         kernel = ops.constant(_summed_over_copies(weights))
         one = ops.convolution_backprop_data(node.input_value(0), kernel, [2, 2], None, [1, 1], [1, 1], [1, 1])
+        size = node.input_value(1)
         _take_over(consumers[0], one)
+        if by_size and to_skips == "crop":
+            _crop(one, size)
         merged += 1
     model.validate_nodes_and_infer_types()
     return merged
@@ -141,20 +151,44 @@ def merge_upsampling(model: ov.Model) -> int:
 
 def _doubles_the_size(node: ov.Node) -> bool:
     """Whether a node is a nearest-neighbour enlargement of [b, c, h, w] to [b, c, 2h, 2w]."""
-    if node.get_type_name() != "Interpolate":
+    if not _is_nearest_enlargement(node, "scales"):
+        return False
+    scales, axes = (_constant(node.input_value(i)) for i in (1, 2))
+    return scales is not None and axes is not None and scales.tolist() == [2, 2] and axes.tolist() == [2, 3]
+
+
+def _is_enlarged_to_a_size(node: ov.Node) -> bool:
+    """Whether a node is a nearest-neighbour enlargement of [b, c, h, w] to the height and width of another tensor."""
+    if not _is_nearest_enlargement(node, "sizes"):
+        return False
+    axes = _constant(node.input_value(2))
+    return _constant(node.input_value(1)) is None and axes is not None and axes.tolist() == [2, 3]
+
+
+def _is_nearest_enlargement(node: ov.Node, calculated_from: str) -> bool:
+    if node.get_type_name() != "Interpolate" or node.get_input_size() < 3:
         return False
     wanted = {
         "mode": "nearest",
-        "shape_calculation_mode": "scales",
+        "shape_calculation_mode": calculated_from,
         "coordinate_transformation_mode": "asymmetric",
         "nearest_mode": "floor",
     }
     attributes = node.get_attributes()
     padded = any(attributes["pads_begin"] + attributes["pads_end"])
-    if padded or any(attributes[key] != value for key, value in wanted.items()) or node.get_input_size() < 3:
-        return False
-    scales, axes = (_constant(node.input_value(i)) for i in (1, 2))
-    return scales is not None and axes is not None and scales.tolist() == [2, 2] and axes.tolist() == [2, 3]
+    return not padded and all(attributes[key] == value for key, value in wanted.items())
+
+
+def _crop(node: ov.Node, size: ov.Output) -> None:
+    """Cut what a convolution gives [b, c, h, w] to a height and width, after its bias, so that the two stay one."""
+    consumers = [port.get_node() for port in node.output(0).get_target_inputs()]
+    if [one.get_type_name() for one in consumers] == ["Add"]:
+        node = consumers[0]
+    targets = node.output(0).get_target_inputs()
+    start, step, axes = (np.array(values, np.int64) for values in ([0, 0], [1, 1], [2, 3]))
+    cropped = ops.slice(node, start, ops.convert(size, "i64"), step, axes)
+    for target in targets:
+        target.replace_source_output(cropped.output(0))
 
 
 def _is_3x3_convolution(nodes: list[ov.Node]) -> bool:

@@ -70,7 +70,7 @@ def test_programs_are_answered_over_http(demo, int8_pipe, tmp_path):
     for wrong, message in (
         ({"prompt": " "}, "Write a prompt first"),
         ({"size": "huge"}, "The size must be written like 512x384"),
-        ({"size": "100x100"}, "`width` must be a multiple of 64"),
+        ({"size": "100x100"}, "`width` must be a multiple of 8"),
         ({"num_inference_steps": 1000}, "At most 100 steps"),
         ({"solver": "eulr"}, "Did you mean 'euler'"),
     ):

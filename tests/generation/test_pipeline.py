@@ -146,7 +146,7 @@ def test_exif_rotation_is_applied_and_large_pictures_are_scaled_down(pipe):
         ({"prompt": 3}, "`prompt` must be a string"),
         ({"prompt": []}, "`prompt` must be a string"),
         ({"negative_prompt": ["a", "b"]}, "`negative_prompt` has 2 entries"),
-        ({"height": 100}, "`height` must be a multiple of 64, got 100; the nearest are 64 and 128"),
+        ({"height": 100}, "`height` must be a multiple of 8, got 100; the nearest are 96 and 104"),
         ({"width": -64}, "`width` must be a whole number of at least 1, got -64"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be a whole number from 1 to 1000, got 0"),
         ({"num_inference_steps": 2.5}, "`num_inference_steps`"),

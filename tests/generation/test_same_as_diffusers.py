@@ -1,4 +1,4 @@
-"""The same pictures as diffusers, systematically: tasks, solvers, seeds, generators, prompts, sources and callbacks.
+"""The same pictures as diffusers, systematically: tasks, solvers, seeds, prompts, sources, callbacks and sizes.
 
 Where ours differ on purpose: several sources with several pictures each. diffusers repeats sources one after the other
 (a b a b) and prompts each for itself (a a b b), so a picture would start from another prompt's source; here each
@@ -33,6 +33,7 @@ def source(colour: str) -> Image.Image:
 
 MASK = Image.new("L", (128, 128))
 MASK.paste(255, (24, 32, 104, 120))
+SIZES = [(128, 128), (96, 72), (72, 136), (136, 104)]  # (width, height): at all but the first, levels have odd sides
 SOURCES = [source("skyblue"), source("darkgreen")]
 
 
@@ -56,23 +57,34 @@ def nudge(pipe: Any, index: int, timestep: torch.Tensor, tensors: dict[str, torc
 
 
 def largest_difference(
-    pipe: Any, theirs: dict, task: str, solver: str, prompts: int, times: int, seeds: str, callback: bool
+    pipe: Any,
+    theirs: dict,
+    task: str,
+    solver: str,
+    prompts: int,
+    times: int,
+    seeds: str,
+    callback: bool,
+    size: tuple[int, int] = SIZES[0],
 ) -> float:
     pictures = prompts * times
     arguments: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "num_images_per_prompt": times}
     arguments |= {"output_type": "np"} | ({"callback_on_step_end": nudge} if callback else {})
     if task != "text-to-image":
-        arguments |= {"image": SOURCES[:prompts] if times == 1 else SOURCES[0], "strength": 0.75}
+        sources = [one.resize(size) for one in SOURCES]
+        arguments |= {"image": sources[:prompts] if times == 1 else sources[0], "strength": 0.75}
     if task == "inpainting":
-        arguments |= {"mask_image": [MASK] * prompts if times == 1 else MASK}
+        mask = MASK.resize(size)
+        arguments |= {"mask_image": [mask] * prompts if times == 1 else mask}
+    sides = dict(zip(("width", "height"), size, strict=True))
     prompt = PROMPTS[:prompts]
     other = theirs[task]
     other.scheduler = make_solver(solver, pipe.scheduler)
-    size = {"height": 128, "width": 128} if task == "inpainting" else {}
-    expected = other(prompt, generator=generators(seeds, pictures), **size, **arguments).images
+    given = {} if task == "image-to-image" else sides  # there diffusers takes the source's size, and no other
+    expected = other(prompt, generator=generators(seeds, pictures), **given, **arguments).images
     own = {"seed": [5 + i for i in range(pictures)]} if seeds == "list of seeds" else {}
     own = own or {"generator": generators(seeds, pictures)}
-    made = pipe(prompt, solver=solver, guidance_rescale=0.0, **own, **arguments).images
+    made = pipe(prompt, solver=solver, guidance_rescale=0.0, **sides, **own, **arguments).images
     assert expected.std() > 0.03, "a flat picture proves nothing"
     return float(np.abs(made - expected).max())
 
@@ -96,6 +108,13 @@ def test_several_pictures_of_one_inpainted_source_draw_their_noise_in_diffusers_
     counts=st.sampled_from([(1, 1), (1, 2), (2, 1)]),
     seeds=st.sampled_from(["one seed", "list of seeds", "list of generators"]),
     callback=st.booleans(),
+    size=st.sampled_from(SIZES),
 )
-def test_any_call_is_diffusers_own(pipe, theirs, task, solver, counts, seeds, callback):
-    assert largest_difference(pipe, theirs, task, solver, *counts, seeds, callback) <= CLOSE
+def test_any_call_is_diffusers_own(pipe, theirs, task, solver, counts, seeds, callback, size):
+    assert largest_difference(pipe, theirs, task, solver, *counts, seeds, callback, size) <= CLOSE
+
+
+@pytest.mark.parametrize("task", ["text-to-image", "image-to-image", "inpainting"])
+def test_sides_that_levels_cannot_halve_are_diffusers_own(pipe, theirs, task):
+    for size in SIZES[1:]:
+        assert largest_difference(pipe, theirs, task, "dpm++ 2m", 1, 1, "one seed", False, size) <= CLOSE

@@ -65,6 +65,20 @@ def test_any_changed_byte_of_a_checkpoint_is_seen_and_a_new_time_alone_is_none(m
         convert_checkpoint(checkpoint, model_dir)
 
 
+def test_a_folder_of_fewer_sizes_is_converted_anew_and_until_then_keeps_to_them(copied, caplog, small_checkpoint):
+    file = copied / "conversion_report.json"
+    report = json.loads(file.read_text())
+    file.write_text(json.dumps(report | {"format": 2}))
+    pipe = OVStableDiffusionPipeline.from_pretrained(copied)
+    assert pipe.size_factor == 64
+    with pytest.raises(ValueError, match="`width` must be a multiple of 64"):
+        pipe("a fox", width=96, height=64)
+    pipe.close()
+    assert convert_checkpoint(small_checkpoint, copied, verify=False).converted
+    assert "makes fewer sizes of pictures: converting anew" in caplog.text
+    assert json.loads(file.read_text())["format"] > 2
+
+
 def test_a_folder_of_an_older_format_is_converted_anew(copied, caplog, small_checkpoint):
     file = copied / "conversion_report.json"
     report = json.loads(file.read_text())

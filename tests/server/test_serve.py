@@ -122,7 +122,7 @@ def test_edits_leave_what_is_opaque_in_the_mask(client, pipe):
 @pytest.mark.parametrize(
     ("asked", "more", "kind", "param", "message"),
     [
-        ({"size": "100x100"}, {}, openai.BadRequestError, "size", "multiples of 64, got '100x100'"),
+        ({"size": "100x100"}, {}, openai.BadRequestError, "size", "multiples of 8, got '100x100'"),
         (
             {"size": "16384x64", "output_format": "webp"},
             {},
