@@ -103,7 +103,8 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of a call that all pictures share; options go before the settings of ``--like``."""
     arguments: dict[str, Any] = {}
     if options.like is not None:
-        from ov_decidiffusion.generation.metadata import made_with, settings_of, words_of
+        from ov_decidiffusion.generation.metadata import made_with, settings_of
+        from ov_decidiffusion.generation.webui_text import words_of
 
         arguments = settings_of(options.like)
         arguments |= words_of(arguments, made_with(options.like))

@@ -23,7 +23,7 @@ from ov_decidiffusion.demo.studio import (
 )
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.images import to_rgb
-from ov_decidiffusion.generation.metadata import settings_of
+from ov_decidiffusion.generation.metadata import NoSettingsError, settings_of
 from ov_decidiffusion.web.limits import MAX_SEED
 from ov_decidiffusion.web.queue import QueueIsFull
 from ov_decidiffusion.web.uploads import open_picture
@@ -319,7 +319,9 @@ def wire_current(page: Page, studio: Studio) -> None:
             return [gr.skip()] * (len(filled_fields) + 3)
         try:
             values = values_of(path)
-        except ValueError:  # no settings in it
+        except ValueError as unusable:
+            if not isinstance(unusable, NoSettingsError):
+                gr.Warning(str(unusable))
             try:
                 picture = to_rgb(open_picture(Path(path).read_bytes()))
             except Exception as error:

@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 
 from ov_decidiffusion.demo.editor import picture_editor
 from ov_decidiffusion.demo.studio import AUTOMATIC, MAX_PICTURES, Studio
-from ov_decidiffusion.generation.metadata import webui_sampler
 from ov_decidiffusion.generation.presets import PRESETS
+from ov_decidiffusion.generation.webui_text import sampler_name
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers.registry import SOLVERS
 from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS
@@ -331,7 +331,7 @@ def _preset_choice(pipe: OVStableDiffusionPipeline, label: str = "Preset", value
 
 
 def _solver_choice(label: str, info: str | None, value: str = AUTOMATIC) -> gr.Dropdown:
-    choices = [("automatic", AUTOMATIC), *((webui_sampler(name), name) for name in SOLVERS)]
+    choices = [("automatic", AUTOMATIC), *((sampler_name(name), name) for name in SOLVERS)]
     return gr.Dropdown(choices, value=value, label=label, info=info)
 
 

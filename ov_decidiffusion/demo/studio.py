@@ -14,8 +14,9 @@ from PIL import Image, ImageChops
 from ov_decidiffusion.demo.sessions import SavedImage, Session, Sessions
 from ov_decidiffusion.generation.denoise import DenoisingStep
 from ov_decidiffusion.generation.images import fit_size
-from ov_decidiffusion.generation.metadata import made_with, settings_of, words_of
+from ov_decidiffusion.generation.metadata import made_with, settings_of
 from ov_decidiffusion.generation.presets import PRESETS
+from ov_decidiffusion.generation.webui_text import words_of
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS
 from ov_decidiffusion.web.queue import Job, Queue

@@ -1,40 +1,47 @@
-"""The settings that travel with a picture: written into it as text, and read back, AUTOMATIC1111's too."""
+"""The settings that travel with a picture: written into its file, and read back, AUTOMATIC1111's too.
+
+A PNG file has them as texts. Other kinds have them in their EXIF data: AUTOMATIC1111's text as the user's comment,
+where it writes it itself, and ours as the maker's note.
+"""
 
 import hashlib
 import json
 import logging
+import math
 import re
+from collections.abc import Callable
+from dataclasses import fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from ov_decidiffusion.arguments import shown
-from ov_decidiffusion.generation.config import SAVED
-from ov_decidiffusion.schedulers.registry import SOLVERS, solver_name
+from ov_decidiffusion.generation.config import SAVED, GenerationConfig
+from ov_decidiffusion.generation.webui_text import read_text, words_of, write_text
+from ov_decidiffusion.schedulers.registry import SOLVERS
 
 logger = logging.getLogger(__name__)
 
 OWN = "ov_decidiffusion"  # names of the text chunks
 WEBUI = "parameters"
 VERSIONS = ("openvino", "torch", "diffusers")
-# What AUTOMATIC1111's stable-diffusion-webui calls arguments of ours, and what they are.
-WEBUI_NAMES = {
-    "Steps": ("num_inference_steps", int),
-    "CFG scale": ("guidance_scale", float),
-    "Seed": ("seed", int),
-    "Denoising strength": ("strength", float),
-}
-# A name and its value, which may be quoted, between commas. Possessive, so that what is none is found out in one go.
-WEBUI_PAIR = re.compile(r'(?:^|(?<=,))([^:,]++):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)(?:,|$)')
+WITH_EXIF = ("JPEG", "WEBP", "AVIF", "TIFF")
+MAX_EXIF = 65_000  # bytes, of a JPEG
+USER_COMMENT, MAKER_NOTE = ExifTags.Base.UserComment, ExifTags.Base.MakerNote
+UNICODE, OWN_NOTE = b"UNICODE\0", b"ov_decidiffusion\0"
 MAX_TEXT = 1_000_000  # characters of settings that are looked at
 
 
+class NoSettingsError(ValueError):
+    """A picture carries no settings; others carry some that cannot be read."""
+
+
 class SettingsPicture(Image.Image):
-    """A PIL picture whose PNG file carries the texts of ``info``, which PIL leaves out.
+    """A PIL picture whose file carries the texts of ``info``, which PIL leaves out.
 
     Args:
         picture: to copy.
@@ -51,22 +58,64 @@ class SettingsPicture(Image.Image):
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
         """PIL's ``save``."""
-        texts = PngImagePlugin.PngInfo()
-        for name in (WEBUI, OWN):
-            if name in self.info:
-                texts.add_text(name, self.info[name])
-        super().save(fp, format, **({"pnginfo": texts} | params))
+        texts = {name: self.info[name] for name in (WEBUI, OWN) if name in self.info}
+        kind = (
+            format or Image.registered_extensions().get(Path(str(getattr(fp, "name", fp))).suffix.lower(), "")
+        ).upper()
+        carrying: dict[str, Any] = {}
+        if kind == "PNG":
+            carrying["pnginfo"] = PngImagePlugin.PngInfo()
+            for name, text in texts.items():
+                carrying["pnginfo"].add_text(name, text)
+        elif kind in WITH_EXIF and texts:
+            carrying["exif"] = _to_exif(texts)
+        super().save(fp, format, **(carrying | params))
+
+
+def _to_exif(texts: dict[str, str]) -> bytes:
+    exif = Image.Exif()
+    if WEBUI in texts:
+        exif.get_ifd(ExifTags.IFD.Exif)[USER_COMMENT] = UNICODE + texts[WEBUI].encode("utf-16-be", "replace")
+    if OWN in texts:
+        exif.get_ifd(ExifTags.IFD.Exif)[MAKER_NOTE] = OWN_NOTE + texts[OWN].encode()
+    written = exif.tobytes()
+    if len(written) > MAX_EXIF:
+        logger.warning(
+            "The picture's settings are left out: they have %d bytes, and this kind of file takes %d. PNG takes any.",
+            len(written),
+            MAX_EXIF,
+        )
+        return b""
+    return written
+
+
+def _from_exif(exif: Image.Exif) -> dict[str, str]:
+    """The texts that ``_to_exif`` wrote, or another program its user's comment."""
+    texts, tags = {}, exif.get_ifd(ExifTags.IFD.Exif)
+    note, comment = tags.get(MAKER_NOTE), tags.get(USER_COMMENT)
+    if isinstance(note, bytes) and note.startswith(OWN_NOTE):
+        texts[OWN] = note.removeprefix(OWN_NOTE).decode("utf-8", "replace")
+    if isinstance(comment, str):
+        texts[WEBUI] = comment
+    elif isinstance(comment, bytes) and comment.startswith(UNICODE):
+        text = comment.removeprefix(UNICODE)
+        # The standard leaves the order of bytes open: most letters of a prompt have a zero in front, or behind.
+        little = text[1::2].count(0) > text[::2].count(0)
+        texts[WEBUI] = text.decode("utf-16-le" if little else "utf-16-be", "replace")
+    elif isinstance(comment, bytes):
+        texts[WEBUI] = comment[len(UNICODE) :].decode("utf-8", "replace")
+    return texts
 
 
 def attach(picture: Image.Image, arguments: dict[str, Any], made_with: dict[str, Any]) -> SettingsPicture:
-    """A copy of a picture with its settings in ``info``, and in the PNG file that ``save`` writes.
+    """A copy of a picture with its settings in ``info``, and in the file that ``save`` writes.
 
     Args:
         arguments: of a call that makes it.
         made_with: checkpoint, precision, versions, and whatever else is to be known of it.
     """
     carrying = SettingsPicture(picture)
-    carrying.info[WEBUI] = _webui_text(arguments, made_with, picture.size)
+    carrying.info[WEBUI] = write_text(arguments, made_with, picture.size)
     carrying.info[OWN] = json.dumps({"arguments": arguments, "made_with": made_with}, default=str)
     return carrying
 
@@ -75,8 +124,8 @@ def settings_of(picture: str | Path | Image.Image) -> dict[str, Any]:
     """The arguments of the call that made a picture: ``pipe(**settings_of("old.png"))`` makes it again.
 
     Args:
-        picture: a PNG file of ours or of AUTOMATIC1111's, or a picture of the pipeline's. A source picture and a mask
-            are not in it, and have to be given again.
+        picture: a file of ours or of AUTOMATIC1111's (PNG, JPEG, WebP, …), or a picture of the pipeline's. A source
+            picture and a mask are not in it, and have to be given again.
 
     Raises:
         ValueError: it cannot be read, or carries no settings.
@@ -92,123 +141,97 @@ def made_with(picture: str | Path | Image.Image) -> dict[str, Any]:
 def _read(picture: str | Path | Image.Image) -> dict[str, Any]:
     try:
         if not isinstance(picture, Image.Image):
-            with Image.open(Path(picture).expanduser()) as opened:
-                opened.load()  # PNG texts may come behind the pixels
-                info = dict(opened.info)
+            with Image.open(Path(picture).expanduser(), formats=_readers()) as opened:
+                texts = _texts_in(opened)
         else:
-            info = picture.info
+            texts = _texts_in(picture)
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
         raise ValueError(f"`picture` {shown(picture)} cannot be read: {error}") from error
-    for name, read in ((OWN, _read_own), (WEBUI, _read_webui)):
-        text = info.get(name)
-        if isinstance(text, str):
+    for name, read in ((OWN, _read_own), (WEBUI, read_text)):
+        text = texts.get(name)
+        if text is not None:
             if len(text) > MAX_TEXT:
                 raise ValueError(f"`picture` carries settings of {len(text)} characters: at most {MAX_TEXT} are read.")
-            return read(text)
-    raise ValueError("`picture` carries no settings: neither ours nor AUTOMATIC1111's are in its text.")
+            return _checked(read(text))
+    raise NoSettingsError("`picture` carries no settings: neither ours nor AUTOMATIC1111's are in its text.")
+
+
+@cache
+def _readers() -> list[str]:
+    """PIL's readers of the kinds that carry settings, as far as this PIL has them: others are not to look at a file."""
+    Image.init()
+    return [name for name in ("PNG", "MPO", *WITH_EXIF) if name in Image.OPEN]
+
+
+def _texts_in(picture: Image.Image) -> dict[str, str]:
+    """A picture's texts of our names."""
+    if picture.format == "PNG":
+        picture.load()  # texts may come behind the pixels
+    texts = {name: picture.info[name] for name in (OWN, WEBUI) if isinstance(picture.info.get(name), str)}
+    if picture.format == "PNG":
+        return {name: _as_written(text) for name, text in texts.items()}
+    return texts or _from_exif(picture.getexif())
+
+
+def _as_written(text: str) -> str:
+    """PNG's plain texts are Latin-1 by the letter, and many programs write UTF-8 into them."""
+    if isinstance(text, PngImagePlugin.iTXt):  # which is UTF-8
+        return text
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _read_own(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
         arguments, origin = content["arguments"], content["made_with"]
-        found = {name: arguments[name] for name in SAVED if name in arguments}
-        odd = [name for name, value in found.items() if not _is_plain(value)]
-        if odd or not isinstance(origin, dict):
-            raise ValueError(f"{(odd or ['made_with'])[0]} is of another kind")
-        return {"arguments": found, "made_with": origin}
+        if not isinstance(origin, dict):
+            raise ValueError("made_with is of another kind")
+        return {"arguments": {name: arguments[name] for name in SAVED if name in arguments}, "made_with": origin}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"`picture` carries settings that cannot be read ({error}): {shown(text)}.") from error
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether this is a value of JSON, or a list of some that is not empty."""
-    values = value if isinstance(value, list) and value else [value]
-    return all(one is None or isinstance(one, (str, int, float)) for one in values)
+def _checked(found: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose values are of the kinds that the arguments take: whoever shows them need not look again.
 
-
-def _webui_text(arguments: dict[str, Any], origin: dict[str, Any], size: tuple[int, int]) -> str:
-    """As AUTOMATIC1111's stable-diffusion-webui writes it: prompt, negative prompt, and a line of names and values."""
-    first: dict[str, Any] = {
-        name: value[0] if isinstance(value, list) and value else value for name, value in arguments.items()
-    }
-    first |= words_of(arguments, origin)  # which may be another picture's than the first
-    lines = [first["prompt"] or ""]
-    if first.get("negative_prompt"):
-        lines.append(f"Negative prompt: {first['negative_prompt']}")
-    values = {
-        "Steps": first.get("num_inference_steps"),
-        "Sampler": webui_sampler(first.get("solver") or origin.get("solver") or ""),
-        "CFG scale": first.get("guidance_scale"),
-        "Seed": first.get("seed"),
-        "Size": f"{first.get('width', size[0])}x{first.get('height', size[1])}",
-        "Model": origin.get("checkpoint"),
-        "Denoising strength": first.get("strength"),
-        "Version": "ov_decidiffusion",
-    }
-    told = {name: value for name, value in values.items() if value not in (None, "")}
-    return "\n".join([*lines, ", ".join(f"{name}: {_webui_value(value)}" for name, value in told.items())])
-
-
-def _webui_value(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
-
-
-def webui_sampler(solver: str) -> str:
-    """A solver as people write it: "dpm++ 2m karras" is "DPM++ 2M Karras"."""
-    names = {"karras": "Karras", "euler": "Euler", "heun": "Heun", "unipc": "UniPC", "a": "a", "squeezed": "Squeezed"}
-    return " ".join(names.get(word, word.upper()) for word in solver.split())
-
-
-def _read_webui(text: str) -> dict[str, Any]:
-    *lines, last = text.strip().split("\n")
-    pairs = WEBUI_PAIR.findall(last)
-    values = {name.strip(): _unquoted(value.strip()) for name, value in pairs}
-    if "Steps" not in values:
-        raise ValueError(f"`picture` carries settings that cannot be read: {shown(text)}.")
-    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
-    arguments: dict[str, Any] = {"prompt": prompt.strip()}
-    if negative.strip():
-        arguments["negative_prompt"] = negative.strip()
-    if "Hires upscale" in values:  # there it is of a second run, which enlarges the picture
-        values.pop("Denoising strength", None)
-    try:
-        for name, (argument, kind) in WEBUI_NAMES.items():
-            if name in values:
-                arguments[argument] = kind(values[name])
-        if "Size" in values:
-            arguments["width"], arguments["height"] = (int(side) for side in values["Size"].split("x"))
-    except ValueError as error:
-        raise ValueError(f"`picture` carries settings that cannot be read: {shown(last)}.") from error
-    solver = _solver_of(values.get("Sampler", ""), values.get("Schedule type", ""))
-    if solver is not None:
-        arguments["solver"] = solver
-    return {"arguments": arguments, "made_with": {"checkpoint": values.get("Model"), "text": text}}
-
-
-def _unquoted(value: str) -> str:
-    if value.startswith('"'):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value.strip('"')
-    return value
-
-
-def _solver_of(sampler: str, schedule: str) -> str | None:
-    """The solver for AUTOMATIC1111's sampler and schedule, or None where there is none of ours."""
-    name = sampler.lower()
-    if schedule.lower() == "karras" and "karras" not in name:
-        name += " karras"
-    try:
-        return solver_name(name)
-    except ValueError:
-        if sampler:
-            logger.warning(
-                "There is no solver like %s %s: the pipeline's own is used.", shown(sampler), shown(schedule)
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    for name, value in found["arguments"].items():
+        values = value if isinstance(value, list) and value else [value]
+        if not all(one is None or any(is_kind(one) for is_kind in KINDS[name]) for one in values):
+            raise ValueError(
+                f"`picture` carries settings that cannot be read: `{name}` is {shown(value)}, which it cannot be."
             )
-        return None
+    return found
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is one that can be written: half a surrogate pair cannot."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or isinstance(value, float) and math.isfinite(value)
+
+
+def _kinds(annotation: str) -> list[Callable[[Any], bool]]:
+    tests = {"str": _is_text, "bool": _is_flag, "int": _is_whole, "float": _is_number}
+    return [tests[name] for name in tests if re.search(rf"\b{name}\b", annotation)]
+
+
+KINDS = {one.name: _kinds(str(one.type)) for one in fields(GenerationConfig) if one.name in SAVED}
 
 
 def solver_of(scheduler: Any) -> str | None:
@@ -248,17 +271,6 @@ def of_each(arguments: dict[str, Any], pictures: int) -> list[dict[str, Any]]:
         seed = seeds[i] if isinstance(seeds, list) else seeds
         each.append(arguments | words_of(arguments, {"picture": i}) | {"seed": seed, "num_images_per_prompt": 1})
     return each
-
-
-def words_of(arguments: dict[str, Any], made_with: dict[str, Any]) -> dict[str, str | None]:
-    """The prompt and the negative prompt of a picture itself, where its call had several; as ``_read`` gives both."""
-    picture, times = made_with.get("picture"), arguments.get("num_images_per_prompt")
-    index = picture // times if isinstance(picture, int) and isinstance(times, int) and times > 0 else 0
-    words = {}
-    for name in ("prompt", "negative_prompt"):
-        value = arguments.get(name)
-        words[name] = value[index % len(value)] if isinstance(value, list) and value else value
-    return words
 
 
 def sha256_of(picture: Image.Image) -> str:

@@ -1,8 +1,11 @@
 """A picture carries the settings that make it again, and AUTOMATIC1111's are read."""
 
 import contextlib
+import io
 import json
+import struct
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -17,6 +20,22 @@ second line
 Negative prompt: blurry, text
 Steps: 13, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.5, Seed: 1234, Size: 128x128, Model hash: abc, \
 Model: "a, model", Denoising strength: 0.6, Version: v1.10.0"""
+
+
+ODD_VALUES = (
+    {"seed": 10**30},
+    {"num_inference_steps": 2**70},
+    {"seed": "x"},
+    {"num_inference_steps": "20"},
+    {"num_inference_steps": True},
+    {"guidance_scale": float("nan")},
+    {"guidance_scale": float("inf")},
+    {"prompt": True},
+    {"prompt": "\ud800"},
+    {"solver": 5},
+    {"width": "<b>"},
+    {"prompt_syntax": "no"},
+)
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:
@@ -109,6 +128,109 @@ def test_automatic1111s_text_is_written_and_read(pipe, tmp_path):
     assert lines[3].startswith("Steps: 13, Sampler: DPM++ 2M Karras, CFG scale: 5.5, Seed: 1234, Size: 128x128, Model:")
 
 
+@pytest.mark.parametrize("kind", ["jpg", "webp", "avif", "tiff"])
+def test_other_kinds_of_files_carry_them_too(pipe, tmp_path, kind):
+    prompt = "ein Füchslein, “雪” 🦊"
+    picture = pipe(prompt, negative_prompt="rain", seed=5, num_inference_steps=2).images[0]
+    picture.save(tmp_path / f"made.{kind}")
+    assert settings_of(tmp_path / f"made.{kind}") == settings_of(picture)
+    assert made_with(tmp_path / f"made.{kind}")["checkpoint"] == pipe.origin["checkpoint"]
+    assert same(pipe(**settings_of(tmp_path / f"made.{kind}")).images[0], picture)
+    with Image.open(tmp_path / f"made.{kind}") as saved:  # as any reader of EXIF finds it
+        comment = saved.getexif().get_ifd(0x8769)[0x9286]
+    assert comment.startswith(b"UNICODE\0") and comment[8:].decode("utf-16-be").startswith(prompt)
+
+
+def test_settings_too_long_for_a_jpeg_are_told(pipe, tmp_path, caplog):
+    step = next(iter(pipe.denoise("a fox", seed=1, num_inference_steps=1)))
+    picture = pipe.finish(step)[0]
+    picture.info["parameters"] = "a" * 70_000
+    picture.save(tmp_path / "made.jpg")
+    assert "settings are left out" in caplog.text
+    with Image.open(tmp_path / "made.jpg") as saved:
+        assert saved.size == picture.size
+
+
+def webui_file(folder, text: str, kind: str = "png", order: str = "be"):
+    """A file as stable-diffusion-webui writes it."""
+    file, picture = folder / f"webui.{kind}", Image.new("RGB", (8, 8))
+    if kind == "png":
+        texts = PngImagePlugin.PngInfo()
+        texts.add_text("parameters", text)
+        picture.save(file, pnginfo=texts)
+    else:
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode(f"utf-16-{order}")
+        picture.save(file, exif=exif.tobytes())
+    return file
+
+
+HEAD = "a fox\nNegative prompt: rain\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 128x128"
+
+
+@pytest.mark.parametrize(("kind", "order"), [("png", ""), ("jpg", "be"), ("jpg", "le"), ("webp", "be"), ("avif", "be")])
+def test_automatic1111s_files_of_any_kind_are_read(tmp_path, kind, order):
+    found = settings_of(webui_file(tmp_path, HEAD.replace("fox", "fox, лиса"), kind, order))
+    assert (found["prompt"], found["negative_prompt"], found["seed"]) == ("a fox, лиса", "rain", 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (HEAD, ("a fox", "rain", 20, 5, None)),
+        (HEAD + ", Denoising strength: 0.5", ("a fox", "rain", 20, 5, 0.5)),
+        (HEAD + ", Denoising strength: 0.5, Hires upscale: 2", ("a fox", "rain", 20, 5, None)),
+        (HEAD + ", Denoising strength: 0.5, Hires resize: 256x0, Hires steps: 9", ("a fox", "rain", 20, 5, None)),
+        (HEAD + ", Denoising strength: 0.5, First pass size: 0x0", ("a fox", "rain", 20, 5, None)),
+        (HEAD + "\nTemplate: a __beast__\nNegative Template: rain", ("a fox", "rain", 20, 5, None)),
+        (HEAD + "\n\nUsed embeddings: bad [afea]\nTime taken: 3.2s", ("a fox", "rain", 20, 5, None)),
+        (
+            HEAD.replace("a fox", "a sign, Negative prompt: here"),
+            ("a sign, Negative prompt: here", "rain", 20, 5, None),
+        ),
+        (HEAD.replace("rain", "rain\nand snow"), ("a fox", "rain\nand snow", 20, 5, None)),
+        (
+            HEAD.replace("20", "20.0").replace("Seed: 5", "Seed: 5.0").replace("128", "128.0"),
+            ("a fox", "rain", 20, 5, None),
+        ),
+        (HEAD.replace("a fox\nNegative prompt: rain\n", ""), ("", None, 20, 5, None)),
+    ],
+)
+def test_automatic1111s_text_in_its_many_forms(tmp_path, text, told):
+    found = settings_of(webui_file(tmp_path, text))
+    names = ("prompt", "negative_prompt", "num_inference_steps", "seed", "strength")
+    assert (tuple(found.get(name) for name in names), found["width"]) == (told, 128)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (", Schedule type: Exponential", "Exponential"),
+        (", Clip skip: 2, Tiling: True", "Clip skip, Tiling"),
+        (", Schedule type: Automatic, Model hash: abc, VAE: x.pt", None),
+    ],
+)
+def test_what_cannot_be_used_of_it_is_named(tmp_path, caplog, more, named):
+    settings_of(webui_file(tmp_path, HEAD + more))
+    assert named in caplog.text if named else not caplog.text
+
+
+@pytest.mark.parametrize("prompt", ["ein Füchslein im Schnee", "лиса в снегу", "雪の中の狐", "a fox ❄"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_plain_texts_of_png_in_either_encoding(tmp_path, prompt, encoding):
+    """The standard has Latin-1, and many programs write UTF-8."""
+    if encoding == "latin-1" and not prompt.isascii() and "ü" not in prompt:
+        return
+    text = HEAD.replace("a fox", prompt).encode(encoding)
+    body = b"parameters\0" + text
+    chunk = struct.pack(">I", len(body)) + b"tEXt" + body + struct.pack(">I", zlib.crc32(b"tEXt" + body))
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    file = tmp_path / "written.png"
+    file.write_bytes(buffer.getvalue()[:33] + chunk + buffer.getvalue()[33:])  # behind the header
+    assert settings_of(file)["prompt"] == prompt
+
+
 def test_pictures_without_settings_or_with_broken_ones_are_told(tmp_path):
     plain, broken, text = (tmp_path / f"{name}.png" for name in ("plain", "broken", "text"))
     Image.new("RGB", (8, 8)).save(plain)
@@ -144,6 +266,7 @@ def test_odd_text_of_others_takes_no_time(text):
         {"arguments": {"prompt": {"a": 1}}, "made_with": {}},
         {"arguments": {"seed": []}, "made_with": {}},
         {"arguments": {"width": [[1]]}, "made_with": {}},
+        *({"arguments": {"prompt": "a"} | odd, "made_with": {}} for odd in ODD_VALUES),
         {"arguments": None, "made_with": {}},
     ],
 )
