@@ -2,30 +2,30 @@
 
 Calibrated on what the pipeline really feeds its models: the U-Net's inputs along whole denoising runs of the
 checkpoint's own prompts, and the latents they end in. A part is held to a budget: its output on runs left out of the
-calibration must agree with the plain model's to so many decibels. NNCF takes the most sensitive layers back to
-higher precision until it does; a part that does not get there stays as it was.
+calibration must agree with the plain model's to so many decibels; a part that does not get there stays as it was.
 """
 
-import contextlib
 import logging
 import shutil
-import sys
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import nncf
 import numpy as np
 import openvino as ov
-import rich
 import torch
-from openvino import opset13 as ops
 from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_path, check_whole
+from ov_decidiffusion.calibration import (
+    Inputs,
+    agreement_of,
+    bars_for_terminals_only,
+    outputs_of,
+    quantize_within_budget,
+)
 from ov_decidiffusion.conversion.reports import read_parts
-from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.model_folder.integrity import check_model_dir, describe_files, leads_out, read_json
 from ov_decidiffusion.model_folder.layout import (
@@ -64,14 +64,11 @@ WEIGHT_MODES = {
     "int4-weights": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 32},  # divides every width there is
 }
 MODES = QUANTIZED_KINDS
-PLAIN_METRIC = 100.0
 STEPS = 8  # of a calibration run
 CALIBRATED = 4  # one step in so many: all take twice the time and come a decibel closer (35.1 dB, 34.0 with a quarter)
 HELD_OUT = 4  # every so many prompts, one is for checking only
 MEMORY = (2e9, 8.5)  # bytes, and times the U-Net's weights in 16 bits: at full size 16 GB were needed
 CROP = 32  # latent positions: a decoder's input for calibration, cut out to save memory
-
-Inputs = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -237,19 +234,15 @@ def _quantize_part(
 ) -> QuantizedPart:
     """Write one quantized part, unless it disagrees too much with the plain one."""
     start = time.perf_counter()
-    core, file = ov.Core(), graph_file(source, name)
-    expected = _outputs(core.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), checks)
-    model = core.read_model(file)
+    model = ov.Core().read_model(graph_file(source, name))
+    expected = outputs_of(model, weights_file(source, name), checks)
     if mode == "int8":
         merge_upsampling(model, to_skips="crop")  # which INT8 weights no longer allow
-        model = quantize_within_budget(model, rows, checks, expected, BUDGETS[name] + SPARE)
-        _center_inputs_of_transposed_convolutions(model)
+        model = quantize_within_budget(model, weights_file(source, name), rows, checks, expected, BUDGETS[name] + SPARE)
     else:
-        with _bars_for_terminals_only():
+        with bars_for_terminals_only():
             model = nncf.compress_weights(model, **WEIGHT_MODES[mode])
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    agreement = agreement_of(_outputs(compiled, checks), expected)
-    del compiled
+    agreement = agreement_of(outputs_of(model, weights_file(source, name), checks), expected)
     good_enough = mode != "int8" or (agreement >= BUDGETS[name] and _computes_in_int8(model))
     if good_enough:
         (target / name).mkdir()
@@ -262,94 +255,6 @@ def _quantize_part(
     return QuantizedPart(name, good_enough, size, plain_size, time.perf_counter() - start, agreement)
 
 
-def quantize_within_budget(
-    model: ov.Model, rows: list[Inputs], checks: list[Inputs], expected: list[np.ndarray], budget: float
-) -> ov.Model:
-    """INT8 weights and activations, as much of them as the budget allows.
-
-    Where INT8 misses the budget, NNCF ranks the layers by the harm that each does and takes them back to full
-    precision one after the other until the budget holds. That compiles the model once for each of them.
-
-    Weights keep to half of their range, -64 to 63. Processors without VNNI (AVX2, the first with AVX-512) add pairs
-    of products of 8 bits in 16, which the whole range overflows: there the embedded checkpoint's decoder is at 22 dB
-    with it and at 37 without. Processors with VNNI add in 32 bits and lose next to nothing by the halved range.
-
-    Args:
-        rows: inputs to calibrate on.
-        checks: inputs left out of the calibration, and ``expected``, the plain model's outputs for them.
-        budget: the agreement to keep, in dB.
-    """
-
-    def metric(compiled: ov.CompiledModel, items: Iterable[tuple[Inputs, np.ndarray]]) -> tuple[float, list[float]]:
-        """The plain model's, which NNCF divides by, less what is missing of the budget in dB: of all, and of each.
-
-        Numbers for each, for NNCF ranks layers by them rightly; by outputs for each it would start with the harmless.
-        """
-        items = list(items)
-        made = _outputs(compiled, [inputs for inputs, _ in items])
-        missing = budget - agreement_of(made, [reference for _, reference in items])
-        each = [budget - agreement_of([one], [reference]) for one, (_, reference) in zip(made, items, strict=True)]
-        return PLAIN_METRIC - max(0.0, missing), [PLAIN_METRIC - max(0.0, one) for one in each]
-
-    with _bars_for_terminals_only():
-        return nncf.quantize_with_accuracy_control(
-            model,
-            nncf.Dataset(rows),
-            nncf.Dataset(list(zip(checks, expected, strict=True)), lambda pair: pair[0]),
-            validation_fn=metric,
-            max_drop=1e-3,
-            preset=nncf.QuantizationPreset.MIXED,
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(rows),
-            advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
-            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-                ranking_subset_size=2, num_ranking_workers=1
-            ),
-        )
-
-
 def _computes_in_int8(model: ov.Model) -> bool:
     """Whether anything is left in INT8 after layers were taken back."""
     return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
-
-
-def _center_inputs_of_transposed_convolutions(model: ov.Model) -> None:
-    """Widen the range of their quantized inputs until it lies around 0, signed bytes from -m to 127/128 m.
-
-    OpenVINO's CPU plugin has no zero points for transposed convolutions: with one, they would run in f32. Without
-    AVX-512 they do so in any case, because their sizes are dynamic; they are a small share of the work.
-    """
-    for node in model.get_ordered_ops():
-        quantizer = node.input_value(0).get_node() if node.get_type_name() == "ConvolutionBackpropData" else None
-        if quantizer is None or quantizer.get_type_name() != "FakeQuantize":
-            continue
-        low, high = (quantizer.input_value(i).get_node().get_data().astype(np.float32) for i in (1, 2))
-        if (low < 0).any():
-            bound = np.maximum(-low, high * 128 / 127)
-            for i, value in ((1, -bound), (2, bound * 127 / 128), (3, -bound), (4, bound * 127 / 128)):
-                quantizer.input(i).replace_source_output(ops.constant(value.astype(np.float32)).output(0))
-    model.validate_nodes_and_infer_types()
-
-
-@contextlib.contextmanager
-def _bars_for_terminals_only() -> Iterator[None]:
-    """NNCF draws a dozen progress bars with rich; in a notebook or a log they are a page of noise."""
-    level = logging.getLogger("nncf").level
-    terminal = sys.stdout.isatty()
-    logging.getLogger("nncf").setLevel(logging.INFO if terminal else logging.ERROR)
-    console = rich.get_console()
-    kept = dict(vars(console))  # it belongs to the whole process
-    rich.reconfigure(quiet=not terminal, force_jupyter=False)
-    try:
-        yield
-    finally:
-        vars(console).update(kept)
-        logging.getLogger("nncf").setLevel(level)
-
-
-def _outputs(compiled: ov.CompiledModel, rows: list[Inputs]) -> list[np.ndarray]:
-    return [compiled(row)[0].copy() for row in rows]
-
-
-def agreement_of(made: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    return psnr(np.concatenate([value.ravel() for value in made]), np.concatenate([v.ravel() for v in expected]))

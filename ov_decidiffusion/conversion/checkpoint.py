@@ -3,6 +3,8 @@
 Weights and settings are all that is taken from a checkpoint: no code of it is downloaded, none is run.
 """
 
+import json
+import re
 import shutil
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -22,14 +24,22 @@ KNOWN_CHECKPOINTS = {
     "DeciDiffusion 2.0": "Deci/DeciDiffusion-v2-0",
 }
 
-# Part -> (config file, weights by preference). Safetensors hold numbers only. A pickle is taken where the caller allows
-# it, and diffusers and transformers then read it with weights_only=True.
+
+def _weights_names(name: str, pickle: str) -> tuple[str, ...]:
+    return f"{name}.safetensors", f"{name}.safetensors.index.json", f"{name}.fp16.safetensors", pickle
+
+
+# Part -> (config file, weights by preference): in one file, in several with an index, or as the variant "fp16".
+# Safetensors hold numbers only. A pickle is taken where the caller allows it, and diffusers and transformers then read
+# it with weights_only=True.
 WEIGHTED_PARTS = {
-    "text_encoder": ("config.json", ("model.safetensors", "pytorch_model.bin")),
-    "flexible_unet": ("config.json", ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
-    "vae": ("config.json", ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
+    "text_encoder": ("config.json", _weights_names("model", "pytorch_model.bin")),
+    "flexible_unet": ("config.json", _weights_names("diffusion_pytorch_model", "diffusion_pytorch_model.bin")),
+    "vae": ("config.json", _weights_names("diffusion_pytorch_model", "diffusion_pytorch_model.bin")),
 }
-PLAIN_FILES = ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
+SHARDS = "*-of-*.safetensors"  # beside an index, which says what each of them holds
+PLAIN_FILES = ("scheduler/scheduler_config.json",)
+VOCABULARIES = (("tokenizer/vocab.json", "tokenizer/merges.txt"), ("tokenizer/tokenizer.json",))  # either will do
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -51,7 +61,7 @@ TINY_DEFAULTS = {
 }
 OPTIONAL_FILES = (
     *("model_index.json", DEFAULTS_FILE),
-    *(f"tokenizer/{name}" for name in TOKENIZER_FILES[2:]),
+    *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
     *(f"{TINY_DECODER}/{name}" for name in TINY_FILES),
 )
 LFS_POINTER = b"version https://git-lfs"
@@ -78,14 +88,14 @@ def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:
     for file in checkpoint_files(folder):
         _refuse_links_out(file, folder)
     for part in WEIGHTED_PARTS:
-        weights = _weights_file(folder, part)
-        assert weights is not None  # else it would be missing
-        if weights.suffix != ".safetensors" and not allow_pickles:
-            raise CheckpointError(
-                f"{weights} is a pickle, which could hold code: it is only taken with allow_pickles=True. "
-                "safetensors are taken as they are."
-            )
-        _check_weights(weights)
+        for weights in weights_files(folder, part):
+            if weights.suffix == ".bin" and not allow_pickles:
+                raise CheckpointError(
+                    f"{weights} is a pickle, which could hold code: it is only taken with allow_pickles=True. "
+                    "safetensors are taken as they are."
+                )
+            if weights.suffix != ".json":
+                _check_weights(weights)
     _check_numbers(folder)
     if (folder / TINY_DECODER).is_dir():
         check_tiny_decoder(folder / TINY_DECODER, read_json(folder / "vae" / "config.json", REMEDY))
@@ -126,8 +136,6 @@ def _refuse_links_out(file: Path, folder: Path) -> None:
 
 
 def _check_weights(weights: Path) -> None:
-    for index in weights.parent.glob("*.index.json"):  # which diffusers and transformers would follow to other files
-        raise CheckpointError(f"{index} stands for weights in several files, which are not taken: put them in one.")
     with weights.open("rb") as opened:
         if opened.read(len(LFS_POINTER)) == LFS_POINTER:
             raise CheckpointError(f"{weights} is only a pointer of Git LFS: fetch the file with `git lfs pull`.")
@@ -173,18 +181,33 @@ def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def _check_vocabulary(folder: Path) -> None:
     """Ids beyond the table of embeddings would all be read as one word, or fail."""
-    vocabulary = read_json(folder / "tokenizer" / "vocab.json", REMEDY)
+    file, vocabulary = _vocabulary(folder)
     rows = read_json(folder / "text_encoder" / "config.json", REMEDY).get("vocab_size", 49408)
     ids = [number for number in vocabulary.values() if isinstance(number, int) and not isinstance(number, bool)]
     if len(ids) != len(vocabulary) or not ids or not isinstance(rows, int) or min(ids) < 0 or max(ids) >= rows:
         raise CheckpointError(
-            f"{folder / 'tokenizer' / 'vocab.json'} does not fit the text encoder, which knows {rows} words: it must "
+            f"{file} does not fit the text encoder, which knows {rows} words: it must "
             f"hold whole numbers from 0 to {rows - 1 if isinstance(rows, int) else '?'}. Download both again."
         )
 
 
+def _vocabulary(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """All tokens with their numbers, and the file that they are in."""
+    file = folder / "tokenizer" / "vocab.json"
+    if file.is_file():
+        return file, read_json(file, REMEDY)
+    file = folder / "tokenizer" / "tokenizer.json"
+    model = read_json(file, REMEDY).get("model")
+    vocabulary, merges = (model.get(name) if isinstance(model, dict) else None for name in ("vocab", "merges"))
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+        raise CheckpointError(f"{file} holds no vocabulary of byte pairs, as CLIP's tokenizer has: {REMEDY}.")
+    return file, vocabulary
+
+
 def missing_files(present: Container[str]) -> list[str]:
     missing = [name for name in PLAIN_FILES if name not in present]
+    vocabulary = [[name for name in names if name not in present] for names in VOCABULARIES]
+    missing += vocabulary[0] if all(vocabulary) else []
     for part, (config, weights) in WEIGHTED_PARTS.items():
         if f"{part}/{config}" not in present:
             missing.append(f"{part}/{config}")
@@ -202,8 +225,38 @@ def missing_message(checkpoint: str, missing: list[str], present: Container[str]
     return f"{message} A DeciDiffusion checkpoint has the layout of the hub's Deci/DeciDiffusion-v1-0."
 
 
-def _weights_file(folder: Path, part: str) -> Path | None:
-    return next((folder / part / name for name in WEIGHTED_PARTS[part][1] if (folder / part / name).is_file()), None)
+def weights_files(folder: str | Path, part: str) -> list[Path]:
+    """The files with a part's weights: one, or an index and those that it names.
+
+    Raises:
+        CheckpointError: an index beside other weights, or one that leads elsewhere.
+    """
+    place, names = Path(folder) / part, WEIGHTED_PARTS[part][1]
+    found = [place / name for name in names if (place / name).is_file()]
+    for index in sorted(place.glob("*.index*.json")):  # which diffusers and transformers follow to other files
+        if index.name not in names:
+            raise CheckpointError(f"{index} stands for weights in several files of a kind that is not taken.")
+        if len(found) > 1:
+            raise CheckpointError(f"{place} holds weights in one file and in several: delete one of the two.")
+        return [index, *_shards(index)]
+    return found[:1]
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index, REMEDY).get("weight_map")
+    values = list(names.values()) if isinstance(names, dict) and names else [None]
+    files = sorted({str(name) for name in values})
+    for name in files:
+        if not re.fullmatch(r"[\w.]+-\d+-of-\d+\.safetensors", name):
+            raise CheckpointError(f"{index} names {name!r}, which is no file of weights beside it: {REMEDY}.")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"The checkpoint lacks {index.parent / name}, which {index.name} names: {REMEDY}.")
+    return [index.parent / name for name in files]
+
+
+def weights_variant(folder: str | Path, part: str) -> str | None:
+    """The variant of a part's weights, as diffusers and transformers name it."""
+    return "fp16" if weights_files(folder, part)[0].name.endswith(".fp16.safetensors") else None
 
 
 def checkpoint_files(folder: str | Path) -> list[Path]:
@@ -211,19 +264,26 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     files = [folder / name for name in (*PLAIN_FILES, *OPTIONAL_FILES)]
     for part, (config, _) in WEIGHTED_PARTS.items():
-        files += [folder / part / config, _weights_file(folder, part)]
-    return [file for file in files if file is not None and file.is_file()]
+        files += [folder / part / config, *weights_files(folder, part)]
+    return [file for file in files if file.is_file()]
 
 
 def weights_size(folder: str | Path) -> int:
     """Bytes of all weights files of a checked checkpoint."""
-    files = [_weights_file(Path(folder), part) for part in WEIGHTED_PARTS]
-    return sum(file.stat().st_size for file in files if file is not None)
+    return sum(file.stat().st_size for part in WEIGHTED_PARTS for file in weights_files(folder, part))
 
 
 def copy_tokenizer(folder: str | Path, target: Path) -> None:
-    """The tokenizer's own files, and nothing else that may lie beside them."""
+    """The tokenizer's own files, and nothing else that may lie beside them.
+
+    Where there is only the one file of newer versions, what it holds is written as the two that older ones read.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (Path(folder) / "tokenizer" / name).is_file():
             shutil.copyfile(Path(folder) / "tokenizer" / name, target / name)
+    if not (target / "vocab.json").is_file():
+        model = read_json(target / "tokenizer.json", REMEDY)["model"]
+        (target / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        (target / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

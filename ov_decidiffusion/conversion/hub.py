@@ -1,6 +1,7 @@
 """A folder or a hub id -> a checkpoint folder on disk, checked. No code of a checkpoint is downloaded."""
 
 import errno
+import fnmatch
 import hashlib
 import logging
 import urllib.parse
@@ -27,6 +28,7 @@ from ov_decidiffusion.conversion.checkpoint import (
     EMBEDDED_CHECKPOINT,
     OPTIONAL_FILES,
     PLAIN_FILES,
+    SHARDS,
     TINY_FILES,
     WEIGHTED_PARTS,
     check_checkpoint,
@@ -187,7 +189,7 @@ def _needed_files(repo_id: str, revision: str | None) -> tuple[list[str], list[s
     """The files to have: one kind of weights for each part, and never code; and those of them to download."""
     everything = [*PLAIN_FILES, *OPTIONAL_FILES]
     for part, (config, weights) in WEIGHTED_PARTS.items():
-        everything += [f"{part}/{name}" for name in (config, *weights)]
+        everything += [f"{part}/{name}" for name in (config, *weights, SHARDS)]
     try:
         files = snapshot_download(repo_id, revision=revision, allow_patterns=everything, dry_run=True)
         # A mirror may not tell a size: such a file counts as a byte, for it is to be downloaded all the same.
@@ -204,6 +206,8 @@ def _needed_files(repo_id: str, revision: str | None) -> tuple[list[str], list[s
     for part, (config, weights) in WEIGHTED_PARTS.items():
         chosen.append(f"{part}/{config}")
         chosen += [f"{part}/{name}" for name in weights if f"{part}/{name}" in to_download][:1]
+        if chosen[-1].endswith(".json"):
+            chosen += fnmatch.filter(to_download, f"{part}/{SHARDS}")
     size = sum(to_download.get(name, 0) for name in chosen)
     try:
         if size:  # a cache that has it all may be read-only

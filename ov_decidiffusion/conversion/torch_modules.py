@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ov_decidiffusion.conversion.checkpoint import copy_tokenizer
+from ov_decidiffusion.conversion.checkpoint import copy_tokenizer, weights_variant
 from ov_decidiffusion.conversion.unet_nas import FlexibleUNet2DConditionModel
 from ov_decidiffusion.errors import CheckpointError
 from ov_decidiffusion.model_folder.tokenizer import check_token_ids
@@ -24,11 +24,17 @@ def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) ->
     Raises:
         CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
     """
+    variant = weights_variant(folder, "text_encoder")
     folder = Path(folder) / "text_encoder"
     with _building(folder):
         # The configuration may name a kernel on the hub for its attention; this goes before it.
         loaded = CLIPTextModel.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            attn_implementation="sdpa",
+            variant=variant,
+            output_loading_info=True,
         )
         return _complete(loaded, folder)
 
@@ -39,7 +45,8 @@ def load_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> Flexibl
     Raises:
         CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
     """
-    return _load_model(FlexibleUNet2DConditionModel, Path(folder) / "flexible_unet", dtype)
+    variant = weights_variant(folder, "flexible_unet")
+    return _load_model(FlexibleUNet2DConditionModel, Path(folder) / "flexible_unet", dtype, variant)
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
@@ -48,7 +55,7 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> Autoenco
     Raises:
         CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
     """
-    return _load_model(AutoencoderKL, Path(folder) / "vae", dtype)
+    return _load_model(AutoencoderKL, Path(folder) / "vae", dtype, weights_variant(folder, "vae"))
 
 
 def load_tiny_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
@@ -60,9 +67,11 @@ def load_tiny_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) ->
     return _load_model(AutoencoderTiny, Path(folder), dtype)
 
 
-def _load_model(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+def _load_model(model_class: type[Model], folder: Path, dtype: torch.dtype, variant: str | None = None) -> Model:
     with _building(folder):
-        loaded = model_class.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
+        loaded = model_class.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True, variant=variant, output_loading_info=True
+        )
         return _complete(loaded, folder)
 
 

@@ -407,10 +407,11 @@ class FlexibleUNet2DConditionModel(UNet2DConditionModel):
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
     ) -> "FlexibleUNet2DConditionModel":
         """diffusers' ``from_pretrained``; weights that have no ``mid_block.*`` name load with no mid block."""
-        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        weights = os.path.join(folder, "diffusion_pytorch_model.safetensors")
-        if os.path.isfile(weights):
+        folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
+        names: set[str] = set()
+        for weights in folder.glob("diffusion_pytorch_model*.safetensors"):  # one file, or several
             with safe_open(weights, framework="pt") as file:
-                if not any(name.startswith("mid_block.") for name in set(file.keys())):
-                    kwargs["mid_block_type"] = None
+                names.update(file.keys())
+        if names and not any(name.startswith("mid_block.") for name in names):
+            kwargs["mid_block_type"] = None
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

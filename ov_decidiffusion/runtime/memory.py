@@ -88,9 +88,10 @@ def forget_mapped_weights(file: Path) -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError, ValueError):
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        path = str(file.resolve())
         for line in Path("/proc/self/maps").read_text().splitlines():
             addresses, access, *_, name = line.split(maxsplit=5)
-            if name == str(file.resolve()) and "w" not in access:
+            if name == path and "w" not in access:
                 begin, end = (int(address, 16) for address in addresses.split("-"))
                 madvise(begin, end - begin, MADV_PAGEOUT)
 

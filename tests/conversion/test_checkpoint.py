@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT, check_checkpoint
+from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.conversion.hub import find_checkpoint
 from ov_decidiffusion.conversion.torch_modules import load_text_encoder
 from ov_decidiffusion.errors import CheckpointError
@@ -255,3 +257,80 @@ def test_weights_in_whole_numbers_are_refused_and_positions_are_not(small_checkp
     save_file(weights | {name: (1000 * weights[name]).to(torch.int16)}, file)
     with pytest.raises(CheckpointError, match=f"holds {re.escape(name)} as I16, and weights are of F16"):
         check_checkpoint(checkpoint)
+
+
+def as_fp16_variant(folder: Path) -> None:
+    for file in folder.glob("*/*.safetensors"):
+        if file.parent.name != "tiny_decoder":
+            file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+
+
+def in_several_files(folder: Path) -> None:
+    """As ``save_pretrained(max_shard_size=…)`` writes large models."""
+    for part in ("flexible_unet", "text_encoder", "vae"):
+        (file,) = (folder / part).glob("*.safetensors")
+        weights, where = load_file(file), {}
+        half = len(weights) // 2
+        for i, names in enumerate((list(weights)[:half], list(weights)[half:])):
+            shard = f"{file.stem}-{i + 1:05}-of-00002.safetensors"
+            save_file({name: weights[name] for name in names}, file.with_name(shard), {"format": "pt"})
+            where |= dict.fromkeys(names, shard)
+        index = {"metadata": {"total_size": file.stat().st_size}, "weight_map": where}
+        file.with_name(f"{file.name}.index.json").write_text(json.dumps(index))
+        file.unlink()
+
+
+def with_the_tokenizers_one_file(folder: Path) -> None:
+    """As transformers 5 saves a tokenizer."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    shutil.rmtree(folder / "tokenizer")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    assert sorted(file.name for file in (folder / "tokenizer").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.fixture(scope="module")
+def plain(small_checkpoint, tmp_path_factory) -> Path:
+    """The small checkpoint's model folder."""
+    return convert_checkpoint(small_checkpoint, tmp_path_factory.mktemp("models") / "plain", verify=False).model_dir
+
+
+@pytest.mark.parametrize("change", [as_fp16_variant, in_several_files, with_the_tokenizers_one_file])
+def test_checkpoints_as_people_have_them_make_the_same_model_folder(small_checkpoint, plain, tmp_path, change):
+    other = shutil.copytree(small_checkpoint, tmp_path / "other")
+    change(other)
+    made = convert_checkpoint(other, tmp_path / "made", verify=False).model_dir
+    files = {file.relative_to(plain) for file in plain.rglob("*.bin")}
+    assert {file.relative_to(made) for file in made.rglob("*.bin")} == files
+    for file in files:
+        assert (made / file).read_bytes() == (plain / file).read_bytes(), file
+    vocabularies = [json.loads((folder / "tokenizer" / "vocab.json").read_text()) for folder in (plain, made)]
+    assert vocabularies[0] == vocabularies[1]
+    merges = [(folder / "tokenizer" / "merges.txt").read_text().split("\n") for folder in (plain, made)]
+    assert [line for line in merges[0] if line] == [line for line in merges[1] if line]
+
+
+def test_weights_in_several_files_come_from_the_hub_too(hub, tmp_path):
+    in_several_files(hub.folder)
+    (hub.folder / "vae" / "stray-00001-of-00001.safetensors").write_text("not named by the index")
+    found = find(tmp_path / "home", "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
+    assert found.startswith("FOUND"), found
+    assert len(list(Path(found.removeprefix("FOUND ")).glob("flexible_unet/*-of-00002.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("../../outside-00001-of-00001.safetensors", "is no file of weights beside it"),
+        ("gone-00001-of-00001.safetensors", "which .*index.json names"),
+        ("model.bin", "is no file of weights beside it"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(small_checkpoint, tmp_path, named, told):
+    folder = shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
+    in_several_files(folder)
+    index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][next(iter(content["weight_map"]))] = named
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=told):
+        check_checkpoint(folder)
