@@ -151,10 +151,17 @@ def _overflows(value: Any) -> bool:
 
 
 def check_path(name: str, value: Any, what: str = "a folder") -> Path:
-    """A path that is not empty, which would be the folder that one is in; ``~`` is the user's own."""
+    """A path that is not empty, which would be the folder that one is in; ``~`` is the user's own.
+
+    Linux takes names of any bytes, and the libraries that read weights and tokenizers take UTF-8 only.
+    """
     try:
         if isinstance(value, (str, os.PathLike)) and str(value):
-            return Path(value).expanduser()
+            path = Path(value).expanduser()
+            str(path.absolute()).encode()
+            return path
+    except UnicodeError:
+        raise ValueError(f"`{name}` {shown(value)} has a name that is not UTF-8: rename the folder.") from None
     except RuntimeError:  # the home of a user that there is not
         pass
     raise ValueError(f"`{name}` must be {what}, got {shown(value)}.")

@@ -7,10 +7,11 @@ through two numbers for each place, in the graph as it runs anyway.
 """
 
 import contextlib
+import itertools
 import logging
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import openvino as ov
 import rich
 from nncf.common.factory import build_graph
 from nncf.common.graph.transformations.commands import TargetType
-from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
 from nncf.quantization.algorithms.post_training.algorithm import PostTrainingQuantization
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from nncf.tensor import Tensor
@@ -53,14 +53,26 @@ PARAMETERS = nncf.AdvancedQuantizationParameters(
 )
 
 
-def quantize_within_budget(
-    model: ov.Model,
-    weights: Path,
-    rows: list[Inputs],
-    checks: list[Inputs],
-    expected: list[np.ndarray],
-    budget: float,
-) -> ov.Model:
+@dataclass
+class Recorded:
+    """What a part was run on, once it has run.
+
+    Attributes:
+        rows: inputs to calibrate with.
+        checks: inputs that are left out of it.
+        expected: the plain model's outputs for ``checks``.
+    """
+
+    rows: list[Inputs] = field(default_factory=list)
+    checks: list[Inputs] = field(default_factory=list)
+    expected: list[np.ndarray] = field(default_factory=list)
+
+
+Run = Callable[[Inputs, bool], np.ndarray]  # a model's first output; whether it is to be calibrated with these inputs
+Feed = Callable[[Run], Recorded]  # runs a part
+
+
+def quantize_within_budget(model: ov.Model, weights: Path, feed: Feed, budget: float) -> tuple[ov.Model, Recorded]:
     """INT8 weights and activations, as much of them as the budget allows.
 
     Where INT8 misses the budget, NNCF ranks the layers by the harm that each does and takes them back to full
@@ -69,58 +81,104 @@ def quantize_within_budget(
 
     Args:
         weights: the file that the model's weights are in.
-        rows: inputs to calibrate on.
-        checks: inputs left out of the calibration, and ``expected``, the plain model's outputs for them.
+        feed: runs the model on what it is to be calibrated with.
         budget: the agreement to keep, in dB.
+
+    Returns:
+        the model, and what it was run on.
     """
     with bars_for_terminals_only():
-        quantized = _quantize(model, weights, rows)
+        statistics = Statistics(model, weights)
+        recorded = feed(statistics.run)
+        quantized = statistics.quantize()
         _center_inputs_of_transposed_convolutions(quantized)
-        if agreement_of(outputs_of(quantized, weights, checks), expected) >= budget:
-            return quantized
-        del quantized
-        quantized = _quantize_layer_by_layer(model, rows, checks, expected, budget)
+        if agreement_of(outputs_of(quantized, weights, recorded.checks), recorded.expected) >= budget:
+            return quantized, recorded
+        del quantized, statistics
+        quantized = _quantize_layer_by_layer(model, recorded, budget)
     _center_inputs_of_transposed_convolutions(quantized)
-    return quantized
+    return quantized, recorded
 
 
-def _quantize(model: ov.Model, weights: Path, rows: list[Inputs]) -> ov.Model:
-    algorithm = PostTrainingQuantization(
-        preset=nncf.QuantizationPreset.MIXED,
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(rows),
-        ignored_scope=ENDS,
-        advanced_parameters=PARAMETERS,
-    )
-    graph = build_graph(model)
-    points = algorithm.get_statistic_points(model, graph)
-    _collect_statistics(model, weights, points, rows)
-    quantized = algorithm.apply(model, graph, points, nncf.Dataset(rows))
-    compress_quantize_weights_transformation(quantized)
-    release_freed_memory()
-    return quantized
+class Statistics:
+    """A model that runs, and of which NNCF is told meanwhile what it has to know.
 
+    Args:
+        model: left as it is.
+        weights: the file that its weights are in.
+    """
 
-def _collect_statistics(model: ov.Model, weights: Path, points: StatisticPointsContainer, rows: list[Inputs]) -> None:
-    """Tell NNCF's collectors what they ask for: a weight as it is, and of others the least and the largest number."""
-    nodes = {node.get_friendly_name(): node for node in model.get_ops()}
-    collectors: dict[tuple[str, int], list[Any]] = defaultdict(list)
-    for _, point, collector in points.get_tensor_collectors():
-        target: Any = point.target_point  # OpenVINO's kind, which has a port
-        node, port = nodes[target.target_node_name], target.port_id
-        if target.type != TargetType.POST_LAYER_OPERATION:
-            output = node.input_value(port)
-            node, port = output.get_node(), output.get_index()
-        weight = _weight(node)
-        if weight is not None:
-            _register(collector, weight)
-        else:
-            collectors[node.get_friendly_name(), port].append(collector)
-    for extremes in _extremes(model, weights, list(collectors), rows):
-        for place, (low, high, rank) in extremes.items():
-            both = np.array([low, high], np.float32).reshape(2, *[1] * (rank - 1))  # all that there is to know of it
-            for collector in collectors[place]:
+    def __init__(self, model: ov.Model, weights: Path):
+        self._model, self._weights = model, weights
+        self._algorithm = PostTrainingQuantization(
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=ENDS,
+            advanced_parameters=PARAMETERS,
+        )
+        self._graph = build_graph(model)
+        self._points = self._algorithm.get_statistic_points(model, self._graph)
+        self._collectors: dict[tuple[str, int], list[Any]] = {}  # by node and output, as they are computed
+        self._ranks: list[int] = []
+        self._compiled: ov.CompiledModel | None = None
+        self._sort_collectors()
+
+    def _sort_collectors(self) -> None:
+        """Weights are looked at here and now."""
+        nodes = {node.get_friendly_name(): node for node in self._model.get_ops()}
+        for _, point, collector in self._points.get_tensor_collectors():
+            target: Any = point.target_point  # OpenVINO's kind, which has a port
+            node, port = nodes[target.target_node_name], target.port_id
+            if target.type != TargetType.POST_LAYER_OPERATION:
+                output = node.input_value(port)
+                node, port = output.get_node(), output.get_index()
+            weight = _weight(node)
+            if weight is not None:
+                _register(collector, weight)
+            else:
+                self._collectors.setdefault((node.get_friendly_name(), port), []).append(collector)
+        order = {node.get_friendly_name(): i for i, node in enumerate(self._model.get_ordered_ops())}
+        self._collectors = dict(sorted(self._collectors.items(), key=lambda entry: order[entry[0][0]]))
+
+    def _compile(self) -> ov.CompiledModel:
+        """The model's first output behind two for each place: its least and its largest number.
+
+        In this order OpenVINO takes the numbers of a tensor before it goes on; else it kept them all to the end.
+        """
+        watched = self._model.clone()
+        nodes, results = {node.get_friendly_name(): node for node in watched.get_ops()}, []
+        for name, port in self._collectors:
+            output = nodes[name].output(port)
+            self._ranks.append(len(output.get_partial_shape()))
+            axes = np.arange(self._ranks[-1])
+            results += [ops.result(ops.reduce_min(output, axes)), ops.result(ops.reduce_max(output, axes))]
+        results.append(watched.outputs[0].get_node())
+        model = ov.Model(  # pyright: ignore[reportGeneralTypeIssues]  # OpenVINO has two classes of this name
+            results, watched.get_parameters(), "watched"
+        )
+        return ov.Core().compile_model(model, "CPU", F32)
+
+    def run(self, inputs: Inputs, calibrate: bool) -> np.ndarray:
+        """The model's first output; ``calibrate`` says whether NNCF is told of this run."""
+        packs_weights = self._compiled is None
+        self._compiled = self._compiled or self._compile()
+        with forgetting_mapped_weights(self._weights) if packs_weights else contextlib.nullcontext():
+            found = self._compiled(inputs)
+        for i, collectors in enumerate(self._collectors.values() if calibrate else ()):
+            both = np.array([found[2 * i].item(), found[2 * i + 1].item()], np.float32)
+            both = both.reshape(2, *[1] * (self._ranks[i] - 1))  # all that there is to know of the tensor
+            for collector in collectors:
                 _register(collector, both)
+        return found[2 * len(self._collectors)].copy()
+
+    def quantize(self) -> ov.Model:
+        """The model in INT8. It can be run no more."""
+        self._compiled = None
+        release_freed_memory()
+        quantized = self._algorithm.apply(self._model, self._graph, self._points)
+        compress_quantize_weights_transformation(quantized)
+        release_freed_memory()
+        return quantized
 
 
 def _register(collector: Any, values: np.ndarray) -> None:
@@ -139,28 +197,7 @@ def _weight(node: ov.Node) -> np.ndarray | None:
     return node.get_data().astype(np.float32) if node.get_type_name() == "Constant" else None
 
 
-def _extremes(
-    model: ov.Model, weights: Path, places: list[tuple[str, int]], rows: list[Inputs]
-) -> Iterator[dict[tuple[str, int], tuple[float, float, int]]]:
-    """Of each row the least and the largest number at each place, and how many dimensions there are."""
-    watched = model.clone()
-    nodes, ranks, results = {node.get_friendly_name(): node for node in watched.get_ops()}, [], []
-    for name, port in places:
-        output = nodes[name].output(port)
-        ranks.append(len(output.get_partial_shape()))
-        axes = np.arange(ranks[-1])
-        results += [ops.result(ops.reduce_min(output, axes)), ops.result(ops.reduce_max(output, axes))]
-    watched.add_results(results)
-    compiled = ov.Core().compile_model(watched, "CPU", F32)
-    first = len(model.outputs)
-    for found in _run(compiled, weights, rows):
-        numbers = [found[first + i].item() for i in range(2 * len(places))]
-        yield dict(zip(places, zip(numbers[::2], numbers[1::2], ranks, strict=True), strict=True))
-
-
-def _quantize_layer_by_layer(
-    model: ov.Model, rows: list[Inputs], checks: list[Inputs], expected: list[np.ndarray], budget: float
-) -> ov.Model:
+def _quantize_layer_by_layer(model: ov.Model, recorded: Recorded, budget: float) -> ov.Model:
     def metric(compiled: ov.CompiledModel, items: Iterable[tuple[Inputs, np.ndarray]]) -> tuple[float, list[float]]:
         """The plain model's, which NNCF divides by, less what is missing of the budget in dB: of all, and of each.
 
@@ -174,13 +211,13 @@ def _quantize_layer_by_layer(
 
     return nncf.quantize_with_accuracy_control(
         model,
-        nncf.Dataset(rows),
-        nncf.Dataset(list(zip(checks, expected, strict=True)), lambda pair: pair[0]),
+        nncf.Dataset(recorded.rows),
+        nncf.Dataset(list(zip(recorded.checks, recorded.expected, strict=True)), lambda pair: pair[0]),
         validation_fn=metric,
         max_drop=1e-3,
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(rows),
+        subset_size=len(recorded.rows),
         ignored_scope=ENDS,
         advanced_quantization_parameters=PARAMETERS,
         advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
@@ -225,16 +262,19 @@ def bars_for_terminals_only() -> Iterator[None]:
 
 def outputs_of(model: ov.Model, weights: Path, rows: list[Inputs]) -> list[np.ndarray]:
     """A model's first output for each row, in single precision."""
-    compiled = ov.Core().compile_model(model, "CPU", F32)
-    return [results[0].copy() for results in _run(compiled, weights, rows)]
+    run = plain_run(model, weights)
+    return [run(row, False) for row in rows]
 
 
-def _run(compiled: ov.CompiledModel, weights: Path, rows: list[Inputs]) -> Iterator[Any]:
-    """A model's results for each row; in the first run it packs its weights."""
-    for i, row in enumerate(rows):
-        with forgetting_mapped_weights(weights) if i == 0 else contextlib.nullcontext():
-            results = compiled(row)
-        yield results
+def plain_run(model: ov.Model, weights: Path) -> Run:
+    """What runs a model in single precision."""
+    compiled, runs = ov.Core().compile_model(model, "CPU", F32), itertools.count()
+
+    def run(inputs: Inputs, calibrate: bool = False) -> np.ndarray:
+        with contextlib.nullcontext() if next(runs) else forgetting_mapped_weights(weights):  # the first packs them
+            return compiled(inputs)[0].copy()
+
+    return run
 
 
 def agreement_of(made: list[np.ndarray], expected: list[np.ndarray]) -> float:

@@ -15,18 +15,22 @@ import nncf
 import numpy as np
 import openvino as ov
 import torch
-from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_path, check_whole
 from ov_decidiffusion.calibration import (
+    Feed,
     Inputs,
+    Recorded,
+    Run,
     agreement_of,
     bars_for_terminals_only,
     outputs_of,
+    plain_run,
     quantize_within_budget,
 )
 from ov_decidiffusion.conversion.reports import read_parts
 from ov_decidiffusion.errors import ModelDirError
+from ov_decidiffusion.generation.guidance import rescaled
 from ov_decidiffusion.model_folder.integrity import check_model_dir, describe_files, leads_out, read_json
 from ov_decidiffusion.model_folder.layout import (
     CONVERSION_REPORT,
@@ -52,8 +56,10 @@ from ov_decidiffusion.model_folder.writing import (
     write_json,
 )
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.progress import progress_bar
 from ov_decidiffusion.runtime.memory import check_memory
 from ov_decidiffusion.runtime.transformations import merge_upsampling
+from ov_decidiffusion.schedulers.registry import make_solver
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +70,11 @@ WEIGHT_MODES = {
     "int4-weights": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 32},  # divides every width there is
 }
 MODES = QUANTIZED_KINDS
-STEPS = 8  # of a calibration run
-CALIBRATED = 4  # one step in so many: all take twice the time and come a decibel closer (35.1 dB, 34.0 with a quarter)
+CALIBRATION_PROMPTS = 8  # of the checkpoint's, unless another number is asked for
+STEPS = 4  # of a calibration run
+RECORDED = 2  # one step in so many is kept to check with, or to rank layers by
 HELD_OUT = 4  # every so many prompts, one is for checking only
-MEMORY = (2e9, 8.5)  # bytes, and times the U-Net's weights in 16 bits: at full size 16 GB were needed
+MEMORY = (1.5e9, 2.2)  # bytes, and times the U-Net's weights in 16 bits: at full size 5 GB are needed
 CROP = 32  # latent positions: a decoder's input for calibration, cut out to save memory
 
 
@@ -110,7 +117,7 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
         model_dir: a folder that ``convert_checkpoint`` made.
         mode: "int8" computes in 8 bits, which is fast. "int8-weights" and "int4-weights" only store the U-Net's and
             the text encoder's weights in 8 or 4 bits, which saves memory.
-        prompts: how many of the checkpoint's calibration prompts to run, at least 2; None for all.
+        prompts: how many of the checkpoint's calibration prompts to run, at least 2; None for the first 8.
 
     Returns:
         sizes in MB, seconds, and the agreement with the plain models in dB: 20 log10(max|plain| / RMSE).
@@ -144,14 +151,9 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
     check_disk(target.parent, size, "The folder of quantized models")  # at the least
     with building(target) as partial:
         copy_folder(model_dir, partial, leave_out=names)
-        pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
-        pipe.set_progress_bar_config(disable=True)
-        recorded, checked = record_runs(pipe, pipe.defaults["calibration_prompts"][:prompts])
-        del pipe
-        parts = [
-            _quantize_part(name, model_dir, partial, mode, recorded[name], checked[name])
-            for name in tqdm(names, desc=f"quantizing ({mode})", unit="part")
-        ]
+        runs = CalibrationRuns.of(model_dir, prompts or CALIBRATION_PROMPTS)
+        bar = progress_bar(names, desc=f"quantizing ({mode})", unit="part")
+        parts = [_quantize_part(name, model_dir, partial, mode, getattr(runs, name)) for name in bar]
         report = QuantizationReport(target, mode, tuple(parts))
         content = {"format": QUANTIZATION_FORMAT, "mode": mode, "nncf": nncf.__version__}
         content |= {"files": describe_files(partial), "parts": [asdict(part) for part in parts]}
@@ -191,33 +193,84 @@ def existing_quantization(target: Path, model_dir: Path) -> QuantizationReport |
     return QuantizationReport(target, content.get("mode", "?"), read_parts(target, content, QuantizedPart))
 
 
-@torch.no_grad()
-def record_runs(
-    pipe: OVStableDiffusionPipeline, prompts: list[str]
-) -> tuple[dict[str, list[Inputs]], dict[str, list[Inputs]]]:
-    """Inputs of the U-Net, the decoder and the text encoder in guided runs: most to calibrate with, some to check.
+class CalibrationRuns:
+    """Guided runs of the checkpoint's own prompts, in which each part is fed what the pipeline would feed it.
 
-    Rows have batch 1, with and without the prompt in turn, at every ``CALIBRATED``-th of ``STEPS`` timesteps over the
-    whole schedule, at others for each next prompt.
+    One prompt in ``HELD_OUT`` is for checking only. The U-Net runs before the decoder, which takes what it ends in.
+
+    Args:
+        pipe: of the model folder; it is not needed any more afterwards.
+        prompts: to run.
     """
-    recorded, checked = ({name: [] for name in ("unet", "vae_decoder", "text_encoder")} for _ in range(2))
-    side = pipe.default_size[0] // pipe.vae_scale_factor
-    for i, prompt in enumerate(tqdm(prompts, desc="recording runs", unit="prompt")):
-        rows = checked if i % HELD_OUT == 1 else recorded
-        latents = torch.randn((1, pipe.latent_channels, side, side), generator=torch.Generator().manual_seed(i))
-        texts = pipe.encode_prompt(["", prompt])[:, :MAX_TOKENS]  # all that the folder's U-Net takes
-        steps = pipe.denoise(prompt, latents=latents, solver="dpm++", num_inference_steps=STEPS)
-        for number, step in enumerate(steps):
-            sample, timestep = latents.numpy(), step.timestep.reshape(1).long().numpy()
-            for text in texts if (i // HELD_OUT + number) % CALIBRATED == 0 else ():
-                rows["unet"].append(
-                    {"sample": sample, "timestep": timestep, "encoder_hidden_states": text[None].numpy()}
-                )
-            latents = step.latents
-        scaled = (latents / pipe.vae_scaling_factor).numpy()
-        rows["vae_decoder"] += [{"latent_sample": crop} for crop in _crops(scaled)]
-        rows["text_encoder"].append({"input_ids": pipe.token_ids([prompt])})
-    return recorded, checked
+
+    def __init__(self, pipe: OVStableDiffusionPipeline, prompts: list[str]):
+        self._texts = [pipe.encode_prompt(["", prompt])[:, :MAX_TOKENS] for prompt in prompts]  # all that it takes
+        self._ids = [pipe.token_ids([prompt]) for prompt in prompts]
+        self._scheduler = make_solver("dpm++", pipe.scheduler)
+        self._scale, self._rescale = (pipe.defaults[f"guidance_{name}"] for name in ("scale", "rescale"))
+        self._scaling = pipe.vae_scaling_factor
+        side = pipe.default_size[0] // pipe.vae_scale_factor
+        self._shape = 1, pipe.latent_channels, side, side
+        self._latents: list[torch.Tensor] = []
+
+    @classmethod
+    def of(cls, model_dir: Path, prompts: int) -> "CalibrationRuns":
+        """Those of a model folder's first prompts."""
+        pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
+        runs = cls(pipe, pipe.defaults["calibration_prompts"][:prompts])
+        pipe.close()
+        return runs
+
+    @torch.no_grad()
+    def unet(self, run: Run) -> Recorded:
+        """Denoise, a row at a time; every ``RECORDED``-th step is kept, others for each next prompt."""
+        recorded, scheduler = Recorded(), self._scheduler
+        for i, texts in enumerate(progress_bar(self._texts, desc="running the U-Net", unit="prompt", leave=False)):
+            checked = _is_held_out(i)
+            latents = torch.randn(self._shape, generator=torch.Generator().manual_seed(i))
+            scheduler.set_timesteps(STEPS)
+            for number, timestep in enumerate(scheduler.timesteps):
+                sample, predictions = scheduler.scale_model_input(latents, timestep).numpy(), []
+                for text in texts:
+                    inputs = {"sample": sample, "timestep": timestep.reshape(1).long().numpy()}
+                    inputs["encoder_hidden_states"] = text[None].numpy()
+                    predictions.append(torch.from_numpy(run(inputs, not checked)))
+                    if (i // HELD_OUT + number) % RECORDED == 0:
+                        _keep(recorded, inputs, predictions[-1].numpy(), checked)
+                without, conditional = predictions
+                guided = rescaled(without + self._scale * (conditional - without), conditional, self._rescale)
+                latents = scheduler.step(guided, timestep, latents).prev_sample
+            self._latents.append(latents / self._scaling)
+        return recorded
+
+    def vae_decoder(self, run: Run) -> Recorded:
+        """Decode what the U-Net's runs ended in."""
+        crops = [[{"latent_sample": crop} for crop in _crops(latents.numpy())] for latents in self._latents]
+        return _run_all(crops, run)
+
+    def text_encoder(self, run: Run) -> Recorded:
+        """Encode the prompts."""
+        return _run_all([[{"input_ids": ids}] for ids in self._ids], run)
+
+
+def _is_held_out(index: int) -> bool:
+    return index % HELD_OUT == 1
+
+
+def _run_all(rows_of_prompts: list[list[Inputs]], run: Run) -> Recorded:
+    recorded = Recorded()
+    for i, rows in enumerate(rows_of_prompts):
+        for inputs in rows:
+            _keep(recorded, inputs, run(inputs, not _is_held_out(i)), _is_held_out(i))
+    return recorded
+
+
+def _keep(recorded: Recorded, inputs: Inputs, output: np.ndarray, checked: bool) -> None:
+    if checked:
+        recorded.checks.append(inputs)
+        recorded.expected.append(output)
+    else:
+        recorded.rows.append(inputs)
 
 
 def _crops(latents: np.ndarray) -> list[np.ndarray]:
@@ -229,20 +282,18 @@ def _crops(latents: np.ndarray) -> list[np.ndarray]:
     return [latents[..., top : top + CROP, left : left + CROP].copy() for top, left in corners]
 
 
-def _quantize_part(
-    name: str, source: Path, target: Path, mode: str, rows: list[Inputs], checks: list[Inputs]
-) -> QuantizedPart:
+def _quantize_part(name: str, source: Path, target: Path, mode: str, feed: Feed) -> QuantizedPart:
     """Write one quantized part, unless it disagrees too much with the plain one."""
-    start = time.perf_counter()
+    start, weights = time.perf_counter(), weights_file(source, name)
     model = ov.Core().read_model(graph_file(source, name))
-    expected = outputs_of(model, weights_file(source, name), checks)
     if mode == "int8":
         merge_upsampling(model, to_skips="crop")  # which INT8 weights no longer allow
-        model = quantize_within_budget(model, weights_file(source, name), rows, checks, expected, BUDGETS[name] + SPARE)
+        model, recorded = quantize_within_budget(model, weights, feed, BUDGETS[name] + SPARE)
     else:
+        recorded = feed(plain_run(model, weights))
         with bars_for_terminals_only():
             model = nncf.compress_weights(model, **WEIGHT_MODES[mode])
-    agreement = agreement_of(outputs_of(model, weights_file(source, name), checks), expected)
+    agreement = agreement_of(outputs_of(model, weights, recorded.checks), recorded.expected)
     good_enough = mode != "int8" or (agreement >= BUDGETS[name] and _computes_in_int8(model))
     if good_enough:
         (target / name).mkdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
@@ -49,6 +50,15 @@ def pytest_terminal_summary(terminalreporter) -> None:
             if name == "told" and report.when == "call":
                 terminalreporter.write_sep("=", report.nodeid)
                 terminalreporter.write_line(told)
+
+
+@pytest.fixture(autouse=True)
+def all_of_pils_readers() -> Iterator[None]:
+    """Back after a test that ran a command which takes some out of its process."""
+    kept, order = dict(Image.OPEN), list(Image.ID)
+    yield
+    Image.OPEN.update(kept)
+    Image.ID[:] = order + [name for name in Image.ID if name not in order]
 
 
 @pytest.fixture(scope="session")

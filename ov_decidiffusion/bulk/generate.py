@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import check_choice, check_path, check_whole, shown
 from ov_decidiffusion.bulk.rows import FILES, Chunk, Sample, check_defaults, make_chunks, make_samples, read_rows
@@ -25,8 +24,9 @@ from ov_decidiffusion.errors import ModelDirError, NotEnoughMemory
 from ov_decidiffusion.model_folder.configs import read_origin
 from ov_decidiffusion.model_folder.integrity import check_model_dir, read_json
 from ov_decidiffusion.model_folder.layout import weights_file
-from ov_decidiffusion.model_folder.writing import write_json, write_whole
+from ov_decidiffusion.model_folder.writing import is_free, write_json, write_whole
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+from ov_decidiffusion.progress import progress_bar
 from ov_decidiffusion.runtime.loading import choose_target
 from ov_decidiffusion.web.uploads import UploadError, open_picture
 
@@ -99,7 +99,7 @@ def generate(
     if waiting:
         spread = _with_ray(waiting, options, actors, ray_address) if on_ray else map(Worker(**options), waiting)
         total = sum(len(chunk.samples) for chunk in waiting)
-        with tqdm(total=total, desc="generating", unit="picture") as progress:
+        with progress_bar(total=total, desc="generating", unit="picture") as progress:
             for made in spread:
                 progress.update(made)
     return _finish(out, chunks)
@@ -245,8 +245,19 @@ def _precision(device: str, asked: str, threads: int | None) -> str | None:
     return choose_target(device, asked, threads=threads).precision
 
 
+def check_out(out: Path) -> None:
+    """Refuse what can be no folder for pictures, before anything else is done.
+
+    Raises:
+        ValueError: a file or a link that leads nowhere is there.
+    """
+    if not is_free(out) and not out.is_dir():
+        raise ValueError(f"`out` {out} is a file: choose a folder.")
+
+
 def _begin(out: Path, begun: dict[str, Any]) -> None:
     """Refuse a folder that holds something else."""
+    check_out(out)
     file = out / BEGUN
     if file.is_file():
         before = read_json(file)
@@ -281,9 +292,19 @@ def _is_done(out: Path, chunk: Chunk) -> bool:
         records = pyarrow.parquet.read_table(part).to_pylist()
     except (pyarrow.ArrowInvalid, OSError):  # damaged
         return False
-    if any(record["error"] and not record["for_good"] for record in records):
+    if not _are_of(chunk, records) or any(record["error"] and not record["for_good"] for record in records):
         return False
     return _hashes(out, records) == {record["file"]: record["sha256"] for record in records if record["file"]}
+
+
+def _are_of(chunk: Chunk, records: list[dict[str, Any]]) -> bool:
+    """Whether records are a chunk's own: of its rows, with all columns, each with a picture or an error."""
+    wanted = [_record(sample, 0.0) for sample in chunk.samples]
+    if [list(record) for record in records] != [list(record) for record in wanted]:
+        return False
+    if any([record[name] for record in records] != [record[name] for record in wanted] for name in ("row", "image")):
+        return False
+    return all(isinstance(record["file"], str) and bool(record["file"]) != bool(record["error"]) for record in records)
 
 
 def _hashes(out: Path, records: list[dict[str, Any]]) -> dict[str, str]:

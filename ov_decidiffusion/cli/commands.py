@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +83,7 @@ def demo(options: argparse.Namespace) -> None:
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
     from ov_decidiffusion.web.limits import LOOPBACK
 
+    keep_only_these_readers()
     auth = _credentials(options.host in LOOPBACK, options.auth, options.no_auth)
     _check_port(options)
     model_dir = prepared_folder(options)
@@ -94,10 +95,17 @@ def demo(options: argparse.Namespace) -> None:
         demo = make_demo(pipe)
         try:
             demo.launch(server_name=options.host, server_port=options.port, auth=auth, prevent_thread_lock=True)
-            threading.Event().wait()
+            while True:  # a wait without an end could not be interrupted on Windows
+                time.sleep(3600)
         finally:
             demo.close(verbose=False)
             pipe.close()  # a process that ends while models run is aborted
+
+
+def keep_only_these_readers() -> None:
+    from ov_decidiffusion.web import uploads  # which needs PIL
+
+    uploads.keep_only_these_readers()
 
 
 def _check_port(options: argparse.Namespace) -> None:
@@ -132,14 +140,14 @@ def prepared_folder(options: argparse.Namespace, tells_place: bool = True) -> Pa
 
 
 def serve(options: argparse.Namespace) -> None:
-    import uvicorn
-
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
     from ov_decidiffusion.server.app import check_serving, create_app, on_this_machine_only
+    from ov_decidiffusion.server.running import run_server
     from ov_decidiffusion.web.guards import check_api_key
     from ov_decidiffusion.web.limits import LOOPBACK
     from ov_decidiffusion.web.queue import Queue
 
+    keep_only_these_readers()
     local = options.host in LOOPBACK
     check_api_key(options.api_key)
     check_serving(options.max_waiting, options.max_batch, options.timeout)
@@ -160,8 +168,7 @@ def serve(options: argparse.Namespace) -> None:
     print(f"for OpenAI's clients: {address}:{options.port}/v1", flush=True)
     try:
         with _demo_beside(app, pipe, queue, options, address) if options.demo else contextlib.nullcontext():
-            # Ends gracefully, and then raises the signal that ended it once more.
-            uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=60)
+            run_server(app, options.host, options.port)
     finally:
         pipe.close()
 
@@ -185,10 +192,11 @@ def bulk(options: argparse.Namespace) -> None:
     import pyarrow  # noqa: F401  missing, it is told before anything is converted
 
     from ov_decidiffusion.arguments import check_path, check_whole
-    from ov_decidiffusion.bulk.generate import generate, summary
+    from ov_decidiffusion.bulk.generate import check_out, generate, summary
     from ov_decidiffusion.bulk.rows import check_table
 
-    check_path("out", options.out)
+    keep_only_these_readers()
+    check_out(check_path("out", options.out))
     if options.actors is not None:
         check_whole("actors", options.actors, 1)
     check_table(options.prompts)  # what cannot be read is refused now, not after the conversion

@@ -39,6 +39,9 @@ ENDING = ("SIGTERM", "SIGHUP")  # SIGHUP comes where a terminal is closed; Windo
 
 def main() -> None:
     """Run the command line; errors of the user's are one line, and end with status 1."""
+    for name in ("stdout", "stderr"):  # None where there is no console, and libraries write to them all the same
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  until the process ends
     arguments = sys.argv[1:]
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["demo", *arguments]

@@ -9,7 +9,6 @@ import numpy as np
 import openvino as ov
 import torch
 from openvino_tokenizers import convert_tokenizer
-from tqdm.auto import tqdm
 
 from ov_decidiffusion.conversion.checkpoint import copy_tokenizer, weights_size
 from ov_decidiffusion.conversion.hub import find_checkpoint, find_tiny_decoder
@@ -32,6 +31,7 @@ from ov_decidiffusion.model_folder.layout import (
 )
 from ov_decidiffusion.model_folder.tokenizer import prompt_tokenizer
 from ov_decidiffusion.model_folder.writing import building, check_disk, naming_a_full_disk, write_json
+from ov_decidiffusion.progress import progress_bar
 from ov_decidiffusion.runtime.memory import gc_frozen, release_freed_memory
 from ov_decidiffusion.schedulers.registry import SQUEEZED, make_scheduler, peer_scheduler_config, up_to_date
 
@@ -87,7 +87,7 @@ def verify_conversion(
     folder, verified = find_checkpoint(checkpoint, revision, allow_pickles), []
     has_tiny = TINY_DECODER in [part.name for part in found.parts]
     folders = _folders_of_parts(folder, find_tiny_decoder(folder, _is_local(checkpoint)) if has_tiny else None)
-    for part in tqdm(found.parts, desc="verifying", unit="part"):
+    for part in progress_bar(found.parts, desc="verifying", unit="part"):
         if part.name not in folders:
             verified.append(part)
             continue
@@ -103,7 +103,7 @@ def _convert_parts(
     folders: dict[str, Path], checkpoint: Path, target: Path, weight_format: str, verify: bool
 ) -> list[PartReport]:
     reports = []
-    with tqdm(total=len(folders) + 1, desc="converting", unit="part") as progress:
+    with progress_bar(total=len(folders) + 1, desc="converting", unit="part") as progress:
         for name, folder in folders.items():
             progress.set_postfix_str(name)
             reports.append(_convert_part(name, folder, target, weight_format, verify))
@@ -163,7 +163,7 @@ def write_tokenizer(checkpoint: Path, model_dir: Path) -> None:
     backend = prompt_tokenizer(tokenizer)
     copy_tokenizer(checkpoint, tokenizer_dir(model_dir))
     ov.save_model(convert_tokenizer(tokenizer), tokenizer_dir(model_dir) / "openvino_tokenizer.xml")
-    backend.save(str(prompt_tokenizer_file(model_dir)))
+    prompt_tokenizer_file(model_dir).write_text(backend.to_str(), encoding="utf-8")
 
 
 def write_checkpoint_settings(folder: Path, target: Path) -> None:

@@ -1,5 +1,7 @@
 """The interactive demo: a Gradio page over the pipeline's public calls, served to this machine."""
 
+import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 TITLE = "DeciDiffusion on OpenVINO"
 MAX_QUEUED = 128  # calls that gradio holds; the queue in front of the pipeline is shorter
+MAX_UPLOADS = 300_000_000  # bytes of all files that visitors sent
 MAX_SESSIONS = 200  # whose values gradio keeps; each takes some 0.2 MB, and every call of a new client is one
 # The browser itself then refuses to ask any other host for anything.
 CONTENT_POLICY = (
@@ -73,9 +76,27 @@ class _StayLocal:
                 MutableHeaders(scope=message)["Content-Security-Policy"] = CONTENT_POLICY
             await send(message)
 
+        uploads = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/upload")
+        if uploads and "GRADIO_TEMP_DIR" in os.environ:  # a folder of our own; else other programs' files are in it too
+            await asyncio.to_thread(_make_room_for_uploads, Path(get_upload_folder()))
         refuses = scope["type"] == "http" and ELSEWHERE.search(scope["path"])
         app = PlainTextResponse("Nothing is fetched from elsewhere.", 403) if refuses else self.app
         await app(scope, receive, with_policy)
+
+
+def _make_room_for_uploads(folder: Path) -> None:
+    """What visitors send is kept for an hour, but no more than ``MAX_UPLOADS`` together: the oldest go."""
+    found = []
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if file.is_file():
+                found.append((file.stat().st_mtime, file.stat().st_size, file))
+    together = sum(size for _, size, _ in found)
+    for _, size, file in sorted(found, key=lambda one: one[0]):
+        if together <= MAX_UPLOADS - MAX_UPLOAD:
+            break
+        file.unlink(missing_ok=True)
+        together -= size
 
 
 class DemoBlocks(gr.Blocks):

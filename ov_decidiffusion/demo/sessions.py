@@ -99,41 +99,42 @@ class Sessions:
 
     def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ov_decidiffusion-sessions-", ignore_cleanup_errors=True)
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[tuple[str, str], Session] = {}  # by ("browser", token) or ("program", its connection)
         self._lock = threading.Lock()
         self._idle_seconds, self._closed = idle_seconds, threading.Event()
         threading.Thread(target=self._watch, name="sessions", daemon=True).start()
 
     def of(self, token: Any) -> tuple[str, Session]:
         """The session that a token stands for, or a new one with a token of its own."""
-        known = isinstance(token, str) and token in self._sessions
-        return self._enter(token if known else secrets.token_urlsafe(24))
+        known = isinstance(token, str) and ("browser", token) in self._sessions
+        token = token if known else secrets.token_urlsafe(24)
+        return token, self._enter("browser", token)
 
     def of_program(self, client: str | None) -> Session:
         """The session of a program, which lasts as long as its connection."""
-        return self._enter(f"session {client}", keeps_sources=False)[1]
+        return self._enter("program", client or secrets.token_hex(8), keeps_sources=False)
 
     def end_program(self, client: str | None) -> None:
         """A program has left: its pictures are deleted."""
         with self._lock:
-            self._drop(f"session {client}")
+            self._drop(("program", client or ""))
 
-    def _enter(self, token: str, keeps_sources: bool = True) -> tuple[str, Session]:
+    def _enter(self, kind: str, name: str, keeps_sources: bool = True) -> Session:
         with self._lock:
             new = Session(Path(self._folder.name) / secrets.token_hex(8), keeps_sources=keeps_sources)
-            session = self._sessions.setdefault(token, new)
+            session = self._sessions.setdefault((kind, name), new)
             session.seen = time.monotonic()
-            return token, session
+            return session
 
     def _watch(self) -> None:
         while not self._closed.wait(self._idle_seconds / 10):
             with self._lock:
                 before = time.monotonic() - self._idle_seconds
-                for token in [token for token, session in self._sessions.items() if session.seen < before]:
-                    self._drop(token)
+                for key in [key for key, session in self._sessions.items() if session.seen < before]:
+                    self._drop(key)
 
-    def _drop(self, token: str) -> None:
-        session = self._sessions.pop(token, None)
+    def _drop(self, key: tuple[str, str]) -> None:
+        session = self._sessions.pop(key, None)
         if session is not None:
             session.end()
 
@@ -141,8 +142,8 @@ class Sessions:
         """Delete all pictures."""
         self._closed.set()
         with self._lock:
-            for token in list(self._sessions):
-                self._drop(token)
+            for key in list(self._sessions):
+                self._drop(key)
             self._folder.cleanup()
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ov_decidiffusion.arguments import MAX_GUIDANCE, check_range
 from ov_decidiffusion.generation.guidance import Guidance
 from ov_decidiffusion.generation.plan import Plan, noise_levels
 from ov_decidiffusion.generation.tensors import check_embeds, check_latents
 from ov_decidiffusion.generation.unet import DeepCache, UNet
+from ov_decidiffusion.progress import progress_bar
 from ov_decidiffusion.schedulers.registry import Scheduler
 
 
@@ -141,7 +141,7 @@ def denoise(
     guidance = Guidance(config.guidance_scale, config.guidance_rescale, plan.guided, config.guidance_cache_interval)
     cache = DeepCache(unet, plan.full_steps, "unet" in plan.quantized)
     step_options = _step_options(scheduler, plan)
-    for index, timestep in enumerate(tqdm(plan.timesteps, **{"desc": "denoising", **progress_bar_config})):
+    for index, timestep in enumerate(progress_bar(plan.timesteps, **{"desc": "denoising", **progress_bar_config})):
         rows, text = guidance.inputs(index, latents, prompt_embeds)
         rows = scheduler.scale_model_input(rows, timestep)
         prediction = guidance.apply(cache.predict(index, rows, timestep, text))

@@ -33,7 +33,8 @@ def check_model_dir(folder: Path) -> None:
     missing = [file.relative_to(folder).as_posix() for file in needed if not file.is_file()]
     if missing:
         what = "does not exist" if not folder.exists() else f"lacks {', '.join(missing)}"
-        raise ModelDirError(f"`model_dir` {folder} {what}: make it with convert_checkpoint.")
+        remedy = "make it with `ov-decidiffusion convert`, or convert_checkpoint"
+        raise ModelDirError(f"`model_dir` {folder} {what}: {remedy}.")
     damaged = [
         name for name, written in _written_files(folder).items() if not _has_size(folder / name, written["size"])
     ]

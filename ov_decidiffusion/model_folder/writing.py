@@ -62,14 +62,20 @@ def naming_a_full_disk(place: Path) -> Iterator[None]:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a new folder may be made there: nothing is there, or an empty folder."""
+    """Whether a new folder may be made there: nothing is there, or an empty folder.
+
+    Raises:
+        ValueError: a link is there that leads nowhere.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(f"{folder} is a link to {folder.readlink()}, which is not there: delete it or choose another.")
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 @contextlib.contextmanager
 def only_one(target: Path) -> Iterator[None]:
     """Wait for other processes that make the same folder, and remove what a killed one left beside it."""
-    place = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    place = hashlib.sha256(os.fsencode(target.resolve())).hexdigest()[:16]
     user = getattr(os, "getuid", lambda: "user")()  # which Windows lacks
     lock = FileLock(Path(tempfile.gettempdir()) / f"ov_decidiffusion-{user}-{place}.lock")
     try:

@@ -28,7 +28,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ov_decidiffusion.arguments import check_range, check_whole
+from ov_decidiffusion.arguments import check_range, check_whole, shown
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.images import fit_size, resize, to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 MAX_PICTURES = 10  # of a request, as in OpenAI's interface
 MAX_WAITING, MAX_BATCH, MAX_TIMEOUT = 100_000, 1000, 86_400  # requests, pictures, seconds
+PIECE_SECONDS = 60  # that a request may pause before its next piece
+QUALITY = 95  # of JPEG and WebP
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 LONGEST = {"jpeg": 65_500, "webp": 16_383}  # pixels of a side that can be written
 PREFIXES = ("/v1", "/v3")
@@ -76,14 +78,21 @@ class LimitedBody:
             too_large = self._refused()
             await JSONResponse(too_large.body, too_large.status)(scope, receive, send)
             return
-        seen = 0
+        seen, complete = 0, False
 
         async def limited() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, complete
+            if complete:  # what comes now is that the client has left
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), PIECE_SECONDS)
+            except TimeoutError:
+                raise HTTPException(408, "The rest of the request did not come in time.") from None
             seen += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if seen > MAX_UPLOAD:
-                raise self._refused()
+                refused = self._refused()
+                raise HTTPException(refused.status, refused.body["error"]["message"])  # FastAPI lets it through
             return message
 
         await self.app(scope, limited if scope["type"] == "http" else receive, send)
@@ -138,7 +147,7 @@ class Handlers:
         try:
             job = self.batcher.make_job(secrets.token_hex(8), *rows_of(self._pipe, self._model, body, image, mask))
             pictures = await _finished(self.batcher, job, request, self._timeout)
-            data = await asyncio.to_thread(_encoded, pictures, output_format, job)
+            data = await asyncio.to_thread(_encoded, pictures, output_format, body.output_compression, job)
         except ApiError as error:
             self._metrics.answers.labels(str(error.status)).inc()
             raise
@@ -227,13 +236,15 @@ def rows_of(
         raise ApiError(f"`n` must be from 1 to {MAX_PICTURES}, got {count}.", param="n")
     if body.response_format not in (None, "b64_json"):
         raise ApiError(
-            f"`response_format` must be b64_json, got {body.response_format!r}: nothing is kept here to link to.",
+            f"`response_format` must be b64_json, got {shown(body.response_format)}: nothing is kept here to link to.",
             param="response_format",
         )
     if body.output_format not in (None, *FORMATS):
         raise ApiError(
-            f"`output_format` must be one of {', '.join(FORMATS)}, got {body.output_format!r}.", param="output_format"
+            f"`output_format` must be one of {', '.join(FORMATS)}, got {shown(body.output_format)}.",
+            param="output_format",
         )
+    _check_extras(body)
     steps = body.num_inference_steps
     if steps is not None and not 1 <= steps <= MAX_STEPS:
         raise ApiError(
@@ -263,6 +274,22 @@ def rows_of(
     return [row | {"seed": (first + i) % (MAX_SEED + 1)} for i in range(count)], shared
 
 
+def _check_extras(body: ImageRequest) -> None:
+    """OpenAI's fields that ask for what there is not are refused; at the values that ask for nothing they are taken."""
+    if body.stream or body.partial_images:
+        name = "stream" if body.stream else "partial_images"
+        raise ApiError(f"`{name}` is not offered: pictures come when they are finished.", param=name)
+    if body.background not in (None, "auto", "opaque"):
+        raise ApiError(
+            f"`background` must be auto or opaque, got {shown(body.background)}: this model paints whole pictures.",
+            param="background",
+        )
+    compression, is_png = body.output_compression, (body.output_format or "png") == "png"
+    if compression is not None and not (compression == 100 if is_png else 0 <= compression <= 100):
+        allowed = "100, png being exact" if is_png else "from 0 to 100"
+        raise ApiError(f"`output_compression` must be {allowed}, got {compression}.", param="output_compression")
+
+
 def _size(pipe: OVStableDiffusionPipeline, size: str | None, image: Image.Image | None) -> tuple[int, int]:
     if size in (None, "", "auto"):
         if image is None:
@@ -271,7 +298,8 @@ def _size(pipe: OVStableDiffusionPipeline, size: str | None, image: Image.Image 
     found = SIZE.fullmatch(size)
     if found is None or any(int(side) % pipe.size_factor or int(side) == 0 for side in found.groups()):
         raise ApiError(
-            f"`size` must be auto or WIDTHxHEIGHT, both multiples of {pipe.size_factor}, got {size!r}.", param="size"
+            f"`size` must be auto or WIDTHxHEIGHT, both multiples of {pipe.size_factor}, got {shown(size)}.",
+            param="size",
         )
     return int(found[1]), int(found[2])
 
@@ -313,11 +341,16 @@ async def _finished(batcher: Batcher, job: ImageJob, request: Request, timeout: 
         raise ApiError(f"The picture could not be made ({type(error).__name__}).", 500) from error
 
 
-def _encoded(pictures: list[Image.Image], output_format: str, job: ImageJob) -> list[dict[str, Any]]:
-    data = []
+def _encoded(
+    pictures: list[Image.Image], output_format: str, compression: int | None, job: ImageJob
+) -> list[dict[str, Any]]:
+    """Args: as of the request; ``compression`` is what OpenAI calls so, and others the quality."""
+    data, options = [], {}
+    if output_format != "png":
+        options["quality"] = QUALITY if compression is None else compression
     for picture, row in zip(pictures, job.rows, strict=True):
         written = io.BytesIO()
-        picture.save(written, FORMATS[output_format])
+        picture.save(written, FORMATS[output_format], **options)
         data.append({"b64_json": base64.b64encode(written.getvalue()).decode(), "seed": row["seed"]})
     return data
 
@@ -329,7 +362,11 @@ async def _read_form(
     try:
         form = await request.form(max_files=4, max_part_size=1_000_000)
     except HTTPException as error:
+        if error.status_code in (408, 413):
+            raise
         raise ApiError(f"The form cannot be read: {error.detail}") from error
+    except (LookupError, UnicodeError) as error:  # of an encoding that there is not, or that it is not in
+        raise ApiError(f"The form cannot be read: {shown(str(error))}") from error
     fields = {name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)}
     uploads = [(name.removesuffix("[]"), one) for name, one in form.multi_items() if isinstance(one, UploadFile)]
     files = dict(uploads)

@@ -24,7 +24,7 @@ class ApiError(Exception):
 
 
 class ImageRequest(BaseModel):
-    """The fields of a request for pictures; OpenAI's that mean nothing here are accepted and ignored."""
+    """The fields of a request for pictures; OpenAI's that change nothing here are taken: a quality, a user."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,15 +44,19 @@ class ImageRequest(BaseModel):
     solver: str | None = None
     quality: Any = None
     style: Any = None
-    background: Any = None
+    background: str | None = None
     moderation: Any = None
-    output_compression: Any = None
+    output_compression: int | None = None
     input_fidelity: Any = None
+    stream: bool | None = None
+    partial_images: int | None = None
     user: Any = None
 
 
 def no_such_model(name: str, served: str) -> ApiError:
-    return ApiError(f"There is no model {name!r} here, only {served!r}.", 404, param="model", code="model_not_found")
+    return ApiError(
+        f"There is no model {shown(name)} here, only {served!r}.", 404, param="model", code="model_not_found"
+    )
 
 
 def answer_errors_as_openai_does(app: FastAPI) -> None:

@@ -52,6 +52,17 @@ def readers() -> list[str]:
     return [name for name in PICTURE_FORMATS if name in Image.OPEN]
 
 
+def keep_only_these_readers() -> None:
+    """Take PIL's other readers out of this process, for one that answers others: nothing in it reads another kind then.
+
+    Not for a process of the user's own, such as a notebook's, where other code may want them.
+    """
+    kept = readers()
+    for name in [name for name in Image.OPEN if name not in kept]:
+        del Image.OPEN[name]
+    Image.ID[:] = [name for name in Image.ID if name in kept]
+
+
 def _has_too_many_chunks(data: bytes) -> bool:
     """Whether a PNG goes on beyond ``MAX_CHUNKS`` chunks: a length, a name, the content and a checksum each."""
     place = len(PNG_BEGINNING)

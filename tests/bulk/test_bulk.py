@@ -375,3 +375,39 @@ def test_flags_and_numbers_of_tables_and_what_is_no_whole_number(tmp_path):
     pyarrow.parquet.write_table(frame, tmp_path / "frame.parquet")
     (sample,) = make_samples(read_rows(tmp_path / "frame.parquet"), {})
     assert not sample.error and sample.arguments["prompt"] == "a fox"
+
+
+@pytest.mark.parametrize("spoiled", ["other columns", "no rows", "neither file nor error", "another row"])
+def test_a_part_of_the_manifest_that_is_not_the_chunks_own_is_made_anew(loaded_worker_folder, spoiled):
+    rows, out, make = loaded_worker_folder
+    manifest = make()
+    good = pyarrow.parquet.read_table(manifest).to_pylist()
+    (part,) = (out / "manifest").iterdir()
+    records = pyarrow.parquet.read_table(part)
+    wrong = {
+        "other columns": pyarrow.table({"a": [1]}),
+        "no rows": records.slice(0, 0),
+        "neither file nor error": pyarrow.Table.from_pylist([one | {"file": None} for one in records.to_pylist()]),
+        "another row": pyarrow.Table.from_pylist([one | {"row": one["row"] + 1} for one in records.to_pylist()]),
+    }
+    pyarrow.parquet.write_table(wrong[spoiled], part)
+    again = pyarrow.parquet.read_table(make()).to_pylist()
+    assert [(one["row"], one["sha256"]) for one in again] == [(one["row"], one["sha256"]) for one in good]
+
+
+@pytest.fixture(scope="module")
+def loaded_worker_folder(model_dir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bulk") / "out"
+    rows = [{"prompt": "a fox", "seed": seed, "num_inference_steps": 1} for seed in (1, 2)]
+
+    def make():
+        (out / "manifest.parquet").unlink(missing_ok=True)
+        return generate(rows, model_dir, out)
+
+    return rows, out, make
+
+
+def test_a_target_is_judged_before_the_work(monkeypatch, model_dir, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SystemExit, match="is a link to .*nowhere, which is not there"):
+        bulk(monkeypatch, model_dir, tmp_path, "one.jsonl", '{"prompt": "a fox"}')

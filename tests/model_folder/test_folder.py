@@ -202,3 +202,42 @@ def test_weights_that_became_no_numbers_are_told_and_make_no_black_picture(copie
     file.write_bytes(b"\xff" * file.stat().st_size)
     with pytest.raises(ValueError, match=f"is damaged: {part}/openvino_model.bin is not what was written"):
         OVStableDiffusionPipeline.from_pretrained(copied, inference_precision="f32")("a fox", num_inference_steps=2)
+
+
+@UNIX_ONLY
+def test_a_target_that_is_a_link_to_nowhere_is_refused_before_the_work(small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("ov_decidiffusion.conversion.export.make_model_dir", lambda *_: pytest.fail("began to work"))
+    target = tmp_path / "link"
+    target.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is a link to .*nowhere, which is not there"):
+        convert_checkpoint(small_checkpoint, target)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are of any bytes there")
+def test_folders_whose_names_are_no_utf8_are_refused_by_name(copied, small_checkpoint, tmp_path):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff"))
+    for call in (
+        lambda: convert_checkpoint(small_checkpoint, odd),
+        lambda: convert_checkpoint(odd, tmp_path / "models"),
+        lambda: OVStableDiffusionPipeline.from_pretrained(shutil.copytree(copied, odd)),
+        lambda: verify_model_dir(odd),
+    ):
+        with pytest.raises(ValueError, match="has a name that is not UTF-8: rename the folder"):
+            call()
+
+
+def test_without_a_console_everything_works_but_words(model_dir, tmp_path):
+    """As under ``pythonw``, where both streams are None."""
+    code = (
+        "import sys; sys.stdout = sys.stderr = None\n"
+        "from ov_decidiffusion import OVStableDiffusionPipeline\n"
+        f"pipe = OVStableDiffusionPipeline.from_pretrained({str(model_dir)!r})\n"
+        "picture = pipe('a fox', num_inference_steps=1).images[0]\n"
+        f"picture.save({str(tmp_path / 'library.png')!r})\n"
+        "from ov_decidiffusion.cli.main import main\n"
+        f"sys.argv = ['x', 'generate', 'a fox', '--num-inference-steps', '1', '-o', {str(tmp_path / 'made.png')!r},\n"
+        f"            '--model-dir', {str(model_dir)!r}]\n"
+        "main()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert (tmp_path / "library.png").is_file() and (tmp_path / "made.png").is_file()

@@ -5,6 +5,7 @@ import base64
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from ov_decidiffusion.cli.main import main
 from ov_decidiffusion.demo.app import mount_demo
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.metadata import settings_of
+from ov_decidiffusion.server import app as server_app
 from ov_decidiffusion.server.app import _finished, create_app, on_this_machine_only
 from ov_decidiffusion.server.batching import Batcher
 from ov_decidiffusion.web.queue import Queue
@@ -104,6 +106,12 @@ def test_pictures_are_the_pipelines(client, pipe):
         assert settings_of(picture_of(one))["seed"] == seed
     jpeg = client.images.generate(prompt=PROMPT, output_format="jpeg", extra_body={"rng_seed": 5} | STEPS)
     assert picture_of(jpeg.data[0]).format == "JPEG"
+    assert settings_of(picture_of(jpeg.data[0]))["seed"] == 5
+    small = client.images.generate(
+        prompt=PROMPT, output_format="webp", output_compression=20, extra_body={"seed": 5} | STEPS
+    )
+    large = client.images.generate(prompt=PROMPT, output_format="webp", extra_body={"seed": 5} | STEPS)
+    assert len(small.data[0].b64_json) < 0.7 * len(large.data[0].b64_json)
 
 
 def test_edits_leave_what_is_opaque_in_the_mask(client, pipe):
@@ -131,6 +139,11 @@ def test_edits_leave_what_is_opaque_in_the_mask(client, pipe):
             "`size` 16384x64 is too long for webp",
         ),
         ({"n": 11}, {}, openai.BadRequestError, "n", "`n` must be from 1 to 10"),
+        ({"background": "transparent"}, {}, openai.BadRequestError, "background", "must be auto or opaque"),
+        ({"output_compression": 50}, {}, openai.BadRequestError, "output_compression", "png being exact"),
+        ({}, {"partial_images": 2}, openai.BadRequestError, "partial_images", "is not offered"),
+        ({}, {"stream": True}, openai.BadRequestError, "stream", "is not offered"),
+        ({"model": "x" * 500_000}, {}, openai.NotFoundError, "model", "There is no model 'xxx"),
         ({"response_format": "url"}, {}, openai.BadRequestError, "response_format", "must be b64_json"),
         ({"model": "dall-e-3"}, {}, openai.NotFoundError, "model", "There is no model 'dall-e-3' here, only"),
         ({}, {"steps": 5}, openai.BadRequestError, "steps", "`steps` is no field of a request; there are prompt, "),
@@ -158,6 +171,33 @@ def test_what_is_no_request_is_told_so(address):
         answer = httpx.post(f"{address}/v1/images/generations", content=content, headers=form)
         error = answer.json()["error"]
         assert answer.status_code == 400 and error["param"] == param and said in error["message"], error
+
+
+def test_values_that_ask_for_nothing_special_are_taken(client):
+    """OpenAI's own defaults, which its clients and others' send."""
+    neutral = {"stream": False, "partial_images": 0, "background": "auto", "output_compression": 100, "seed": 1}
+    assert client.images.generate(prompt=PROMPT, extra_body=neutral | STEPS).data
+
+
+def test_what_cannot_be_read_of_a_request_is_told(address, monkeypatch):
+    url = f"{address}/v1/images/edits"
+    odd = {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"}
+    form = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na fox\r\n--x--\r\n'
+    answer = httpx.post(url, content=form, headers=odd)
+    assert answer.status_code == 400 and "cannot be read" in answer.json()["error"]["message"]
+    file = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    for place, kind, begin in (
+        ("edits", "multipart/form-data; boundary=x", file),
+        ("generations", "application/json", b'{"prompt": "'),
+    ):
+        pieces = iter([begin, *[b"x" * 1_000_000] * 40])  # without being told how many there are
+        answer = httpx.post(f"{address}/v1/images/{place}", content=pieces, headers={"Content-Type": kind})
+        assert answer.status_code == 413 and "larger than" in answer.json()["error"]["message"]
+    monkeypatch.setattr(server_app, "PIECE_SECONDS", 0.2)
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as half:
+        half.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        assert b"408" in half.recv(100)
 
 
 def test_seeds_count_on_from_the_largest_to_0(client, pipe):
@@ -375,7 +415,11 @@ def test_too_many_are_told_when_to_come_back_and_whoever_leaves_is_not_served(cl
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_the_command_ends_gracefully(model_dir, tmp_path):
+@pytest.mark.parametrize(
+    "signals", [["SIGTERM"], ["SIGINT", "SIGINT"], pytest.param(["SIGHUP"], marks=pytest.mark.at_length)]
+)
+def test_the_command_ends_gracefully(model_dir, tmp_path, signals):
+    first, *others = (getattr(signal, name) for name in signals)
     command = [sys.executable, "-m", "ov_decidiffusion", "serve", "--model-dir", str(model_dir), "--port", "8123"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
     process = subprocess.Popen([*command, "--demo"], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
@@ -395,11 +439,13 @@ def test_the_command_ends_gracefully(model_dir, tmp_path):
         )
         request.start()
         time.sleep(0.7)
-        process.send_signal(signal.SIGTERM)
+        for one in (first, *others):
+            process.send_signal(one)
+            time.sleep(0.3)
         request.join(120)
         assert answers[0].status_code == 200 and answers[0].json()["data"]
         process.wait(60)
-        assert process.returncode == 128 + signal.SIGTERM and b"Traceback" not in process.stderr.read()
+        assert process.returncode == 128 + first and b"Traceback" not in process.stderr.read()
         assert not list(tmp_path.glob("ov_decidiffusion-*")), "pictures and uploads go with the process"
     finally:
         process.kill()

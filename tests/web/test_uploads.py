@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from types import SimpleNamespace
 
@@ -13,7 +15,9 @@ from conftest import UNIX_ONLY
 from PIL import Image
 
 from ov_decidiffusion.bulk.generate import generate
+from ov_decidiffusion.demo import app
 from ov_decidiffusion.demo.editor import picture_editor
+from ov_decidiffusion.demo.sessions import Sessions
 from ov_decidiffusion.web.uploads import MAX_CHUNKS, MAX_SCANS, UploadError, open_picture
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"  # Ghostscript would be run for it
@@ -111,3 +115,44 @@ def test_rows_of_tables_name_files_of_pictures_and_nothing_else(model_dir, tmp_p
     errors = [record["error"] for record in pyarrow.parquet.read_table(manifest).to_pylist()]
     for error, said in zip(errors, ("cannot be read as a picture", "is not a file", "none.png"), strict=True):
         assert said in error
+
+
+def test_a_process_that_serves_others_keeps_only_the_readers_it_needs(tmp_path):
+    """In a process of its own: what is taken out does not come back."""
+    code = (
+        "import io, sys\n"
+        "from PIL import Image\n"
+        "from ov_decidiffusion.web.uploads import keep_only_these_readers, open_picture\n"
+        "buffer = io.BytesIO(); Image.new('RGB', (8, 8)).save(buffer, 'PNG')\n"
+        "eps = io.BytesIO(); Image.new('RGB', (8, 8)).save(eps, 'EPS')\n"
+        "keep_only_these_readers()\n"
+        "open_picture(buffer.getvalue()).load()\n"
+        "Image.open(buffer).load()\n"
+        "try: Image.open(eps)\n"
+        "except Exception as error: print(type(error).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "UnidentifiedImageError"
+
+
+def test_what_visitors_send_is_bounded_together_and_the_oldest_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "MAX_UPLOADS", 100)
+    monkeypatch.setattr(app, "MAX_UPLOAD", 40)
+    for i in range(5):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "sent.png").write_bytes(b"x" * 30)
+        os.utime(tmp_path / str(i) / "sent.png", (i, i))
+    app._make_room_for_uploads(tmp_path)
+    assert sorted(file.parent.name for file in tmp_path.rglob("*.png")) == ["3", "4"]
+
+
+def test_a_browsers_token_never_leads_to_a_programs_pictures():
+    sessions = Sessions()
+    try:
+        program = sessions.of_program("abc")
+        for token in ("session abc", "abc", ("program", "abc"), "program abc"):
+            assert sessions.of(token)[1] is not program
+        assert sessions.of_program("abc") is program
+        assert sessions.of_program(None) is not sessions.of_program(None)
+    finally:
+        sessions.close()

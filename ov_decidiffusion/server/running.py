@@ -1,0 +1,41 @@
+"""The server's process: it ends in order, however often it is told to."""
+
+import signal
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+SECONDS_TO_END = 60  # for the pictures that are being made
+
+
+def run_server(app: FastAPI, host: str, port: int) -> None:
+    """Serve until a signal comes; then finish what was begun, and raise the signal once more.
+
+    A closed terminal (SIGHUP) is such a signal too, and a second one cuts nothing off.
+    """
+    options = {"host": host, "port": port, "log_level": "warning", "timeout_graceful_shutdown": SECONDS_TO_END}
+    server = _Server(uvicorn.Config(app, **options))
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    before = None if hangup is None else signal.getsignal(hangup)
+    if hangup is not None and before is not signal.SIG_IGN:  # as under nohup
+        signal.signal(hangup, server.handle_exit)
+    try:
+        server.run()
+    finally:
+        if hangup is not None:
+            signal.signal(hangup, before)
+    if server.hung_up and hangup is not None:
+        signal.raise_signal(hangup)
+
+
+class _Server(uvicorn.Server):
+    hung_up = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's, which at a second SIGINT would cut off what is being answered."""
+        if sig == getattr(signal, "SIGHUP", None):
+            self.should_exit = self.hung_up = True
+            return
+        super().handle_exit(sig, frame)
+        self.force_exit = False
