@@ -58,7 +58,13 @@ pipe = OVStableDiffusionPipeline.from_pretrained(sys.argv[1], inference_precisio
 for name, settings in (("exact", {"num_inference_steps": 3}), ("fast", {"preset": "fast", "quantized": True})):
     pipe("a fox in the snow", seed=1, **settings).images[0].save(f"{sys.argv[2]}/{name}.png")
 """
-FUZZERS = ("generation/test_arguments.py", "generation/test_images.py", "model_folder/test_hostile.py")
+FUZZERS = (
+    "generation/test_arguments.py",
+    "generation/test_images.py",
+    "generation/test_same_as_diffusers.py",
+    "model_folder/test_contract.py",
+    "model_folder/test_hostile.py",
+)
 
 
 @dataclass

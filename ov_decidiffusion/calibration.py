@@ -28,11 +28,15 @@ from openvino import opset13 as ops
 from openvino._offline_transformations import compress_quantize_weights_transformation
 
 from ov_decidiffusion.conversion.trace import psnr
-from ov_decidiffusion.runtime.memory import forgetting_mapped_weights, release_freed_memory
+from ov_decidiffusion.errors import NotEnoughMemory
+from ov_decidiffusion.runtime.memory import check_memory, forgetting_mapped_weights, release_freed_memory
+
+logger = logging.getLogger(__name__)
 
 Inputs = dict[str, np.ndarray]
 
 PLAIN_METRIC = 100.0
+RANKING_MEMORY = (1e9, 8.5)  # bytes, and times the weights in 16 bits: 13 GB were needed at full size
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 # The first and the last convolutions, where latents and pixels themselves would be rounded: a tenth of a percent of
 # the work, and 8 dB of the embedded checkpoint's decoder.
@@ -51,6 +55,10 @@ PARAMETERS = nncf.AdvancedQuantizationParameters(
     smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
     activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
 )
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
 
 
 @dataclass
@@ -77,7 +85,7 @@ def quantize_within_budget(model: ov.Model, weights: Path, feed: Feed, budget: f
 
     Where INT8 misses the budget, NNCF ranks the layers by the harm that each does and takes them back to full
     precision one after the other until the budget holds. That compiles the model once for each of them, and takes
-    four times the memory.
+    three times the memory; where that is not free, INT8 stays as it is.
 
     Args:
         weights: the file that the model's weights are in.
@@ -93,6 +101,11 @@ def quantize_within_budget(model: ov.Model, weights: Path, feed: Feed, budget: f
         quantized = statistics.quantize()
         _center_inputs_of_transposed_convolutions(quantized)
         if agreement_of(outputs_of(quantized, weights, recorded.checks), recorded.expected) >= budget:
+            return quantized, recorded
+        try:
+            check_memory(int(RANKING_MEMORY[0] + RANKING_MEMORY[1] * _size(weights)), "Ranking its layers", "")
+        except NotEnoughMemory as error:
+            logger.warning("INT8 misses its budget, and is not mended layer by layer: %s", error)
             return quantized, recorded
         del quantized, statistics
         quantized = _quantize_layer_by_layer(model, recorded, budget)

@@ -37,6 +37,7 @@ def test_perceptual_distance_tells_another_object_from_a_little_noise():
     assert same == 0 and 0 < little < 0.5 * other
 
 
+@pytest.mark.at_length
 def test_a_setting_is_measured_against_the_exact_pictures(int8_pipe):
     cases = choose_cases(4)["trained on"]
     figures, exact = quality.measure(int8_pipe, cases, {}, None)

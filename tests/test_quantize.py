@@ -16,19 +16,29 @@ from conftest import UNIX_ONLY, cpu_flags
 from openvino import opset13 as ops
 
 from ov_decidiffusion import quantize
+from ov_decidiffusion.calibration import Recorded, plain_run, quantize_within_budget
 from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.model_folder.layout import CONVERSION_REPORT, quantized_sibling
 from ov_decidiffusion.model_folder.writing import write_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.quantize import BUDGETS, quantize_models, record_runs
+from ov_decidiffusion.quantize import BUDGETS, CalibrationRuns, quantize_models
 
 PROMPT = "a fox in the snow"
 
 
+def recorded_rows(pipe, model_dir, prompts):
+    """What the parts of a folder are calibrated with."""
+    runs, rows = CalibrationRuns(pipe, prompts), {}
+    for part in ("unet", "vae_decoder", "text_encoder"):
+        file = model_dir / part / "openvino_model.xml"
+        rows[part] = getattr(runs, part)(plain_run(ov.Core().read_model(file), file.with_suffix(".bin"))).rows
+    return rows
+
+
 def test_quantized_models_agree_on_runs_they_were_not_calibrated_with(int8_pipe, quantization, model_dir):
     print(quantization)
-    rows, _ = record_runs(int8_pipe, ["a castle in the mountains", "a fox"])
+    rows = recorded_rows(int8_pipe, model_dir, ["a castle in the mountains", "a fox"])
     for part in quantization.parts:
         assert part.quantized and part.psnr >= BUDGETS[part.name]
         made = []
@@ -52,9 +62,9 @@ for part, some in pickle.load(open(rows, "rb")).items():
 """
 
 
-def test_products_of_eight_bits_do_not_saturate_without_vnni(int8_pipe, quantization, tmp_path):
+def test_products_of_eight_bits_do_not_saturate_without_vnni(int8_pipe, model_dir, quantization, tmp_path):
     """The same graph with its rounding but its products in f32 is what a processor that adds in 32 bits computes."""
-    recorded, _ = record_runs(int8_pipe, ["a castle in the mountains", "a fox in the snow"])
+    recorded = recorded_rows(int8_pipe, model_dir, ["a castle in the mountains", "a fox in the snow"])
     rows = {part: recorded[part][:4] for part in ("unet", "vae_decoder")}
     (tmp_path / "rows").write_bytes(pickle.dumps(rows))
     isa = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"} if "avx512bw" in cpu_flags() else {}  # AVX2 has no VNNI as it is
@@ -131,15 +141,17 @@ def test_lighter_weights_are_smaller_and_agree(model_dir, mode, share, floor):
         pipe.denoise(PROMPT, preset="fast")
 
 
-def test_a_long_calibration_prompt_is_recorded_by_its_beginning(loaded_pipe):
-    recorded, _ = record_runs(loaded_pipe, ["a fox " * 60])
+def test_a_long_calibration_prompt_is_recorded_by_its_beginning(loaded_pipe, model_dir):
+    recorded = recorded_rows(loaded_pipe, model_dir, ["a fox " * 60])
     assert {row["encoder_hidden_states"].shape[1] for row in recorded["unet"]} == {77}
     assert {row["input_ids"].shape for row in recorded["text_encoder"]} == {(1, 77)}
 
 
 def test_a_part_that_int8_harms_too_much_is_kept_as_it_was(model_dir, tmp_path, monkeypatch):
     alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
-    monkeypatch.setattr(quantize, "quantize_within_budget", lambda model, *_: model)
+    monkeypatch.setattr(
+        quantize, "quantize_within_budget", lambda model, weights, feed, *_: (model, feed(plain_run(model, weights)))
+    )
     monkeypatch.setattr(quantize, "agreement_of", lambda *_: 29.0)
     report = quantize_models(alone, prompts=2)
     assert not any(part.quantized for part in report.parts) and "too low: kept as it was" in str(report)
@@ -153,7 +165,7 @@ def test_what_needs_too_much_memory_is_refused_and_leaves_nothing(model_dir, tmp
     alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
     monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", "1.5")
     with pytest.raises(
-        ValueError, match=r"INT8 models need about 2\.2 GB of memory, and 1\.5 GB are free: make them on"
+        ValueError, match=r"INT8 models need about 1\.6 GB of memory, and 1\.5 GB are free: make them on"
     ):
         quantize_models(alone)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["alone-fp16"]
@@ -240,17 +252,27 @@ def quantized_layers(model: ov.Model) -> int:
     return sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
 
 
-def test_int8_that_misses_its_budget_is_mended_layer_by_layer():
+def test_int8_that_misses_its_budget_is_mended_layer_by_layer(tmp_path, monkeypatch, caplog):
     rng = np.random.default_rng(1)
     rows = [{"sample": rng.standard_normal((1, 8, 16, 16)).astype(np.float32)} for _ in range(8)]
     rows, checks = rows[:6], rows[6:]
     plain = ov.Core().compile_model(a_model_that_int8_harms(), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     expected = [plain(row)[0].copy() for row in checks]
-    found = {}
+
+    def feed(run):
+        for row in rows:
+            run(row, True)
+        return Recorded(rows, checks, [run(row, False) for row in checks])
+
+    found, weights = {}, tmp_path / "none.bin"
     for budget in (5.0, 30.0, 90.0):
-        model = quantize.quantize_within_budget(a_model_that_int8_harms(), rows, checks, expected, budget)
+        model, recorded = quantize_within_budget(a_model_that_int8_harms(), weights, feed, budget)
+        np.testing.assert_allclose(recorded.expected, expected, rtol=1e-4, atol=1e-3)
         found[budget] = worst_agreement(model, checks, expected), quantized_layers(model)
     print(found)
     assert found[5.0][0] < 30 and found[5.0][1] > found[30.0][1] > 0, "the first try misses the second budget"
     assert found[30.0][0] >= 30
     assert found[90.0] == (found[90.0][0], 0), "no mix reaches the third: nothing stays in INT8"
+    monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", "0.5")
+    model, _ = quantize_within_budget(a_model_that_int8_harms(), weights, feed, 30.0)
+    assert worst_agreement(model, checks, expected) < 30 and "Ranking its layers" in caplog.text

@@ -30,8 +30,8 @@ EXTRAS = {
     "ray": "scale",
 }
 QUANTIZE_HELP = (
-    "make the INT8 models first that the faster presets need, unless they are there: a minute for the embedded "
-    "checkpoint, much longer and 16 GB of memory for the real one"
+    "make the INT8 models first that the faster presets need, unless they are there: half a minute for the embedded "
+    "checkpoint, some minutes and 5 GB of memory for the real one"
 )
 INTERRUPTED = 130  # what shells expect of a process that a signal ended: 128 and its number
 ENDING = ("SIGTERM", "SIGHUP")  # SIGHUP comes where a terminal is closed; Windows has none

@@ -195,6 +195,7 @@ def test_actors_make_the_same_pictures(alone, cluster, model_dir, tmp_path, acto
     assert [record["error"] for record in records(spread)] == [record["error"] for record in records(alone)]
 
 
+@pytest.mark.at_length
 def test_rows_for_actors_may_name_files_by_paths(cluster, model_dir, tmp_path):
     Image.new("RGB", (128, 128), "red").save(tmp_path / "red.png")
     rows = [{"prompt": "a fox in the snow", "image": tmp_path / "red.png"}]
@@ -223,7 +224,8 @@ def test_a_finished_job_does_nothing_and_a_changed_one_is_refused(alone, model_d
 
 
 @UNIX_ONLY
-@pytest.mark.parametrize("whom", ["driver", pytest.param("actor", marks=pytest.mark.at_length)])
+@pytest.mark.at_length
+@pytest.mark.parametrize("whom", ["driver", "actor"])
 def test_whatever_is_killed_the_same_call_goes_on(model_dir, tmp_path, whom):
     if whom == "actor":
         pytest.importorskip("ray")

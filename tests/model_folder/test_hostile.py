@@ -123,7 +123,7 @@ def use_checkpoint(folder: Path) -> None:
         load(folder)
 
 
-@settings(max_examples=30 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
+@settings(max_examples=15 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
 @given(data=st.data())
 def test_a_checkpoint_with_any_odd_field_is_taken_or_refused(checkpoint, data):
     file = data.draw(st.sampled_from(json_files(checkpoint)))
@@ -135,7 +135,7 @@ def test_a_checkpoint_with_any_odd_field_is_taken_or_refused(checkpoint, data):
             assert str(error)
 
 
-@settings(max_examples=15 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
+@settings(max_examples=5 * LENGTH, deadline=None, suppress_health_check=list(HealthCheck), phases=FOUND_AS_THEY_ARE)
 @given(data=st.data())
 def test_a_model_folder_with_any_odd_field_makes_a_picture_or_is_refused(folder, data):
     file = data.draw(st.sampled_from(json_files(folder)))
