@@ -32,7 +32,7 @@ def compare_steps(pipe: OVStableDiffusionPipeline, side: int) -> tuple[Agreement
     """Agreement in dB with the whole U-Net in f32, one value a step, by way to be faster; and the final latents."""
     shape = (1, pipe.latent_channels, side // pipe.vae_scale_factor, side // pipe.vae_scale_factor)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
-    text = pipe.encode_prompt(["", PROMPT])
+    text = pipe.encode_text(["", PROMPT])
     for int8 in (False, True):
         pipe.unet.prepare_caching(int8)
     found, kept = defaultdict(list), []

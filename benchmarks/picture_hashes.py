@@ -81,7 +81,7 @@ def calls(pipe: OVStableDiffusionPipeline) -> Iterator[tuple[str, dict[str, Any]
     yield "timesteps", quick | {"num_inference_steps": None, "solver": "dpm++", "timesteps": [950, 600, 300, 50]}
     yield "sigmas", quick | {"num_inference_steps": None, "solver": "euler", "sigmas": [14.0, 3.0, 0.8, 0.1]}
     yield "latents", quick | {"latents": torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(8))}
-    embeds = pipe.encode_prompt([PROMPT, ""])
+    embeds = pipe.encode_text([PROMPT, ""])
     yield "embeddings", quick | {"prompt": None, "prompt_embeds": embeds[:1], "negative_prompt_embeds": embeds[1:]}
     yield "INT8", quick | {"quantized": True}
     yield "INT8 U-Net", quick | {"quantized": ["unet"]}

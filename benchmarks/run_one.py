@@ -195,7 +195,7 @@ def time_loading(options: dict) -> dict:
     cache_dir, mode = options["cache_dir"], options["cache_mode"]
     start = time.perf_counter()
     OVStableDiffusionPipeline.from_pretrained(
-        options["model_dir"], cache_dir=cache_dir, ov_config={"CACHE_MODE": mode} if cache_dir else None
+        options["model_dir"], ov_cache_dir=cache_dir, ov_config={"CACHE_MODE": mode} if cache_dir else None
     )
     seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in Path(cache_dir).iterdir()) if cache_dir else 0

@@ -27,6 +27,13 @@ from ov_decidiffusion.arguments import (
 )
 from ov_decidiffusion.generation.callbacks import CALLBACK_TENSORS, RunState, call_back
 from ov_decidiffusion.generation.config import GenerationConfig
+from ov_decidiffusion.generation.surface import (
+    DiffusersSurface,
+    SafetyChecker,
+    check_foreign_loading,
+    precision_for,
+    without_foreign,
+)
 from ov_decidiffusion.model_folder.layout import is_checkpoint, tokenizer_dir
 from ov_decidiffusion.runtime.loading import check_loading
 from ov_decidiffusion.runtime.models import Models
@@ -80,6 +87,7 @@ def _answers_wrong_names(method: Callable[P, R | tuple]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Any:
+        kwargs = without_foreign(kwargs)  # type: ignore[assignment]
         if len(args) > 2:
             raise TypeError(
                 "Only `prompt` may be given without its name, as in pipe(prompt, image=picture, height=512); got "
@@ -95,7 +103,7 @@ def _answers_wrong_names(method: Callable[P, R | tuple]) -> Callable[P, R]:
     return checked
 
 
-class OVStableDiffusionPipeline(RunState):
+class OVStableDiffusionPipeline(DiffusersSurface, RunState):
     """Text-to-image, text-guided image-to-image and inpainting with an OpenVINO model folder.
 
     Argument names and meanings are those of diffusers' ``StableDiffusionPipeline``, ``StableDiffusionImg2ImgPipeline``
@@ -120,11 +128,13 @@ class OVStableDiffusionPipeline(RunState):
 
     def __init__(self, engine: Engine):
         super().__init__()
+        self._take(engine)
+
+    def _take(self, engine: Engine) -> None:
         self._engine = engine
-        self.models, self.unet = engine.models, engine.unet
+        self.models = engine.models
         self.origin, self.defaults, self.default_size = engine.origin, engine.defaults, engine.default_size
-        self.image_processor = engine.image_processor
-        self.vae_scaling_factor, self.vae_scale_factor = engine.vae.scaling_factor, engine.vae.scale_factor
+        self.vae_scaling_factor = engine.vae.scaling_factor
         self.latent_channels = engine.latent_channels
         self.size_factor, self.quantized_parts = engine.models.size_factor, engine.models.quantized_parts
         self.has_tiny_decoder = engine.models.has_tiny_decoder
@@ -139,6 +149,20 @@ class OVStableDiffusionPipeline(RunState):
         cache_dir: str | Path | None = None,
         threads: int | None = None,
         ov_config: dict[str, Any] | None = None,
+        *,
+        ov_cache_dir: str | Path | None = None,
+        scheduler: Scheduler | None = None,
+        safety_checker: SafetyChecker | None = None,
+        revision: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool | None = None,
+        custom_pipeline: str | None = None,
+        requires_safety_checker: bool | None = None,
+        export: bool | None = None,
+        compile: bool | None = None,
     ) -> OVStableDiffusionPipeline:
         """Load a model folder, or convert a checkpoint first.
 
@@ -152,21 +176,42 @@ class OVStableDiffusionPipeline(RunState):
                 With "f32" pictures are diffusers' own, and the same for any number of threads to 1/255 in a pixel;
                 with "bf16" another number of threads can move an edge. OpenVINO's default picks bf16 on processors
                 that have its instructions, even where that is slower. The autoencoder never computes in f16.
-            cache_dir: where OpenVINO keeps compiled models; None keeps none. It spares less than a second of a start
-                and takes as much room as the models, as ``benchmarks.compare`` shows.
+            cache_dir: the former name of ``ov_cache_dir``; in the next release it will be the hub's folder, as in
+                diffusers.
             threads: how many to compute with; None for all cores.
             ov_config: OpenVINO's own properties by name, passed on as they are.
+            ov_cache_dir: where OpenVINO keeps compiled models; None keeps none. It spares less than a second of a
+                start and takes as much room as the models, as ``benchmarks.compare`` shows.
+            scheduler, safety_checker: to use, as if they were assigned.
+            revision: of a hub id: branch, tag or commit.
+            torch_dtype: float32 is "f32"; halves are "auto".
+            variant, use_safetensors, token, local_files_only, custom_pipeline, requires_safety_checker, export,
+                compile: of diffusers and Optimum Intel. Values that hold here anyway are taken; others are refused
+                with what to do instead.
 
         Raises:
             ValueError: a wrong argument, or a folder that lacks a part or is damaged; the message names it.
         """
         folder = check_path("model", model, "a folder or a hub id")
+        check_foreign_loading(token, local_files_only, variant, use_safetensors, custom_pipeline, compile)
+        inference_precision = precision_for(torch_dtype, inference_precision)
+        if cache_dir is not None:
+            warn_renamed("cache_dir", "ov_cache_dir")
+            ov_cache_dir = cache_dir
         if is_checkpoint(model):
             from ov_decidiffusion.conversion.convert import convert_checkpoint
 
-            check_loading(device, inference_precision, cache_dir, threads, ov_config)
-            folder = convert_checkpoint(model).model_dir
-        models = Models.load(folder, device, inference_precision, cache_dir, threads, ov_config)
+            check_loading(device, inference_precision, ov_cache_dir, threads, ov_config)
+            folder = convert_checkpoint(model, revision=revision).model_dir
+        pipe = cls(cls._load_engine(folder, device, inference_precision, ov_cache_dir, threads, ov_config))
+        if scheduler is not None:
+            pipe.scheduler = scheduler
+        pipe.safety_checker = safety_checker
+        return pipe
+
+    @staticmethod
+    def _load_engine(folder: Path, *loading: Any) -> Engine:
+        models = Models.load(folder, *loading)
         try:
             _import_diffusers()
             from ov_decidiffusion.generation.engine import Engine  # torch and diffusers: models compile meanwhile
@@ -174,7 +219,28 @@ class OVStableDiffusionPipeline(RunState):
             engine = Engine(models, folder)
         finally:
             models.wait()
-        return cls(engine)
+        return engine
+
+    def to(self, *targets: Any, **_: Any) -> OVStableDiffusionPipeline:
+        """The pipeline, its models loaded anew for another device where one is named.
+
+        Args:
+            targets: a device as of ``from_pretrained``; PyTorch's types change nothing.
+
+        Raises:
+            ValueError: there is no such device; the message names those that there are.
+        """
+        devices = [str(one) for one in targets if isinstance(one, str) or type(one).__name__ == "device"]
+        for name in devices:
+            device = check_loading(name)[1]
+            if device != self.models.device:
+                scheduler, bar = self.scheduler, self._engine.progress_bar_config
+                self.models.close()
+                RunState.__init__(self)
+                self._take(self._load_engine(self.models.folder, device))
+                self.scheduler = scheduler
+                self._engine.set_progress_bar_config(bar)
+        return self
 
     @property
     def scheduler(self) -> Scheduler:
@@ -325,7 +391,7 @@ class OVStableDiffusionPipeline(RunState):
             decoder: what makes pixels of finished latents: "whole", or "tiny", which is at least ten times as fast and
                 loses fine detail, where the folder has one (diffusers' ``AutoencoderTiny``).
             output_type: "pil", "np", "pt" or "latent" (before the decoder).
-            return_dict: False gives a tuple, as in diffusers: the pictures, and None for a safety check.
+            return_dict: False gives a tuple, as in diffusers: the pictures, and what ``safety_checker`` says of them.
             callback_on_step_end: called as ``callback(pipe, step, timestep, tensors)`` after each step; if it returns
                 a dictionary, the run continues with its "latents" and "prompt_embeds". It may set
                 ``pipe._interrupt``, which ends the run with the picture as it is, and ``pipe._guidance_scale``.
@@ -386,8 +452,11 @@ class OVStableDiffusionPipeline(RunState):
         from ov_decidiffusion.generation.images import StableDiffusionOutput
 
         assert step is not None  # a run has at least one step
-        images = step.latents if output_type == "latent" else self.finish(step, output_type)
-        return StableDiffusionOutput(images=images) if return_dict else (images, None)
+        if output_type == "latent":
+            images, flags = step.latents, None
+        else:
+            images, flags = self._checked_for_safety(self.finish(step, output_type))
+        return StableDiffusionOutput(images, flags) if return_dict else (images, flags)
 
     @_answers_wrong_names
     @_takes_fields_of(GenerationConfig)
@@ -435,13 +504,55 @@ class OVStableDiffusionPipeline(RunState):
         warn_renamed("quick_look", "latent_preview")
         return self.latent_preview(latents)
 
-    def encode_prompt(self, prompt: str | list[str], prompt_syntax: bool = True) -> torch.Tensor:
+    def encode_text(self, prompts: str | list[str], prompt_syntax: bool = True) -> torch.Tensor:
         """Hidden states [prompts, 77, d] of the text encoder; a multiple of 77 where a prompt is longer.
 
         The latest prompts are remembered: many pictures of one prompt encode it once.
         """
         check_flag("prompt_syntax", prompt_syntax)
-        return self._engine.encode_prompt(check_prompts(prompt), prompt_syntax)
+        return self._engine.encode_prompt(check_prompts(prompts), prompt_syntax)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: Any = None,
+        num_images_per_prompt: int | None = None,
+        do_classifier_free_guidance: bool | None = None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+        prompt_syntax: bool = True,
+    ) -> Any:
+        """diffusers' pair: hidden states [pictures, n, d] for the prompts, and against them (None without guidance).
+
+        Args:
+            prompt, negative_prompt, num_images_per_prompt, prompt_embeds, negative_prompt_embeds, prompt_syntax: as of
+                a call of the pipeline.
+            do_classifier_free_guidance: whether there is something to keep away from.
+            device: where diffusers computes; OpenVINO has its own.
+            lora_scale, clip_skip: None; others are refused.
+
+        Returns:
+            the pair. Its former use, with a prompt alone, still gives what ``encode_text`` gives.
+
+        Raises:
+            ValueError: an argument has a wrong value; the message says which, and what is allowed.
+        """
+        if device is None and num_images_per_prompt is None and do_classifier_free_guidance is None:
+            warn_renamed("encode_prompt with a prompt alone", "encode_text")
+            return self.encode_text(prompt, prompt_syntax)  # type: ignore[arg-type]
+        without_foreign({"cross_attention_kwargs": lora_scale, "clip_skip": clip_skip})
+        config = GenerationConfig(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            num_images_per_prompt=1 if num_images_per_prompt is None else num_images_per_prompt,
+            prompt_syntax=prompt_syntax,
+        )
+        return self._engine.encode_pair(config, do_classifier_free_guidance is not False)
 
     def token_ids(self, prompts: str | list[str]) -> np.ndarray:
         """Whole numbers [prompts, 77] of prompts as they stand, brackets too; of a longer one the beginning."""

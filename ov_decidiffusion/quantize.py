@@ -64,7 +64,6 @@ from ov_decidiffusion.schedulers.registry import make_solver
 logger = logging.getLogger(__name__)
 
 BUDGETS = {"unet": 30.0, "vae_decoder": 35.0}  # dB
-SPARE = 0.5  # dB asked of NNCF beyond the budget, for what is done to the ranges after it
 WEIGHT_MODES = {
     "int8-weights": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
     "int4-weights": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 32},  # divides every width there is
@@ -72,7 +71,7 @@ WEIGHT_MODES = {
 MODES = QUANTIZED_KINDS
 CALIBRATION_PROMPTS = 8  # of the checkpoint's, unless another number is asked for
 STEPS = 4  # of a calibration run
-RECORDED = 2  # one step in so many is kept to check with, or to rank layers by
+RECORDED = 2  # one step in so many is kept to rank layers by, others for each next prompt
 HELD_OUT = 4  # every so many prompts, one is for checking only
 MEMORY = (1.5e9, 2.2)  # bytes, and times the U-Net's weights in 16 bits: at full size 5 GB are needed
 CROP = 32  # latent positions: a decoder's input for calibration, cut out to save memory
@@ -204,7 +203,7 @@ class CalibrationRuns:
     """
 
     def __init__(self, pipe: OVStableDiffusionPipeline, prompts: list[str]):
-        self._texts = [pipe.encode_prompt(["", prompt])[:, :MAX_TOKENS] for prompt in prompts]  # all that it takes
+        self._texts = [pipe.encode_text(["", prompt])[:, :MAX_TOKENS] for prompt in prompts]  # all that it takes
         self._ids = [pipe.token_ids([prompt]) for prompt in prompts]
         self._scheduler = make_solver("dpm++", pipe.scheduler)
         self._scale, self._rescale = (pipe.defaults[f"guidance_{name}"] for name in ("scale", "rescale"))
@@ -223,7 +222,7 @@ class CalibrationRuns:
 
     @torch.no_grad()
     def unet(self, run: Run) -> Recorded:
-        """Denoise, a row at a time; every ``RECORDED``-th step is kept, others for each next prompt."""
+        """Denoise, a row at a time; all steps are kept to check with, and every ``RECORDED``-th to rank layers by."""
         recorded, scheduler = Recorded(), self._scheduler
         for i, texts in enumerate(progress_bar(self._texts, desc="running the U-Net", unit="prompt", leave=False)):
             checked = _is_held_out(i)
@@ -235,7 +234,7 @@ class CalibrationRuns:
                     inputs = {"sample": sample, "timestep": timestep.reshape(1).long().numpy()}
                     inputs["encoder_hidden_states"] = text[None].numpy()
                     predictions.append(torch.from_numpy(run(inputs, not checked)))
-                    if (i // HELD_OUT + number) % RECORDED == 0:
+                    if checked or (i // HELD_OUT + number) % RECORDED == 0:
                         _keep(recorded, inputs, predictions[-1].numpy(), checked)
                 without, conditional = predictions
                 guided = rescaled(without + self._scale * (conditional - without), conditional, self._rescale)
@@ -288,7 +287,7 @@ def _quantize_part(name: str, source: Path, target: Path, mode: str, feed: Feed)
     model = ov.Core().read_model(graph_file(source, name))
     if mode == "int8":
         merge_upsampling(model, to_skips="crop")  # which INT8 weights no longer allow
-        model, recorded = quantize_within_budget(model, weights, feed, BUDGETS[name] + SPARE)
+        model, recorded = quantize_within_budget(model, weights, feed, BUDGETS[name])
     else:
         recorded = feed(plain_run(model, weights))
         with bars_for_terminals_only():

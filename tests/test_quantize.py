@@ -105,7 +105,7 @@ def test_genai_makes_our_int8_picture_from_the_int8_folder(int8_pipe, quantizati
 
 def test_top_level_on_this_steps_own_features_is_the_whole_int8_unet(int8_pipe):
     generator = torch.Generator().manual_seed(0)
-    sample, text = torch.randn((2, 4, 16, 16), generator=generator), int8_pipe.encode_prompt(["", PROMPT])
+    sample, text = torch.randn((2, 4, 16, 16), generator=generator), int8_pipe.encode_text(["", PROMPT])
     int8_pipe.unet.prepare_caching(quantized=True)
     whole, deep = int8_pipe.unet.full(sample, torch.tensor(420), text, keep_features=True, quantized=True)
     top = int8_pipe.unet.shallow(sample, torch.tensor(420), deep, quantized=True)

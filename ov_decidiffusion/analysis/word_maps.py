@@ -62,7 +62,7 @@ def word_effects(
     """
     words, _ = _words(pipe, prompt)
     without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
-    texts = pipe.encode_prompt([prompt, *without], prompt_syntax=False)
+    texts = pipe.encode_text([prompt, *without], prompt_syntax=False)
     total, step = np.zeros((), np.float32), None
     for step in _steps_of_one(pipe, prompt, arguments):
         quantized = "unet" in step.quantized

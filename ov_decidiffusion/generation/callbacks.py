@@ -54,6 +54,8 @@ class RunState:
             yield call
         finally:
             self._threads.calls = self._calls[:-1]
+            if call.step is not None:
+                self._threads.latest = call.step.guidance_scale, call.step.guidance_rescale, call.step.total
 
     @property
     def _calls(self) -> list[CurrentCall]:
@@ -66,13 +68,19 @@ class RunState:
 
     @property
     def guidance_scale(self) -> float:
-        """Of the run that this thread is in, as it is now; outside of one, the checkpoint's own."""
-        return self.defaults["guidance_scale"] if self._step is None else self._step.guidance_scale
+        """Of the run that this thread is in, as it is now; after one what it was, and before any the checkpoint's."""
+        return self._latest[0] if self._step is None else self._step.guidance_scale
 
     @property
     def guidance_rescale(self) -> float:
         """As ``guidance_scale``."""
-        return self.defaults["guidance_rescale"] if self._step is None else self._step.guidance_rescale
+        return self._latest[1] if self._step is None else self._step.guidance_rescale
+
+    @property
+    def _latest(self) -> tuple[float, float, int | None]:
+        """guidance_scale, guidance_rescale and steps of this thread's latest run."""
+        own = self.defaults["guidance_scale"], self.defaults["guidance_rescale"], None
+        return getattr(self._threads, "latest", own)
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -81,8 +89,8 @@ class RunState:
 
     @property
     def num_timesteps(self) -> int | None:
-        """Steps of the run that this thread is in."""
-        return None if self._step is None else self._step.total
+        """Steps of the run that this thread is in, or of its latest."""
+        return self._latest[2] if self._step is None else self._step.total
 
     @property
     def _guidance_scale(self) -> float:  # diffusers documents it for callbacks

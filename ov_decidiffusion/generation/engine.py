@@ -144,10 +144,11 @@ class Engine:
     def _size(self, config: GenerationConfig, inputs: SourceInputs | None) -> tuple[int, int]:
         """(width, height) in pixels of the pictures to make."""
         shaping = None if inputs is None else inputs.shaping
-        models = self.models
-        return choose_size(
-            config.width, config.height, shaping, self.default_size, models.size_factor, models.static_shapes
-        )
+        models, default = self.models, self.default_size
+        given = getattr(config.latents, "shape", ())
+        if shaping is None and config.width is None and config.height is None and len(given) == 4:
+            default = given[3] * self.vae.scale_factor, given[2] * self.vae.scale_factor  # latents set it
+        return choose_size(config.width, config.height, shaping, default, models.size_factor, models.static_shapes)
 
     def _count(self, run: Generator[DenoisingStep, None, None]) -> Iterator[DenoisingStep]:
         """A loop that is at work while it makes a step, and not while it waits to be asked for the next."""
@@ -189,6 +190,18 @@ class Engine:
         """Hidden states of prompts, as ``OVStableDiffusionPipeline.encode_prompt`` says."""
         with self.models.at_work():
             return self.text_encoder.encode(prompts, prompt_syntax)
+
+    def encode_pair(self, config: GenerationConfig, guided: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Hidden states for the prompts and against them, as ``OVStableDiffusionPipeline.encode_prompt`` says."""
+        with self.models.at_work():
+            prompts, negative = check_text(config, self.models.unet_config["cross_attention_dim"])
+            times = check_whole("num_images_per_prompt", config.num_images_per_prompt, 1)
+            texts = (prompts, negative) if guided else (prompts,)
+            states = self.text_encoder.prepare(texts, times, config.prompt_syntax)
+            if not guided:
+                return states, None
+            against, wanted = states.chunk(2)
+            return wanted, against
 
     def latent_preview(self, latents: Any, colours: Any) -> list[Image.Image]:
         """Coarse pictures of latents, as ``OVStableDiffusionPipeline.latent_preview`` says."""

@@ -15,15 +15,20 @@ from ov_decidiffusion.generation.colours import to_srgb
 
 RESIZE_MODES = ("crop", "fill", "stretch")
 PictureLike = Image.Image | np.ndarray | torch.Tensor
-HALF_WHITE = 128  # of 255: from here on a mask's grey counts as white
 AREA_TOLERANCE = 0.15  # of the default's area: how far a size may go to be closer to a source's shape
 
 
 @dataclass
 class StableDiffusionOutput(BaseOutput):
-    """``images``: PIL pictures, or an array [b, H, W, 3] in 0…1 (np), or a tensor [b, 3, H, W] (pt, latent)."""
+    """What a call gives.
+
+    Attributes:
+        images: PIL pictures, or an array [b, H, W, 3] in 0…1 (np), or a tensor [b, 3, H, W] (pt, latent).
+        nsfw_content_detected: what the pipeline's ``safety_checker`` said of each; None without one.
+    """
 
     images: list[Image.Image] | Any  # the arrays and tensors: callers know which they asked for
+    nsfw_content_detected: list[bool] | None = None
 
 
 def to_pictures(image: Any, name: str = "image", behind: str = "white") -> list[Image.Image]:
@@ -65,7 +70,7 @@ def check_masks(mask_image: Any, images: list[Image.Image]) -> list[Image.Image]
         mask_image: one, or one for each picture, in any form that ``to_pictures`` takes, of any size.
 
     Raises:
-        ValueError: another number of masks, or one that is black all over.
+        ValueError: another number of masks.
     """
     masks = [mask.convert("L") for mask in to_pictures(mask_image, "mask_image", "black")]
     if len(masks) not in (1, len(images)):
@@ -73,8 +78,6 @@ def check_masks(mask_image: Any, images: list[Image.Image]) -> list[Image.Image]
             f"`mask_image` must be one mask or one for each of the {len(images)} pictures, got {len(masks)}."
         )
     masks = masks * (len(images) // len(masks))
-    if not all(np.asarray(mask).max() >= HALF_WHITE for mask in masks):
-        raise ValueError("`mask_image` is black all over: paint white what is to be made anew.")
     return [resize(mask, image.size, "stretch") for mask, image in zip(masks, images, strict=True)]
 
 

@@ -61,6 +61,9 @@ class Postprocess:
         ]
 
 
+HALF_WHITE = 128  # of 255: from here on a mask's grey counts as white
+
+
 @dataclass(frozen=True)
 class SourceInputs:
     """What image-to-image and inpainting start from, checked; the fields are the arguments of these names."""
@@ -126,6 +129,9 @@ def check_sources(config: GenerationConfig, prompts: int) -> SourceInputs | None
         check_whole("padding_mask_crop", padding_mask_crop, 0, MAX_PADDING)
         if len(images) > 1:
             raise ValueError(f"`padding_mask_crop` takes one picture at a time, got {len(images)} in `image`.")
+        assert masks is not None  # else it was refused above
+        if max(np.asarray(masks[0]).flat) < HALF_WHITE:
+            raise ValueError("`padding_mask_crop` works around the white of `mask_image`, which is black all over.")
     return SourceInputs(images, masks, padding_mask_crop, overlay, strength, resize_mode)
 
 

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from diffusers.configuration_utils import FrozenDict
 from tokenizers import Tokenizer
 
 from ov_decidiffusion.arguments import check_negative_prompts, check_prompts, shown
 from ov_decidiffusion.generation.config import GenerationConfig
 from ov_decidiffusion.generation.prompt_weights import Piece, parse_weights
 from ov_decidiffusion.generation.tensors import check_embeds
-from ov_decidiffusion.model_folder.layout import MAX_TOKENS
+from ov_decidiffusion.model_folder.integrity import read_json
+from ov_decidiffusion.model_folder.layout import MAX_TOKENS, config_file
 from ov_decidiffusion.runtime.models import Models
 
 logger = logging.getLogger(__name__)
@@ -61,10 +63,14 @@ class TextEncoder:
     Args:
         models: the compiled models.
         tokenizer: as ``load_tokenizer`` gives it.
+
+    Attributes:
+        config: the settings beside the model.
     """
 
     def __init__(self, models: Models, tokenizer: Tokenizer):
         self._models = models
+        self.config = FrozenDict(read_json(config_file(models.folder, "text_encoder")))
         self._bos, self._eos = tokenizer.encode("").ids
         assert tokenizer.padding is not None  # ``load_tokenizer`` sees to it
         self._pad = tokenizer.padding["pad_id"]

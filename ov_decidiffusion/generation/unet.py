@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from ov_decidiffusion.arguments import warn_renamed
 from ov_decidiffusion.model_folder.layout import MAX_TOKENS
@@ -18,10 +20,23 @@ class UNet:
 
     Args:
         models: the compiled models.
+
+    Attributes:
+        config: the settings beside the model.
     """
 
     def __init__(self, models: Models):
         self._models = models
+        self.config = FrozenDict(models.unet_config)
+
+    @staticmethod
+    def from_pretrained(*_: Any, **__: Any) -> NoReturn:
+        """Refused: the lines of DeciDiffusion's model card that replace the U-Net are not needed here.
+
+        Raises:
+            NotImplementedError: says so.
+        """
+        raise NotImplementedError("The U-Net of flexible_unet/ is loaded already: leave this line out.")
 
     def prepare_caching(self, quantized: bool = False) -> None:
         """Compile what ``full`` with ``keep_features`` and ``shallow`` run.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 
 from ov_decidiffusion.arguments import check_whole, shown
@@ -23,6 +24,7 @@ class Autoencoder:
         models: the compiled models.
 
     Attributes:
+        config: the settings beside the models.
         scaling_factor: what the denoiser's latents are multiplied by against the autoencoder's own.
         scale_factor: pixels to one latent position, along a side.
         tile_size: side of a tile in latent positions, or None to decode pictures whole.
@@ -30,6 +32,7 @@ class Autoencoder:
 
     def __init__(self, models: Models):
         self._models = models
+        self.config = FrozenDict(models.vae_config)
         self.scaling_factor: float = models.vae_config["scaling_factor"]
         self.scale_factor: int = vae_factor(models.vae_config)
         self.tile_size: int | None = None

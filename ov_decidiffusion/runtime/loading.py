@@ -80,7 +80,7 @@ def check_loading(
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = check_whole("threads", threads, 1, MAX_THREADS)
     if cache_dir is not None:
-        config["CACHE_DIR"] = str(check_path("cache_dir", cache_dir))
+        config["CACHE_DIR"] = str(check_path("ov_cache_dir", cache_dir))
     if ov_config is not None:
         _try_properties(core, device, ov_config)
     if cache_dir is not None:
@@ -109,6 +109,6 @@ def _make_cache(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"`cache_dir` {folder} cannot be made a folder: {error.strerror}.") from error
+        raise ValueError(f"`ov_cache_dir` {folder} cannot be made a folder: {error.strerror}.") from error
     if not os.access(folder, os.W_OK) and not any(folder.glob("*.blob")):
-        raise ValueError(f"`cache_dir` {folder} cannot be written to.")
+        raise ValueError(f"`ov_cache_dir` {folder} cannot be written to.")

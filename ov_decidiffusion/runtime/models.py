@@ -107,6 +107,7 @@ class Models(ProcessBound):
         inference_precision: what the models compute in, and why, as a sentence.
         precision: what the models compute in: "f32", "bf16", …
         size_factor: as of ``FolderContents``.
+        device: that they are compiled for, as OpenVINO names it.
         static_shapes: whether the device takes pictures of one size only, one after the other.
         unet_config, vae_config, quantized_parts, has_tiny_decoder: as of ``FolderContents``.
         seconds: spent in each model so far.
@@ -118,7 +119,8 @@ class Models(ProcessBound):
         self.unet_config, self.vae_config = contents.unet_config, contents.vae_config
         self.quantized_parts, self.has_tiny_decoder = contents.quantized_parts, contents.has_tiny_decoder
         self.size_factor = contents.size_factor
-        self._core, self._device, self._config = target.core, target.device, target.config
+        self._core, self._config = target.core, target.config
+        self.device = self._device = target.device
         self._precision, self.inference_precision = target.precision, target.reason
         self.static_shapes = needs_static_shapes(target.device)
         self.seconds: dict[str, float] = defaultdict(float)

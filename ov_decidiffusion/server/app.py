@@ -147,7 +147,7 @@ class Handlers:
         try:
             job = self.batcher.make_job(secrets.token_hex(8), *rows_of(self._pipe, self._model, body, image, mask))
             pictures = await _finished(self.batcher, job, request, self._timeout)
-            data = await asyncio.to_thread(_encoded, pictures, output_format, body.output_compression, job)
+            data = await asyncio.to_thread(_encoded, pictures, body, job)
         except ApiError as error:
             self._metrics.answers.labels(str(error.status)).inc()
             raise
@@ -234,10 +234,9 @@ def rows_of(
     count = 1 if body.n is None else body.n
     if not 1 <= count <= MAX_PICTURES:
         raise ApiError(f"`n` must be from 1 to {MAX_PICTURES}, got {count}.", param="n")
-    if body.response_format not in (None, "b64_json"):
+    if body.response_format not in (None, "b64_json", "url"):
         raise ApiError(
-            f"`response_format` must be b64_json, got {shown(body.response_format)}: nothing is kept here to link to.",
-            param="response_format",
+            f"`response_format` must be b64_json or url, got {shown(body.response_format)}.", param="response_format"
         )
     if body.output_format not in (None, *FORMATS):
         raise ApiError(
@@ -341,17 +340,18 @@ async def _finished(batcher: Batcher, job: ImageJob, request: Request, timeout: 
         raise ApiError(f"The picture could not be made ({type(error).__name__}).", 500) from error
 
 
-def _encoded(
-    pictures: list[Image.Image], output_format: str, compression: int | None, job: ImageJob
-) -> list[dict[str, Any]]:
-    """Args: as of the request; ``compression`` is what OpenAI calls so, and others the quality."""
-    data, options = [], {}
-    if output_format != "png":
-        options["quality"] = QUALITY if compression is None else compression
+def _encoded(pictures: list[Image.Image], body: ImageRequest, job: ImageJob) -> list[dict[str, Any]]:
+    """Pictures as a request wants them; an address holds the picture itself, so that no file has to live here."""
+    data, options, output_format = [], {}, body.output_format or "png"
+    if output_format != "png":  # what OpenAI calls compression is what others call quality
+        options["quality"] = QUALITY if body.output_compression is None else body.output_compression
     for picture, row in zip(pictures, job.rows, strict=True):
         written = io.BytesIO()
         picture.save(written, FORMATS[output_format], **options)
-        data.append({"b64_json": base64.b64encode(written.getvalue()).decode(), "seed": row["seed"]})
+        coded = base64.b64encode(written.getvalue()).decode()
+        as_url = body.response_format == "url"
+        one = {"url": f"data:image/{output_format};base64,{coded}"} if as_url else {"b64_json": coded}
+        data.append(one | {"seed": row["seed"]})
     return data
 
 

@@ -37,7 +37,7 @@ def torch_attention(unet, sample, timestep, text) -> list[torch.Tensor]:
 def test_attention_is_what_pytorchs_layers_look_at(pipe, diffusers_components):
     generator = torch.Generator().manual_seed(0)
     sample, timestep = torch.randn((1, 4, 16, 16), generator=generator), torch.tensor(600)
-    text = pipe.encode_prompt(PROMPT)
+    text = pipe.encode_text(PROMPT)
     expected = torch_attention(diffusers_components["unet"], sample, timestep, text)
     found = pipe.unet.attention(sample, timestep, text)
     assert len(found) == len(expected) > 3
@@ -63,7 +63,7 @@ def test_a_word_left_out_is_missed_where_it_paints(pipe, diffusers_components):
     fox = maps[words.index("fox")]
     assert fox[4:14, 2:14].mean() > 1.2 * np.concatenate([fox[:3].ravel(), fox[:, 14:].ravel()]).mean()
     step = next(iter(pipe.denoise(PROMPT, seed=1, num_inference_steps=1)))
-    texts = pipe.encode_prompt([PROMPT, "a in the snow"])
+    texts = pipe.encode_text([PROMPT, "a in the snow"])
     with torch.no_grad():
         with_it, without = (
             diffusers_components["unet"](step.sample, step.timestep, text[None]).sample for text in texts

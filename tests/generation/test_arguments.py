@@ -140,7 +140,7 @@ def test_public_methods_refuse_by_name_too(pipe):
         (lambda: pipe.token_ids([1]), "prompts"),
         (lambda: pipe.finish(42), "step"),
         (lambda: pipe.set_progress_bar_config(foo=1), "foo"),
-        (lambda: pipe.encode_prompt("a", prompt_syntax=[]), "prompt_syntax"),
+        (lambda: pipe.encode_text("a", prompt_syntax=[]), "prompt_syntax"),
         (lambda: convert_checkpoint(None), "checkpoint"),
         (lambda: convert_checkpoint("~nobody-at-all/x"), "checkpoint"),
         (lambda: convert_checkpoint(EMBEDDED_CHECKPOINT, 5), "model_dir"),
@@ -160,9 +160,9 @@ def test_public_methods_refuse_by_name_too(pipe):
         ({"device": "TOASTER"}, "`device` must be AUTO or one of CPU"),
         ({"inference_precision": "fp16"}, "`inference_precision` must be one of auto, f32"),
         ({"threads": 0}, "`threads` must be a whole number from 1"),
-        ({"cache_dir": 5}, "`cache_dir` must be a folder, got 5"),
-        ({"cache_dir": ""}, "`cache_dir` must be a folder, got ''"),
-        ({"cache_dir": __file__}, "`cache_dir` .*test_arguments.py cannot be made a folder"),
+        ({"ov_cache_dir": 5}, "`ov_cache_dir` must be a folder, got 5"),
+        ({"ov_cache_dir": ""}, "`ov_cache_dir` must be a folder, got ''"),
+        ({"ov_cache_dir": __file__}, "`ov_cache_dir` .*test_arguments.py cannot be made a folder"),
         ({"ov_config": 3}, "`ov_config` must be a dictionary"),
         ({"ov_config": {"INFERENCE_NUM_THREAD": 4}}, "`ov_config` .* is not what CPU takes: .*INFERENCE_NUM_THREAD"),
     ],
@@ -196,7 +196,7 @@ def test_the_locale_is_put_back_by_the_last_of_those_that_compile():
 def test_a_checkpoints_folder_is_converted_once_and_found_again(pipe, small_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options, before = (
-        {"inference_precision": "f32", "cache_dir": "cache", "ov_config": {"NUM_STREAMS": 1}},
+        {"inference_precision": "f32", "ov_cache_dir": "cache", "ov_config": {"NUM_STREAMS": 1}},
         own_locale(),
     )
     first, again = (type(pipe).from_pretrained(small_checkpoint, **options) for _ in range(2))

@@ -135,7 +135,10 @@ def test_a_soft_mask_blends_the_source_in(pipe, source, mask):
         ),
         ({"image": "source", "mask_image": "mask", "overlay": 1}, "`overlay` must be True or False, got 1"),
         ({"image": "source", "mask_image": ["mask", "mask"]}, "`mask_image` must be one mask or one for each of the 1"),
-        ({"image": "source", "mask_image": "black"}, "`mask_image` is black all over: paint white what is to be made"),
+        (
+            {"image": "source", "mask_image": "black", "padding_mask_crop": 4},
+            "`padding_mask_crop` works around the white of `mask_image`, which is black all over",
+        ),
         ({"image": "source", "mask_image": 3}, "`mask_image` must be a PIL picture, an array or a tensor, got int"),
     ],
 )

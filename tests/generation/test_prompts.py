@@ -97,20 +97,20 @@ def test_plain_prompts_are_what_they_were(pipe, diffusers_components):
     plain, tokenizer = "a fox in the snow", diffusers_components["tokenizer"]
     ids = tokenizer([plain], padding="max_length", max_length=77).input_ids
     np.testing.assert_array_equal(pipe.token_ids([plain]), ids)
-    states = pipe.encode_prompt(plain)
+    states = pipe.encode_text(plain)
     np.testing.assert_array_equal(states, pipe.models.run("text_encoder", {"input_ids": np.array(ids)})[0])
-    np.testing.assert_array_equal(states, pipe.encode_prompt("a (fox:1) in the snow"))
-    literal = pipe.encode_prompt(r"a \(red\) star")
-    np.testing.assert_array_equal(literal, pipe.encode_prompt("a (red) star", prompt_syntax=False))
+    np.testing.assert_array_equal(states, pipe.encode_text("a (fox:1) in the snow"))
+    literal = pipe.encode_text(r"a \(red\) star")
+    np.testing.assert_array_equal(literal, pipe.encode_text("a (red) star", prompt_syntax=False))
 
 
 def test_weights_move_states_away_from_the_empty_prompts(pipe):
-    plain, empty = pipe.encode_prompt("a star")[0], pipe.encode_prompt("")[0]
-    weighed = pipe.encode_prompt("a (star:1.5)")[0]
+    plain, empty = pipe.encode_text("a star")[0], pipe.encode_text("")[0]
+    weighed = pipe.encode_text("a (star:1.5)")[0]
     np.testing.assert_array_equal(weighed[:2], plain[:2])
     np.testing.assert_allclose(weighed[2], empty[2] + 1.5 * (plain[2] - empty[2]), atol=1e-5)
     np.testing.assert_array_equal(weighed[3:], plain[3:])
-    np.testing.assert_allclose(pipe.encode_prompt("(a star:0)")[0][1:3], empty[1:3], atol=1e-6)
+    np.testing.assert_allclose(pipe.encode_text("(a star:0)")[0][1:3], empty[1:3], atol=1e-6)
 
 
 def test_long_prompts_are_chunks_of_75_tokens(pipe, diffusers_components, caplog):
@@ -121,17 +121,17 @@ def test_long_prompts_are_chunks_of_75_tokens(pipe, diffusers_components, caplog
     expected = torch_states(diffusers_components, rows_of(tokenizer, chunks)).flatten(0, 1)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        states = pipe.encode_prompt(LONG)
+        states = pipe.encode_text(LONG)
     assert states.shape == (1, 77 * len(chunks), expected.shape[-1]) and not caplog.records
     np.testing.assert_allclose(states[0], expected, rtol=1e-4, atol=2e-4)
     first, second = (tokenizer([text], add_special_tokens=False).input_ids[0] for text in ("a fox", "a whale"))
     expected = torch_states(diffusers_components, rows_of(tokenizer, [first, second])).flatten(0, 1)
-    np.testing.assert_allclose(pipe.encode_prompt("a fox BREAK a whale")[0], expected, atol=2e-4)
+    np.testing.assert_allclose(pipe.encode_text("a fox BREAK a whale")[0], expected, atol=2e-4)
 
 
 def test_what_is_too_long_even_so_is_told(pipe, caplog):
     with caplog.at_level(logging.WARNING):
-        states = pipe.encode_prompt(", ".join([LONG] * 40))
+        states = pipe.encode_text(", ".join([LONG] * 40))
     assert states.shape[1] == 20 * 77
     assert "holds at most 1500 tokens here" in caplog.text and len(caplog.text) < 1000
 

@@ -114,6 +114,16 @@ def test_any_call_is_diffusers_own(pipe, theirs, task, solver, counts, seeds, ca
     assert largest_difference(pipe, theirs, task, solver, *counts, seeds, callback, size) <= CLOSE
 
 
+def test_with_nothing_to_repaint_the_source_stays_as_with_diffusers(pipe, theirs):
+    black = Image.new("L", (128, 128))
+    arguments = {"image": SOURCES[0], "mask_image": black, "num_inference_steps": 3, "output_type": "np"}
+    theirs["inpainting"].scheduler = make_solver("ddim", pipe.scheduler)
+    expected = theirs["inpainting"](PROMPTS[0], generator=generators("one seed", 1), height=128, width=128, **arguments)
+    made = pipe(PROMPTS[0], solver="ddim", generator=generators("one seed", 1), guidance_rescale=0.0, **arguments)
+    assert np.abs(made.images - expected.images).max() <= CLOSE
+    assert np.abs(made.images - np.asarray(SOURCES[0]) / 255).mean() < 0.05
+
+
 @pytest.mark.parametrize("task", ["text-to-image", "image-to-image", "inpainting"])
 def test_sides_that_levels_cannot_halve_are_diffusers_own(pipe, theirs, task):
     for size in SIZES[1:]:

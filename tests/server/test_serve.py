@@ -107,6 +107,9 @@ def test_pictures_are_the_pipelines(client, pipe):
     jpeg = client.images.generate(prompt=PROMPT, output_format="jpeg", extra_body={"rng_seed": 5} | STEPS)
     assert picture_of(jpeg.data[0]).format == "JPEG"
     assert settings_of(picture_of(jpeg.data[0]))["seed"] == 5
+    linked = client.images.generate(prompt=PROMPT, response_format="url", extra_body={"seed": 5} | STEPS)
+    kind, _, coded = linked.data[0].url.partition(",")
+    assert kind == "data:image/png;base64" and settings_of(Image.open(io.BytesIO(base64.b64decode(coded))))["seed"] == 5
     small = client.images.generate(
         prompt=PROMPT, output_format="webp", output_compression=20, extra_body={"seed": 5} | STEPS
     )
@@ -144,7 +147,7 @@ def test_edits_leave_what_is_opaque_in_the_mask(client, pipe):
         ({}, {"partial_images": 2}, openai.BadRequestError, "partial_images", "is not offered"),
         ({}, {"stream": True}, openai.BadRequestError, "stream", "is not offered"),
         ({"model": "x" * 500_000}, {}, openai.NotFoundError, "model", "There is no model 'xxx"),
-        ({"response_format": "url"}, {}, openai.BadRequestError, "response_format", "must be b64_json"),
+        ({"response_format": "file"}, {}, openai.BadRequestError, "response_format", "must be b64_json or url"),
         ({"model": "dall-e-3"}, {}, openai.NotFoundError, "model", "There is no model 'dall-e-3' here, only"),
         ({}, {"steps": 5}, openai.BadRequestError, "steps", "`steps` is no field of a request; there are prompt, "),
         ({}, {"num_inference_steps": "many"}, openai.BadRequestError, "num_inference_steps", "integer, got 'many'"),
