@@ -75,7 +75,7 @@ def test_any_arguments_are_taken_or_refused_by_name(loaded_pipe, arguments, prom
         ({"prompt": "fox " * 10**5}, "`prompt` must have at most 100000 characters, got 400000"),
         ({"generator": np.random.default_rng(0)}, "`generator` must be"),
         ({"latents": [[1.0]]}, "`latents` must be a tensor or an array"),
-        ({"latents": np.zeros((1, 4, 8, 8))}, r"`latents` must have the shape \(1, 4, 16, 16\)"),
+        ({"latents": np.zeros((2, 4, 16, 16))}, r"`latents` must have the shape \(1, 4, 16, 16\)"),
         ({"latents": torch.full((1, 4, 16, 16), math.nan)}, "`latents` must hold numbers only"),
         ({"preset": []}, r"`preset` must be one of exact, balanced, fast, got \[\]"),
         ({"solver": []}, "`solver` must be one of"),

@@ -156,7 +156,7 @@ def test_exif_rotation_is_applied_and_large_pictures_are_scaled_down(pipe):
         ({"seed": -1}, "`seed`"),
         ({"seed": [1, 2]}, "one for each of the 1 pictures, got 2"),
         ({"seed": 1, "generator": torch.Generator()}, "not both"),
-        ({"latents": torch.zeros(1, 4, 8, 8)}, r"`latents` must have the shape \(1, 4, 16, 16\)"),
+        ({"latents": torch.zeros(2, 4, 16, 16)}, r"`latents` must have the shape \(1, 4, 16, 16\)"),
         ({"output_type": "gif"}, "`output_type` must be one of pil, np, pt, latent, got 'gif'"),
         ({"image": "cat.png"}, "`image` must be a PIL picture, an array or a tensor, got str"),
         ({"image": [source_picture()] * 3}, "got 3"),
