@@ -10,7 +10,19 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.server.schemas import ImageRequest
 
 OF_THE_CALL_ALONE = ("output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
-OPENAIS = {"model", "n", "size", "response_format", "output_format", "rng_seed", "quality", "style", "background"}
+OPENAIS = {
+    "stream",
+    "partial_images",
+    "model",
+    "n",
+    "size",
+    "response_format",
+    "output_format",
+    "rng_seed",
+    "quality",
+    "style",
+    "background",
+}
 OPENAIS |= {"moderation", "output_compression", "input_fidelity", "user"}
 
 
