@@ -23,7 +23,7 @@ OPENAIS = {
     "style",
     "background",
 }
-OPENAIS |= {"moderation", "output_compression", "input_fidelity", "user"}
+OPENAIS |= {"stream", "partial_images", "moderation", "output_compression", "input_fidelity", "user"}
 
 
 def shown(function) -> dict[str, object]:
