@@ -88,7 +88,8 @@ def read_contents(folder: Path) -> FolderContents:
     quantized = quantized_sibling(folder)
     parts, has_tiny_decoder = _quantized_parts(quantized, folder), weights_file(folder, TINY_DECODER).is_file()
     report = folder / CONVERSION_REPORT
-    any_size = not report.is_file() or read_json(report).get("format", 1) >= ANY_SIZE_FORMAT
+    written = read_json(report).get("format", 1) if report.is_file() else ANY_SIZE_FORMAT
+    any_size = isinstance(written, int) and written >= ANY_SIZE_FORMAT
     size_factor = vae_factor(vae_config) * (1 if any_size else unet_factor(unet_config))
     return FolderContents(folder, unet_config, vae_config, quantized, parts, has_tiny_decoder, size_factor)
 

@@ -25,17 +25,14 @@ def run_server(app: FastAPI, host: str, port: int) -> None:
     finally:
         if hangup is not None:
             signal.signal(hangup, before)
-    if server.hung_up and hangup is not None:
-        signal.raise_signal(hangup)
+    if server.ended_by is not None:
+        signal.raise_signal(server.ended_by)
 
 
 class _Server(uvicorn.Server):
-    hung_up = False
+    ended_by: int | None = None  # the first signal that came
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """uvicorn's, which at a second SIGINT would cut off what is being answered."""
-        if sig == getattr(signal, "SIGHUP", None):
-            self.should_exit = self.hung_up = True
-            return
-        super().handle_exit(sig, frame)
-        self.force_exit = False
+        """In place of uvicorn's, which at a second SIGINT cuts off what is being answered."""
+        self.should_exit = True
+        self.ended_by = self.ended_by or sig
