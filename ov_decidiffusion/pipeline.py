@@ -530,7 +530,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         Args:
             prompt, negative_prompt, num_images_per_prompt, prompt_embeds, negative_prompt_embeds, prompt_syntax: as of
                 a call of the pipeline.
-            do_classifier_free_guidance: whether there is something to keep away from.
+            do_classifier_free_guidance: whether to return the hidden states of the negative prompt too.
             device: where diffusers computes; OpenVINO has its own.
             lora_scale, clip_skip: None; others are refused.
 

@@ -22,9 +22,8 @@ from ov_decidiffusion.calibration import (
     Inputs,
     Recorded,
     Run,
-    agreement_of,
+    agreement_with_plain,
     bars_for_terminals_only,
-    outputs_of,
     plain_run,
     quantize_within_budget,
 )
@@ -287,12 +286,12 @@ def _quantize_part(name: str, source: Path, target: Path, mode: str, feed: Feed)
     model = ov.Core().read_model(graph_file(source, name))
     if mode == "int8":
         merge_upsampling(model, to_skips="crop")  # which INT8 weights no longer allow
-        model, recorded = quantize_within_budget(model, weights, feed, BUDGETS[name])
+        model, agreement = quantize_within_budget(model, weights, feed, BUDGETS[name])
     else:
         recorded = feed(plain_run(model, weights))
         with bars_for_terminals_only():
             model = nncf.compress_weights(model, **WEIGHT_MODES[mode])
-    agreement = agreement_of(outputs_of(model, weights, recorded.checks), recorded.expected)
+        agreement = agreement_with_plain(model, weights, recorded)
     good_enough = mode != "int8" or (agreement >= BUDGETS[name] and _computes_in_int8(model))
     if good_enough:
         (target / name).mkdir()

@@ -82,6 +82,7 @@ def demo(options: argparse.Namespace) -> None:
     from ov_decidiffusion.demo.app import make_demo
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
     from ov_decidiffusion.web.limits import LOOPBACK
+    from ov_decidiffusion.web.uploads import keep_only_these_readers
 
     keep_only_these_readers()
     auth = _credentials(options.host in LOOPBACK, options.auth, options.no_auth)
@@ -100,12 +101,6 @@ def demo(options: argparse.Namespace) -> None:
         finally:
             demo.close(verbose=False)
             pipe.close()  # a process that ends while models run is aborted
-
-
-def keep_only_these_readers() -> None:
-    from ov_decidiffusion.web import uploads  # which needs PIL
-
-    uploads.keep_only_these_readers()
 
 
 def _check_port(options: argparse.Namespace) -> None:
@@ -146,6 +141,7 @@ def serve(options: argparse.Namespace) -> None:
     from ov_decidiffusion.web.guards import check_api_key
     from ov_decidiffusion.web.limits import LOOPBACK
     from ov_decidiffusion.web.queue import Queue
+    from ov_decidiffusion.web.uploads import keep_only_these_readers
 
     keep_only_these_readers()
     local = options.host in LOOPBACK
@@ -194,6 +190,7 @@ def bulk(options: argparse.Namespace) -> None:
     from ov_decidiffusion.arguments import check_path, check_whole
     from ov_decidiffusion.bulk.generate import check_out, generate, summary
     from ov_decidiffusion.bulk.rows import check_table
+    from ov_decidiffusion.web.uploads import keep_only_these_readers
 
     keep_only_these_readers()
     check_out(check_path("out", options.out))

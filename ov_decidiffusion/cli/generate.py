@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ov_decidiffusion.demo.sessions import telling_name
 from ov_decidiffusion.generation.config import GenerationConfig
 from ov_decidiffusion.generation.presets import PRESETS
-from ov_decidiffusion.web.limits import MAX_SEED
+from ov_decidiffusion.web.limits import MAX_SEED, QUALITY
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-QUALITY = 95  # of JPEG and WebP
 PATTERN = "{prompt}-{seed}.png"
 OUTPUT_HELP = f"a pattern with {{prompt}}, {{seed}} and {{index}}; by default {PATTERN} in this folder"
 EXAMPLES = """examples:

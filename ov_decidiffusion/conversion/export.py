@@ -163,7 +163,7 @@ def write_tokenizer(checkpoint: Path, model_dir: Path) -> None:
     backend = prompt_tokenizer(tokenizer)
     copy_tokenizer(checkpoint, tokenizer_dir(model_dir))
     ov.save_model(convert_tokenizer(tokenizer), tokenizer_dir(model_dir) / "openvino_tokenizer.xml")
-    prompt_tokenizer_file(model_dir).write_text(backend.to_str(), encoding="utf-8")
+    backend.save(str(prompt_tokenizer_file(model_dir)))
 
 
 def write_checkpoint_settings(folder: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from ov_decidiffusion.arguments import shown
 from ov_decidiffusion.generation.config import SAVED, GenerationConfig
 from ov_decidiffusion.generation.webui_text import read_text, words_of, write_text
 from ov_decidiffusion.schedulers.registry import SOLVERS
+from ov_decidiffusion.web.uploads import readers
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ OWN = "ov_decidiffusion"  # names of the text chunks
 WEBUI = "parameters"
 VERSIONS = ("openvino", "torch", "diffusers")
 WITH_EXIF = ("JPEG", "WEBP", "AVIF", "TIFF")
+KINDS_READ = ("PNG", "MPO", *WITH_EXIF)  # other readers are not to look at a file
 MAX_EXIF = 65_000  # bytes, of a JPEG
 USER_COMMENT, MAKER_NOTE = ExifTags.Base.UserComment, ExifTags.Base.MakerNote
 UNICODE, OWN_NOTE = b"UNICODE\0", b"ov_decidiffusion\0"
@@ -59,9 +61,8 @@ class SettingsPicture(Image.Image):
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
         """PIL's ``save``."""
         texts = {name: self.info[name] for name in (WEBUI, OWN) if name in self.info}
-        kind = (
-            format or Image.registered_extensions().get(Path(str(getattr(fp, "name", fp))).suffix.lower(), "")
-        ).upper()
+        suffix = Path(str(getattr(fp, "name", fp))).suffix.lower()
+        kind = (format or Image.registered_extensions().get(suffix, "")).upper()
         carrying: dict[str, Any] = {}
         if kind == "PNG":
             carrying["pnginfo"] = PngImagePlugin.PngInfo()
@@ -124,8 +125,8 @@ def settings_of(picture: str | Path | Image.Image) -> dict[str, Any]:
     """The arguments of the call that made a picture: ``pipe(**settings_of("old.png"))`` makes it again.
 
     Args:
-        picture: a file of ours or of AUTOMATIC1111's (PNG, JPEG, WebP, …), or a picture of the pipeline's. A source
-            picture and a mask are not in it, and have to be given again.
+        picture: a PNG, JPEG, WebP, AVIF or TIFF file that this pipeline or AUTOMATIC1111 wrote, or a picture that
+            this pipeline returned. It does not hold the source picture and the mask: give them to the call again.
 
     Raises:
         ValueError: it cannot be read, or carries no settings.
@@ -141,7 +142,7 @@ def made_with(picture: str | Path | Image.Image) -> dict[str, Any]:
 def _read(picture: str | Path | Image.Image) -> dict[str, Any]:
     try:
         if not isinstance(picture, Image.Image):
-            with Image.open(Path(picture).expanduser(), formats=_readers()) as opened:
+            with Image.open(Path(picture).expanduser(), formats=readers(KINDS_READ)) as opened:
                 texts = _texts_in(opened)
         else:
             texts = _texts_in(picture)
@@ -154,13 +155,6 @@ def _read(picture: str | Path | Image.Image) -> dict[str, Any]:
                 raise ValueError(f"`picture` carries settings of {len(text)} characters: at most {MAX_TEXT} are read.")
             return _checked(read(text))
     raise NoSettingsError("`picture` carries no settings: neither ours nor AUTOMATIC1111's are in its text.")
-
-
-@cache
-def _readers() -> list[str]:
-    """PIL's readers of the kinds that carry settings, as far as this PIL has them: others are not to look at a file."""
-    Image.init()
-    return [name for name in ("PNG", "MPO", *WITH_EXIF) if name in Image.OPEN]
 
 
 def _texts_in(picture: Image.Image) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ov_decidiffusion.arguments import check_path, shown
+from ov_decidiffusion.generation.callbacks import CALLBACK_TENSORS
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ class DiffusersSurface:
 
     _engine: Any
     _safety_checker: SafetyChecker | None = None
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs = [*CALLBACK_TENSORS]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in READ_ONLY:
@@ -194,28 +195,23 @@ class DiffusersSurface:
             return images, None
         import numpy as np
         import torch
-        from PIL import Image
 
+        processor = self.image_processor
         if isinstance(images, torch.Tensor):
-            array = images.permute(0, 2, 3, 1).float().numpy()
-        elif isinstance(images, list):
-            array = np.stack([np.asarray(image, np.float32) / 255 for image in images])
+            array = processor.pt_to_numpy(images)
         else:
-            array = images
+            array = processor.pil_to_numpy(images) if isinstance(images, list) else images
         shown_images, flags = self._safety_checker(images=array.copy(), clip_input=None)
         flags = [bool(flag) for flag in flags]
         if len(flags) != len(array):
             raise ValueError(f"`safety_checker` gave {len(flags)} flags for {len(array)} pictures.")
         replaced = np.asarray(shown_images, np.float32)
         if isinstance(images, torch.Tensor):
-            return torch.from_numpy(replaced).permute(0, 3, 1, 2), flags
+            return processor.numpy_to_pt(replaced), flags
         if not isinstance(images, list):
             return replaced, flags
-        pixels = (replaced * 255).round().clip(0, 255).astype(np.uint8)
-        for i, flagged in enumerate(flags):
-            if flagged:  # others stay as they are, with their settings
-                images[i] = Image.fromarray(pixels[i])
-        return images, flags
+        others = processor.numpy_to_pil(replaced)  # only for those that are flagged: the rest keep their settings
+        return [other if flag else image for image, other, flag in zip(images, others, flags, strict=True)], flags
 
     def progress_bar(self, iterable: Iterable | None = None, total: int | None = None) -> Any:
         """A bar as the pipeline draws it, around an iterable or of a total."""

@@ -18,6 +18,7 @@ from ov_decidiffusion.generation.plan import Plan
 from ov_decidiffusion.generation.vae import Autoencoder
 
 DEFAULT_STRENGTH = 0.8  # of image-to-image
+HALF_WHITE = 128  # of 255: from here on a mask's grey counts as white
 MAX_PADDING = 100_000  # pixels
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -59,9 +60,6 @@ class Postprocess:
             attach(one, arguments, made_with | ({"picture": i} if several else {}))
             for i, (one, arguments) in enumerate(zip(decoded, self.arguments, strict=True))
         ]
-
-
-HALF_WHITE = 128  # of 255: from here on a mask's grey counts as white
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def check_sources(config: GenerationConfig, prompts: int) -> SourceInputs | None
         if len(images) > 1:
             raise ValueError(f"`padding_mask_crop` takes one picture at a time, got {len(images)} in `image`.")
         assert masks is not None  # else it was refused above
-        if max(np.asarray(masks[0]).flat) < HALF_WHITE:
+        if np.asarray(masks[0]).max() < HALF_WHITE:
             raise ValueError("`padding_mask_crop` works around the white of `mask_image`, which is black all over.")
     return SourceInputs(images, masks, padding_mask_crop, overlay, strength, resize_mode)
 

@@ -15,7 +15,8 @@ from ov_decidiffusion.schedulers.registry import solver_name
 logger = logging.getLogger(__name__)
 
 NEGATIVE = "Negative prompt:"
-# A name and its value, which may be quoted, between commas. Possessive, so that what is none is found out in one go.
+# "name: value" between commas; the value may be in quotes. The quantifiers are possessive, so that a text which does
+# not match is given up without trying it in every other way.
 PAIR = re.compile(r'(?:^|(?<=,))([^:,]++):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)(?:,|$)')
 SCHEDULES_OF_OUR_OWN = ("", "automatic", "uniform")  # what a solver has anyway
 # What changes no picture of ours, or is read elsewhere.

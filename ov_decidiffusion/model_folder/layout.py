@@ -10,7 +10,7 @@ from pathlib import Path
 FORMAT = 3  # of a conversion's report; a folder of an older one is converted anew
 FIRST_FORMAT_WITH_HASHES = 2
 ANY_SIZE_FORMAT = 3  # from it on, the U-Net takes latents of any size; older ones took multiples of what it halves
-QUANTIZATION_FORMAT = 4  # models of an older one take fewer sizes: not used, and made anew
+QUANTIZATION_FORMAT = 4  # INT8 models of an older format take fewer picture sizes; `quantize` replaces them
 
 MAX_TOKENS = 77  # that a folder's text encoder and U-Net take
 PARTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")

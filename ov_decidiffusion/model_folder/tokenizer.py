@@ -27,7 +27,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
         return prompt_tokenizer(CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True))
     try:
-        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))  # its own reading takes names in UTF-8 only
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more special
         raise ValueError(f"{file} holds no tokenizer ({error}): make the folder anew.") from error
     check_token_ids(tokenizer.get_vocab(), folder)

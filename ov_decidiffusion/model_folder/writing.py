@@ -75,7 +75,7 @@ def is_free(folder: Path) -> bool:
 @contextlib.contextmanager
 def only_one(target: Path) -> Iterator[None]:
     """Wait for other processes that make the same folder, and remove what a killed one left beside it."""
-    place = hashlib.sha256(os.fsencode(target.resolve())).hexdigest()[:16]
+    place = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
     user = getattr(os, "getuid", lambda: "user")()  # which Windows lacks
     lock = FileLock(Path(tempfile.gettempdir()) / f"ov_decidiffusion-{user}-{place}.lock")
     try:

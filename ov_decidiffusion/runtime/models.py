@@ -50,7 +50,8 @@ ATTENTION = "unet_attention"
 ANY_SIZE_UNET = "unet_any_size"  # the U-Net for latents that it cannot halve as often as it does; a little slower
 FIRST = ("unet", "text_encoder", "vae_decoder")  # compiled at once, the longest first; the encoder when it is wanted
 CUT_OUT = {TOP_LEVEL: cut_shallow_model, ATTENTION: cross_attention_model}
-OF_THE_UNET = ("unet", ANY_SIZE_UNET, *CUT_OUT)
+FULL_UNETS = ("unet", ANY_SIZE_UNET)
+OF_THE_UNET = (*FULL_UNETS, *CUT_OUT)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Models(ProcessBound):
         self.quantized_parts, self.has_tiny_decoder = contents.quantized_parts, contents.has_tiny_decoder
         self.size_factor = contents.size_factor
         self._core, self._config = target.core, target.config
-        self.device = self._device = target.device
+        self.device = target.device
         self._precision, self.inference_precision = target.precision, target.reason
         self.static_shapes = needs_static_shapes(target.device)
         self.seconds: dict[str, float] = defaultdict(float)
@@ -171,7 +172,7 @@ class Models(ProcessBound):
     def int8_pays(self) -> bool:
         """Whether INT8 models are faster here than the plain ones, as far as a probe can tell."""
         self.refuse_forks()
-        speedup = int8_speedup(self._core, self._device, self._precision)
+        speedup = int8_speedup(self._core, self.device, self._precision)
         pays = speedup is None or speedup > 1 / WORTH_IT
         if not pays:
             logger.warning(
@@ -240,9 +241,9 @@ class Models(ProcessBound):
             raise RuntimeError("This pipeline was closed.")
         if (name, quantized) not in self._compiled:
             change = CUT_OUT.get(name)
-            if name in ("unet", ANY_SIZE_UNET):
+            if name in FULL_UNETS:
                 if self._large:  # else there were two of them
-                    self._drop({"unet", ANY_SIZE_UNET} - {name}, quantized)
+                    self._drop({*FULL_UNETS} - {name}, quantized)
                 if quantized in self._caching:
                     change = expose_deep_features
             self._compiled[name, quantized] = self._compile(name, quantized, change)
@@ -317,7 +318,7 @@ class Models(ProcessBound):
             if not self._long_prompts:
                 self._long_prompts = True
                 for quantized in (False, True):
-                    self._drop(("unet", ANY_SIZE_UNET, ATTENTION), quantized)
+                    self._drop((*FULL_UNETS, ATTENTION), quantized)
 
     def prepare_caching(self, quantized: bool = False) -> None:
         """Compile the U-Net's top level, and have the whole one give its deeper features from now on.
@@ -328,7 +329,7 @@ class Models(ProcessBound):
         with self._in_turn():
             if quantized not in self._caching:
                 top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
-                self._drop(("unet", ANY_SIZE_UNET), quantized)  # compiled anew when the size is known
+                self._drop(FULL_UNETS, quantized)  # compiled anew when the size is known
                 self._compiled[TOP_LEVEL, quantized] = top_level
                 self._caching.add(quantized)
 
@@ -363,15 +364,15 @@ class Models(ProcessBound):
                 _allow_long_prompts(model)
         if change is not None:
             model = change(model)
-        hint = precision_hint(name, self._device, self._precision)
-        if runs_on_cpu(self._core, self._device):
+        hint = precision_hint(name, self.device, self._precision)
+        if runs_on_cpu(self._core, self.device):
             merge_upsampling(model, to_skips="keep" if name in (ANY_SIZE_UNET, ATTENTION) else "double")
             if quantized and hint.get("INFERENCE_PRECISION_HINT") == "f32":  # 16 bits are too coarse for its squares
                 split_group_norms(model)
         if self.static_shapes:
             fix_shapes(model, self.unet_config, self.vae_config)
         with LOCALE.kept():
-            return self._core.compile_model(model, self._device, self._config | hint | options)
+            return self._core.compile_model(model, self.device, self._config | hint | options)
 
 
 def model_part(name: str) -> str:

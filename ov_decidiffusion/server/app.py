@@ -35,7 +35,7 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.server.batching import Batcher, ImageJob
 from ov_decidiffusion.server.schemas import ApiError, ImageRequest, answer_errors_as_openai_does, no_such_model
 from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY, check_api_key
-from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD
+from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD, QUALITY
 from ov_decidiffusion.web.queue import Queue, QueueIsFull
 from ov_decidiffusion.web.uploads import UploadError, open_picture
 
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 MAX_PICTURES = 10  # of a request, as in OpenAI's interface
 MAX_WAITING, MAX_BATCH, MAX_TIMEOUT = 100_000, 1000, 86_400  # requests, pictures, seconds
 PIECE_SECONDS = 60  # that a request may pause before its next piece
-QUALITY = 95  # of JPEG and WebP
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 LONGEST = {"jpeg": 65_500, "webp": 16_383}  # pixels of a side that can be written
 PREFIXES = ("/v1", "/v3")

@@ -46,10 +46,10 @@ def open_picture(data: bytes, most: int | None = MAX_UPLOAD) -> Image.Image:
 
 
 @functools.cache
-def readers() -> list[str]:
-    """PIL's readers for ``PICTURE_FORMATS``, as far as this PIL has them; the one for JPEG reads MPO too."""
+def readers(formats: tuple[str, ...] = PICTURE_FORMATS) -> list[str]:
+    """PIL's readers for some formats, as far as this PIL has them; the one for JPEG reads MPO too."""
     Image.init()
-    return [name for name in PICTURE_FORMATS if name in Image.OPEN]
+    return [name for name in formats if name in Image.OPEN]
 
 
 def keep_only_these_readers() -> None:
