@@ -2,7 +2,18 @@
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not run ``__getattr__``
+    from ov_decidiffusion.conversion.convert import convert_checkpoint as convert_checkpoint
+    from ov_decidiffusion.conversion.hub import find_checkpoint as find_checkpoint
+    from ov_decidiffusion.demo.app import make_demo as make_demo
+    from ov_decidiffusion.generation.metadata import made_with as made_with
+    from ov_decidiffusion.generation.metadata import settings_of as settings_of
+    from ov_decidiffusion.model_folder.integrity import verify_model_dir as verify_model_dir
+    from ov_decidiffusion.pipeline import OVStableDiffusionPipeline as OVStableDiffusionPipeline
+    from ov_decidiffusion.quantize import quantize_models as quantize_models
+    from ov_decidiffusion.schedulers.registry import SUPPORTED_SCHEDULERS as SUPPORTED_SCHEDULERS
 
 if os.path.expanduser("~") == "~":  # a bare user id, as containers have: OpenVINO asks for a home when it is imported
     os.environ["HOME"] = "/nonexistent"  # what Debian gives to users without one

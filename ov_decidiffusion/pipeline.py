@@ -126,6 +126,8 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         seconds: spent in each model since the pipeline was loaded.
     """
 
+    _loading: tuple[Any, ...] = ()  # what it was loaded with beside folder and device
+
     def __init__(self, engine: Engine):
         super().__init__()
         self._take(engine)
@@ -184,16 +186,23 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
                 start and takes as much room as the models, as ``benchmarks.compare`` shows.
             scheduler, safety_checker: to use, as if they were assigned.
             revision: of a hub id: branch, tag or commit.
+            token, local_files_only: as of ``convert_checkpoint``.
             torch_dtype: float32 is "f32"; halves are "auto".
-            variant, use_safetensors, token, local_files_only, custom_pipeline, requires_safety_checker, export,
+            variant, use_safetensors, custom_pipeline, requires_safety_checker, export,
                 compile: of diffusers and Optimum Intel. Values that hold here anyway are taken; others are refused
                 with what to do instead.
 
         Raises:
             ValueError: a wrong argument, or a folder that lacks a part or is damaged; the message names it.
+
+        Example:
+            >>> from ov_decidiffusion import OVStableDiffusionPipeline
+            >>> pipe = OVStableDiffusionPipeline.from_pretrained("checkpoints/tiny-decidiffusion")
+            >>> pipe.default_size
+            (128, 128)
         """
         folder = check_path("model", model, "a folder or a hub id")
-        check_foreign_loading(token, local_files_only, variant, use_safetensors, custom_pipeline, compile)
+        check_foreign_loading(variant, use_safetensors, custom_pipeline, compile)
         inference_precision = precision_for(torch_dtype, inference_precision)
         if cache_dir is not None:
             warn_renamed("cache_dir", "ov_cache_dir")
@@ -202,8 +211,12 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
             from ov_decidiffusion.conversion.convert import convert_checkpoint
 
             check_loading(device, inference_precision, ov_cache_dir, threads, ov_config)
-            folder = convert_checkpoint(model, revision=revision).model_dir
-        pipe = cls(cls._load_engine(folder, device, inference_precision, ov_cache_dir, threads, ov_config))
+            folder = convert_checkpoint(
+                model, revision=revision, token=token, local_files_only=bool(local_files_only)
+            ).model_dir
+        options = (inference_precision, ov_cache_dir, threads, ov_config)
+        pipe = cls(cls._load_engine(folder, device, *options))
+        pipe._loading = options
         if scheduler is not None:
             pipe.scheduler = scheduler
         pipe.safety_checker = safety_checker
@@ -234,12 +247,11 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         for name in devices:
             device = check_loading(name)[1]
             if device != self.models.device:
-                scheduler, bar = self.scheduler, self._engine.progress_bar_config
+                engine = self._load_engine(self.models.folder, device, *self._loading)
+                engine.scheduler, engine.progress_bar_config = self.scheduler, self._engine.progress_bar_config
                 self.models.close()
                 RunState.__init__(self)
-                self._take(self._load_engine(self.models.folder, device))
-                self.scheduler = scheduler
-                self._engine.set_progress_bar_config(bar)
+                self._take(engine)
         return self
 
     @property
@@ -248,7 +260,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         return self._engine.scheduler if self._step is None else self._step.scheduler
 
     @scheduler.setter
-    def scheduler(self, scheduler: Scheduler) -> None:
+    def scheduler(self, scheduler: Any) -> None:  # Any: what diffusers' ``from_config`` says it gives may be a tuple
         self._engine.scheduler = scheduler
 
     @functools.cached_property
@@ -299,8 +311,8 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         prompt: str | list[str] | None = None,
         *,
         negative_prompt: str | list[str] | None = None,
-        image: PictureLike | list[PictureLike] | None = None,
-        mask_image: PictureLike | list[PictureLike] | None = None,
+        image: PictureLike | Sequence[PictureLike] | None = None,
+        mask_image: PictureLike | Sequence[PictureLike] | None = None,
         padding_mask_crop: int | None = None,
         overlay: bool = False,
         strength: float | None = None,
@@ -403,6 +415,12 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
             TypeError: there is no such argument; the message says which is nearest.
             FloatingPointError: the models gave NaN or infinity instead of a picture.
+
+        Example:
+            >>> owl = pipe("an owl in a forest at night", seed=1).images[0]
+            >>> owl.save("owl.png")
+            >>> pipe("an owl on a beach", image=owl, strength=0.6, num_inference_steps=4).images[0].size
+            (128, 128)
         """
         config = GenerationConfig(
             prompt=prompt,
@@ -472,6 +490,15 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
             TypeError: there is no such argument; the message says which is nearest.
+
+        Example:
+            >>> for step in pipe.denoise("a fox in the snow", seed=1, num_inference_steps=4):
+            ...     print(step.index, tuple(step.latents.shape))
+            0 (1, 4, 16, 16)
+            1 (1, 4, 16, 16)
+            2 (1, 4, 16, 16)
+            3 (1, 4, 16, 16)
+            >>> pipe.finish(step)[0].save("fox.png")
         """
         return self._engine.denoise(config)
 
@@ -508,6 +535,11 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         """Hidden states [prompts, 77, d] of the text encoder; a multiple of 77 where a prompt is longer.
 
         The latest prompts are remembered: many pictures of one prompt encode it once.
+
+        Example:
+            >>> states = pipe.encode_text("a fox in the snow")
+            >>> pipe(prompt_embeds=states, seed=1, num_inference_steps=4).images[0].size
+            (128, 128)
         """
         check_flag("prompt_syntax", prompt_syntax)
         return self._engine.encode_prompt(check_prompts(prompts), prompt_syntax)
@@ -535,10 +567,15 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
             lora_scale, clip_skip: None; others are refused.
 
         Returns:
-            the pair. Its former use, with a prompt alone, still gives what ``encode_text`` gives.
+            The pair. Its former use, with a prompt alone, still gives what ``encode_text`` gives.
 
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
+
+        Example:
+            >>> wanted, avoided = pipe.encode_prompt("a fox", "cpu", 1, True, negative_prompt="snow")
+            >>> wanted.shape == avoided.shape
+            True
         """
         if device is None and num_images_per_prompt is None and do_classifier_free_guidance is None:
             warn_renamed("encode_prompt with a prompt alone", "encode_text")
@@ -609,6 +646,11 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
             output_type: "pil", "np" or "pt".
             quantized: as of ``denoise``; only the decoder counts here.
             decoder: "whole", or "tiny" where the folder has one.
+
+        Example:
+            >>> latents = pipe("a fox in the snow", output_type="latent", num_inference_steps=4).images
+            >>> pipe.decode_latents(latents, "np").shape
+            (1, 128, 128, 3)
         """
         return self._engine.decode(latents, output_type, quantized, decoder)
 

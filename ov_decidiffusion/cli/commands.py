@@ -81,11 +81,13 @@ def quantize(options: argparse.Namespace) -> None:
 def demo(options: argparse.Namespace) -> None:
     from ov_decidiffusion.demo.app import make_demo
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
+    from ov_decidiffusion.web.guards import check_allowed_hosts
     from ov_decidiffusion.web.limits import LOOPBACK
     from ov_decidiffusion.web.uploads import keep_only_these_readers
 
     keep_only_these_readers()
-    auth = _credentials(options.host in LOOPBACK, options.auth, options.no_auth)
+    hosts = check_allowed_hosts(options.allowed_host)
+    auth = _credentials(options.host in LOOPBACK and not hosts, options.auth, options.no_auth)
     _check_port(options)
     model_dir = prepared_folder(options)
     with _folder_for_pictures():
@@ -95,7 +97,13 @@ def demo(options: argparse.Namespace) -> None:
         print(f"precision: {pipe.inference_precision}")
         demo = make_demo(pipe)
         try:
-            demo.launch(server_name=options.host, server_port=options.port, auth=auth, prevent_thread_lock=True)
+            demo.launch(
+                allowed_hosts=hosts,
+                server_name=options.host,
+                server_port=options.port,
+                auth=auth,
+                prevent_thread_lock=True,
+            )
             while True:  # a wait without an end could not be interrupted on Windows
                 time.sleep(3600)
         finally:
@@ -136,15 +144,16 @@ def prepared_folder(options: argparse.Namespace, tells_place: bool = True) -> Pa
 
 def serve(options: argparse.Namespace) -> None:
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-    from ov_decidiffusion.server.app import check_serving, create_app, on_this_machine_only
+    from ov_decidiffusion.server.app import check_serving, create_app, under_known_names_only
     from ov_decidiffusion.server.running import run_server
-    from ov_decidiffusion.web.guards import check_api_key
+    from ov_decidiffusion.web.guards import check_allowed_hosts, check_api_key
     from ov_decidiffusion.web.limits import LOOPBACK
     from ov_decidiffusion.web.queue import Queue
     from ov_decidiffusion.web.uploads import keep_only_these_readers
 
     keep_only_these_readers()
-    local = options.host in LOOPBACK
+    hosts = check_allowed_hosts(options.allowed_host)
+    local = options.host in LOOPBACK and not hosts
     check_api_key(options.api_key)
     check_serving(options.max_waiting, options.max_batch, options.timeout)
     if options.api_key is None and not local and not options.no_auth:
@@ -158,8 +167,8 @@ def serve(options: argparse.Namespace) -> None:
     print(f"precision: {pipe.inference_precision}", flush=True)
     queue = Queue(options.max_waiting)
     app = create_app(pipe, options.api_key, options.max_waiting, options.max_batch, options.timeout, queue)
-    if local:
-        on_this_machine_only(app)
+    if local or hosts:
+        under_known_names_only(app, hosts)
     address = f"http://[{options.host}]" if ":" in options.host else f"http://{options.host}"
     print(f"for OpenAI's clients: {address}:{options.port}/v1", flush=True)
     try:

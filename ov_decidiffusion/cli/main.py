@@ -125,7 +125,18 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--auth", metavar="USER:PASSWORD", help="what to ask for; made and printed for other hosts")
     demo.add_argument("--no-auth", action="store_true", help="let everybody in")
     demo.add_argument("--port", type=int, help="by default the first free one from 7860")
+    _add_allowed_host(demo)
     demo.set_defaults(run=commands.demo)
+
+
+def _add_allowed_host(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a public name under which a proxy in front is asked for it; asks for a password or a key too",
+    )
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
@@ -135,6 +146,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         "--api-key", default=os.environ.get("OV_DECIDIFFUSION_API_KEY"), help="what clients have to send"
     )
     serve.add_argument("--no-auth", action="store_true", help="let everybody in")
+    _add_allowed_host(serve)
     serve.add_argument("--demo", action="store_true", help="the demo too, at /demo; its password is the API key")
     serve.add_argument("--max-waiting", type=int, default=64, help="requests that may wait; by default %(default)s")
     serve.add_argument("--max-batch", type=int, default=4, help="pictures that run together; by default %(default)s")

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ KNOWN_CHECKPOINTS = {
     "DeciDiffusion 1.0": "Deci/DeciDiffusion-v1-0",
     "DeciDiffusion 2.0": "Deci/DeciDiffusion-v2-0",
 }
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a checkpoint is looked for; the fields are the arguments of ``find_checkpoint``."""
+
+    revision: str | None = None
+    allow_pickles: bool = False
+    token: str | bool | None = None
+    local_files_only: bool = False
 
 
 def _weights_names(name: str, pickle: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from ov_decidiffusion.arguments import check_choice, check_flag, check_path
+from ov_decidiffusion.conversion.checkpoint import Access
 from ov_decidiffusion.conversion.reports import ConversionReport, existing_report, quantized_from
 from ov_decidiffusion.model_folder.layout import default_model_dir
 from ov_decidiffusion.model_folder.writing import is_free, only_one, refuse_own_folder
@@ -18,6 +19,8 @@ def convert_checkpoint(
     verify: bool | None = None,
     revision: str | None = None,
     allow_pickles: bool = False,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> ConversionReport:
     """Convert a DeciDiffusion checkpoint to an OpenVINO model folder; does nothing where one is complete.
 
@@ -29,8 +32,7 @@ def convert_checkpoint(
         weight_format: how weights are stored, "fp16" or "fp32".
         verify: run the same seeded input through PyTorch and through the converted model at f32, and fail below
             40 dB. None verifies small checkpoints only.
-        revision: of a hub id.
-        allow_pickles: as ``find_checkpoint``.
+        revision, allow_pickles, token, local_files_only: as of ``find_checkpoint``.
 
     Returns:
         sizes in MB, seconds, and the agreement with PyTorch in dB: 20 log10(max|reference| / RMSE).
@@ -40,10 +42,18 @@ def convert_checkpoint(
         CheckpointError: as ``find_checkpoint``.
         OSError: the folder cannot be written, or there is no room for it.
         ConversionError: a converted model disagrees with PyTorch.
+
+    Example:
+        >>> from ov_decidiffusion import convert_checkpoint
+        >>> report = convert_checkpoint("checkpoints/tiny-decidiffusion")
+        >>> report.model_dir.name
+        'tiny-decidiffusion-fp16'
     """
     check_path("checkpoint", checkpoint, "a folder or a hub id")
     check_choice("weight_format", weight_format, WEIGHT_FORMATS)
     check_flag("allow_pickles", allow_pickles)
+    check_flag("local_files_only", local_files_only)
+    access = Access(revision, allow_pickles, token, local_files_only)
     if verify is not None:
         check_flag("verify", verify)
     default = model_dir is None
@@ -63,9 +73,9 @@ def convert_checkpoint(
         )
 
         if found is not None:
-            return verify_conversion(found, checkpoint, revision, allow_pickles)
+            return verify_conversion(found, checkpoint, access)
         refuse_own_folder(model_dir)
-        report = make_model_dir(checkpoint, model_dir, weight_format, verify, revision, allow_pickles)
+        report = make_model_dir(checkpoint, model_dir, weight_format, verify, access)
         for quantized in outdated:
             shutil.rmtree(quantized)
         return report

@@ -10,7 +10,7 @@ import openvino as ov
 import torch
 from openvino_tokenizers import convert_tokenizer
 
-from ov_decidiffusion.conversion.checkpoint import copy_tokenizer, weights_size
+from ov_decidiffusion.conversion.checkpoint import Access, copy_tokenizer, weights_size
 from ov_decidiffusion.conversion.hub import find_checkpoint, find_tiny_decoder
 from ov_decidiffusion.conversion.reports import ConversionReport, PartReport, fingerprint_of, source_files, source_of
 from ov_decidiffusion.conversion.torch_modules import load_tokenizer
@@ -44,23 +44,22 @@ def make_model_dir(
     model_dir: Path,
     weight_format: str,
     verify: bool | None,
-    revision: str | None,
-    allow_pickles: bool,
+    access: Access,
 ) -> ConversionReport:
     """Convert a checkpoint, whatever lies there before; arguments as of ``convert_checkpoint``."""
     check_disk(model_dir.parent, 0, "The converted folder")  # before anything is downloaded for it
-    folder = find_checkpoint(checkpoint, revision, allow_pickles)
+    folder = find_checkpoint(checkpoint, **asdict(access))
     make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))  # refused now, not after the work
     if verify is None:
         verify = weights_size(folder) <= SMALL_CHECKPOINT
     read = source_files(folder)
     size = weights_size(folder) * (1 if weight_format == "fp16" else 2)
     check_disk(model_dir.parent, size, "The converted folder")
-    folders = _folders_of_parts(folder, find_tiny_decoder(folder, _is_local(checkpoint)))
+    folders = _folders_of_parts(folder, find_tiny_decoder(folder, _is_local(checkpoint) or access.local_files_only))
     with building(model_dir) as partial, gc_frozen():
         parts = _convert_parts(folders, folder, partial, weight_format, verify)
         write_checkpoint_settings(folder, partial)
-        content = {"format": FORMAT} | source_of(checkpoint, revision)
+        content = {"format": FORMAT} | source_of(checkpoint, access.revision)
         content |= {"weight_format": weight_format, "fingerprint": fingerprint_of(read), "read": read}
         content |= {"files": describe_files(partial), "parts": [asdict(part) for part in parts]}
         write_json(partial / CONVERSION_REPORT, content)
@@ -77,14 +76,12 @@ def _folders_of_parts(folder: Path, tiny_decoder: Path | None) -> dict[str, Path
     return folders if tiny_decoder is None else folders | {TINY_DECODER: tiny_decoder}
 
 
-def verify_conversion(
-    found: ConversionReport, checkpoint: str | Path, revision: str | None, allow_pickles: bool
-) -> ConversionReport:
+def verify_conversion(found: ConversionReport, checkpoint: str | Path, access: Access) -> ConversionReport:
     """Check a folder that was converted without a check, and note it down; a part whose weights are out of reach now
     stays as it was."""
     if all(part.psnr is not None for part in found.parts):
         return found
-    folder, verified = find_checkpoint(checkpoint, revision, allow_pickles), []
+    folder, verified = find_checkpoint(checkpoint, **asdict(access)), []
     has_tiny = TINY_DECODER in [part.name for part in found.parts]
     folders = _folders_of_parts(folder, find_tiny_decoder(folder, _is_local(checkpoint)) if has_tiny else None)
     for part in progress_bar(found.parts, desc="verifying", unit="part"):

@@ -31,6 +31,7 @@ from ov_decidiffusion.conversion.checkpoint import (
     SHARDS,
     TINY_FILES,
     WEIGHTED_PARTS,
+    Access,
     check_checkpoint,
     check_tiny_decoder,
     missing_files,
@@ -51,7 +52,13 @@ LOCAL_HINT = (
 )
 
 
-def find_checkpoint(checkpoint: str | Path, revision: str | None = None, allow_pickles: bool = False) -> Path:
+def find_checkpoint(
+    checkpoint: str | Path,
+    revision: str | None = None,
+    allow_pickles: bool = False,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """Turn a folder or a hub id into a checked folder on disk.
 
     Args:
@@ -62,9 +69,16 @@ def find_checkpoint(checkpoint: str | Path, revision: str | None = None, allow_p
         revision: branch, tag or commit of the hub repository; its main branch by default.
         allow_pickles: take weights that are there as a pickle only. They are read without running anything, but
             safetensors cannot hold anything to run in the first place.
+        token: for the hub; None takes the one of ``hf auth login`` or HF_TOKEN.
+        local_files_only: take it from the hub's cache, and ask no hub.
 
     Raises:
         CheckpointError: the folder lacks a part, a file is cut short, or the hub cannot provide the checkpoint.
+
+    Example:
+        >>> from ov_decidiffusion import find_checkpoint
+        >>> find_checkpoint("checkpoints/tiny-decidiffusion").name
+        'tiny-decidiffusion'
     """
     folder = check_path("checkpoint", checkpoint, "a folder or a hub id")
     if not folder.is_dir():
@@ -79,7 +93,7 @@ def find_checkpoint(checkpoint: str | Path, revision: str | None = None, allow_p
                 f"`checkpoint` must be a folder or a hub id such as 'Deci/DeciDiffusion-v1-0', got '{checkpoint}', "
                 "which is no folder here."
             )
-        folder = _download(str(checkpoint), revision)
+        folder = _download(str(checkpoint), Access(revision, allow_pickles, token, local_files_only))
     check_checkpoint(folder, allow_pickles)
     return folder
 
@@ -118,16 +132,17 @@ def find_tiny_decoder(checkpoint: Path, local: bool) -> Path | None:
         return None
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
-    place = f"'{repo_id}'" + (f" at revision '{revision}'" if revision else "")
+def _download(repo_id: str, access: Access) -> Path:
+    place = f"'{repo_id}'" + (f" at revision '{access.revision}'" if access.revision else "")
     endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
     if endpoint.scheme == "http" and endpoint.hostname not in ("127.0.0.1", "localhost", "::1"):
         logger.warning(
             "HF_ENDPOINT is %s: over plain http, anybody on the way can change what comes.", constants.ENDPOINT
         )
     try:
-        wanted, new = _needed_files(repo_id, revision)
-        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
+        wanted, new = _needed_files(repo_id, access)
+        options = {"revision": access.revision, "token": access.token, "local_files_only": access.local_files_only}
+        folder = Path(snapshot_download(repo_id, allow_patterns=wanted, **options))
         _check_hashes(folder, new)
         return folder
     except CheckpointError:
@@ -149,9 +164,9 @@ def _download(repo_id: str, revision: str | None) -> Path:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise CheckpointError(f"The disk filled up while {place} was downloaded: {error}") from error
-        raise _unavailable(place, error) from error
+        raise _unavailable(place, error, access.local_files_only) from error
     except (HfHubHTTPError, EntryNotFoundError, XetDownloadError, OfflineModeIsEnabled) as error:
-        raise _unavailable(place, error) from error
+        raise _unavailable(place, error, access.local_files_only) from error
     except MemoryError:
         raise
     except Exception as error:  # of what its answers are fetched and read with, which changes from version to version
@@ -168,7 +183,7 @@ def _is_of_the_connection(error: BaseException) -> bool:
     return isinstance(error, ConnectionError) or "TransportError" in {kind.__name__ for kind in type(error).__mro__}
 
 
-def _unavailable(place: str, error: BaseException) -> CheckpointError:
+def _unavailable(place: str, error: BaseException, local_files_only: bool = False) -> CheckpointError:
     """Why the hub does not give it: what it answered, if it did."""
     cause, status = error, None
     while cause is not None and status is None:  # a refusal that sent the download to the cache is behind its error
@@ -176,6 +191,8 @@ def _unavailable(place: str, error: BaseException) -> CheckpointError:
         cause = cause.__cause__ or cause.__context__
     if constants.HF_HUB_OFFLINE:
         why = "HF_HUB_OFFLINE is set and it is not in the cache"
+    elif local_files_only:
+        why = "`local_files_only` is set and it is not in the cache"
     elif status is not None:
         why = f"the hub answers {status}"
     elif isinstance(error, LocalEntryNotFoundError) or _is_of_the_connection(error):
@@ -185,13 +202,17 @@ def _unavailable(place: str, error: BaseException) -> CheckpointError:
     return CheckpointError(f"{place} cannot be downloaded from {constants.ENDPOINT}: {why}. {LOCAL_HINT}")
 
 
-def _needed_files(repo_id: str, revision: str | None) -> tuple[list[str], list[str]]:
+def _needed_files(repo_id: str, access: Access) -> tuple[list[str], list[str]]:
     """The files to have: one kind of weights for each part, and never code; and those of them to download."""
     everything = [*PLAIN_FILES, *OPTIONAL_FILES]
     for part, (config, weights) in WEIGHTED_PARTS.items():
         everything += [f"{part}/{name}" for name in (config, *weights, SHARDS)]
+    revision = access.revision
     try:
-        files = snapshot_download(repo_id, revision=revision, allow_patterns=everything, dry_run=True)
+        if access.local_files_only:
+            raise DryRunError("the cache alone is asked")
+        options = {"revision": revision, "token": access.token, "dry_run": True}
+        files = snapshot_download(repo_id, allow_patterns=everything, **options)
         # A mirror may not tell a size: such a file counts as a byte, for it is to be downloaded all the same.
         to_download = {file.filename: (file.file_size or 1) if file.will_download else 0 for file in files}
     except DryRunError:  # the hub is out of reach; the cache may have all that is needed

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ov_decidiffusion.demo.page import lay_out, make_theme
 from ov_decidiffusion.demo.sessions import IDLE_SECONDS
 from ov_decidiffusion.demo.studio import Studio
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY
+from ov_decidiffusion.web.guards import known_names_only
 from ov_decidiffusion.web.limits import LOOPBACK, MAX_UPLOAD
 from ov_decidiffusion.web.queue import Queue
 from ov_decidiffusion.web.uploads import UploadError, open_picture
@@ -108,15 +108,20 @@ class DemoBlocks(gr.Blocks):
     studio: Studio
     _in_notebook: "DemoBlocks | None" = None
 
-    def launch(self, **kwargs: Any) -> Any:
-        """Gradio's ``launch``; every argument can be given as usual."""
+    def launch(self, *, allowed_hosts: Sequence[str] = (), **kwargs: Any) -> Any:
+        """Gradio's ``launch``; every argument can be given as usual.
+
+        Args:
+            allowed_hosts: names beside this machine's own under which a proxy in front of the page is asked for it.
+        """
         if ipython_check():
             if DemoBlocks._in_notebook not in (None, self):
                 DemoBlocks._in_notebook.close(verbose=False)
             DemoBlocks._in_notebook = self
         middleware = [Middleware(_StayLocal)]
-        if kwargs.get("server_name", "127.0.0.1") in LOOPBACK and not kwargs.get("share"):
-            middleware += THIS_MACHINE_ONLY
+        local = kwargs.get("server_name", "127.0.0.1") in LOOPBACK and not kwargs.get("share")
+        if local or allowed_hosts:
+            middleware += known_names_only(allowed_hosts)
         defaults = _page_options() | {
             "server_name": "127.0.0.1",
             "share": False,

@@ -29,8 +29,8 @@ class GenerationConfig:
     prompt: str | list[str] | None = None
     _: KW_ONLY
     negative_prompt: str | list[str] | None = None
-    image: PictureLike | list[PictureLike] | None = field(default=None, metadata=NOT_SAVED)
-    mask_image: PictureLike | list[PictureLike] | None = field(default=None, metadata=NOT_SAVED)
+    image: PictureLike | Sequence[PictureLike] | None = field(default=None, metadata=NOT_SAVED)
+    mask_image: PictureLike | Sequence[PictureLike] | None = field(default=None, metadata=NOT_SAVED)
     padding_mask_crop: int | None = None
     overlay: bool = False
     strength: float | None = None

@@ -125,7 +125,7 @@ class Engine:
         text = check_text(config, self.models.unet_config["cross_attention_dim"])
         prompts = len(text[0])
         pictures = prompts * check_whole("num_images_per_prompt", config.num_images_per_prompt, 1)
-        inputs = check_sources(config, prompts)
+        inputs = check_sources(config, prompts, self.latent_channels)
         if inputs is not None and config.latents is not None:
             raise ValueError("`latents` starts text-to-image; it cannot be given together with `image`.")
         size = self._size(config, inputs)
@@ -145,10 +145,17 @@ class Engine:
         """(width, height) in pixels of the pictures to make."""
         shaping = None if inputs is None else inputs.shaping
         models, default = self.models, self.default_size
-        given = getattr(config.latents, "shape", ())
-        if shaping is None and config.width is None and config.height is None and len(given) == 4:
-            default = given[3] * self.vae.scale_factor, given[2] * self.vae.scale_factor  # latents set it
-        return choose_size(config.width, config.height, shaping, default, models.size_factor, models.static_shapes)
+        source = None if inputs is None else inputs.latents
+        given = getattr(config.latents if source is None else source, "shape", ())
+        own = None if len(given) != 4 else (given[3] * self.vae.scale_factor, given[2] * self.vae.scale_factor)
+        if own is not None and shaping is None and config.width is None and config.height is None:
+            default = own  # latents set it
+        size = choose_size(config.width, config.height, shaping, default, models.size_factor, models.static_shapes)
+        if source is not None and size != own:
+            raise ValueError(
+                f"`image` holds latents, which set the size: leave out `width` and `height`, got {size[0]}x{size[1]}."
+            )
+        return size
 
     def _count(self, run: Generator[DenoisingStep, None, None]) -> Iterator[DenoisingStep]:
         """A loop that is at work while it makes a step, and not while it waits to be asked for the next."""

@@ -130,12 +130,25 @@ def settings_of(picture: str | Path | Image.Image) -> dict[str, Any]:
 
     Raises:
         ValueError: it cannot be read, or carries no settings.
+
+    Example:
+        >>> from ov_decidiffusion import settings_of
+        >>> pipe("a fox in the snow", seed=1, num_inference_steps=4).images[0].save("fox.png")
+        >>> settings_of("fox.png")["seed"]
+        1
+        >>> again = pipe(**settings_of("fox.png")).images[0]
     """
     return _read(picture)["arguments"]
 
 
 def made_with(picture: str | Path | Image.Image) -> dict[str, Any]:
-    """Checkpoint, precision and versions that made a picture, as far as it says; ValueError as ``settings_of``."""
+    """Checkpoint, precision and versions that made a picture, as far as it says; ValueError as ``settings_of``.
+
+    Example:
+        >>> from ov_decidiffusion import made_with
+        >>> made_with(pipe("a fox in the snow", num_inference_steps=4).images[0])["checkpoint"]
+        'tiny-decidiffusion'
+    """
     return _read(picture)["made_with"]
 
 

@@ -70,18 +70,12 @@ def precision_for(torch_dtype: Any, inference_precision: str) -> str:
     return "f32" if name == "float32" else "auto"
 
 
-def check_foreign_loading(
-    token: Any, local_files_only: Any, variant: Any, use_safetensors: Any, custom_pipeline: Any, compile: Any
-) -> None:
+def check_foreign_loading(variant: Any, use_safetensors: Any, custom_pipeline: Any, compile: Any) -> None:
     """Arguments of other libraries' ``from_pretrained``: those that hold anyway are taken, others refused.
 
     Raises:
         ValueError: says what to do instead.
     """
-    if token not in (None, False):
-        raise ValueError("`token` is not taken here: log in with `hf auth login`, or set HF_TOKEN.")
-    if local_files_only not in (None, False):
-        raise ValueError("`local_files_only` is not taken here: set HF_HUB_OFFLINE=1.")
     if variant not in (None, "fp16"):
         raise ValueError(f"`variant` must be None or 'fp16', which is found by itself, got {shown(variant)}.")
     if use_safetensors is False:

@@ -1,5 +1,6 @@
 """A task is how its inputs are prepared: text-to-image, image-to-image and inpainting all start the same loop."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from ov_decidiffusion.generation.denoise import DenoisingStep, InpaintBlend
 from ov_decidiffusion.generation.images import RESIZE_MODES, check_images, check_masks, make_image_processor, resize
 from ov_decidiffusion.generation.metadata import attach, sha256_of
 from ov_decidiffusion.generation.plan import Plan
+from ov_decidiffusion.generation.tensors import check_batch
 from ov_decidiffusion.generation.vae import Autoencoder
 
 DEFAULT_STRENGTH = 0.8  # of image-to-image
@@ -72,15 +74,18 @@ class SourceInputs:
     overlay: bool
     strength: float
     resize_mode: str
+    latents: torch.Tensor | None = None  # [b, 4, h, w], in place of images
 
     @property
     def shaping(self) -> list[Image.Image] | None:
         """The pictures whose shape the result has, if nobody asks for another; None where a part is worked on."""
-        return self.images if self.padding_mask_crop is None else None
+        return self.images if self.padding_mask_crop is None and self.latents is None else None
 
     @property
     def hashes(self) -> dict[str, list[str]]:
         """Of the pictures and masks, which cannot."""
+        if self.latents is not None:
+            return {"image_sha256": [hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in self.latents]}
         both = {"image": self.images, "mask_image": self.masks or []}
         return {f"{name}_sha256": [sha256_of(one) for one in pictures] for name, pictures in both.items() if pictures}
 
@@ -93,13 +98,15 @@ class PreparedSources:
     masks: list[Image.Image] | None
     strength: float
     overlay: Overlay | None
+    latents: torch.Tensor | None = None  # in place of pictures
 
 
-def check_sources(config: GenerationConfig, prompts: int) -> SourceInputs | None:
+def check_sources(config: GenerationConfig, prompts: int, latent_channels: int) -> SourceInputs | None:
     """What image-to-image and inpainting start from; None for text-to-image.
 
     Args:
         prompts: how many there are.
+        latent_channels: a tensor of so many channels holds latents, as diffusers reads it.
 
     Raises:
         ValueError: an argument is wrong, or lacks another one that it needs.
@@ -121,6 +128,13 @@ def check_sources(config: GenerationConfig, prompts: int) -> SourceInputs | None
         raise ValueError(f"`{name}` goes with a mask: give `image` and `mask_image` too.")
     if image is None:
         return None
+    if isinstance(image, torch.Tensor) and image.ndim == 4 and image.shape[1] == latent_channels:
+        if mask_image is not None:
+            raise ValueError("`image` must be pictures where a `mask_image` is given, got latents: decode them first.")
+        latents = check_batch("image", image, latent_channels)
+        if len(latents) not in (1, prompts):
+            raise ValueError(f"`image` must hold latents of one picture or of each of {prompts}, got {len(latents)}.")
+        return SourceInputs([], None, None, False, strength, resize_mode, latents)
     images = check_images(image, prompts)
     masks = None if mask_image is None else check_masks(mask_image, images)
     if padding_mask_crop is not None:
@@ -136,6 +150,8 @@ def check_sources(config: GenerationConfig, prompts: int) -> SourceInputs | None
 def prepare_sources(inputs: SourceInputs, size: tuple[int, int]) -> PreparedSources:
     """Bring source pictures and their masks to the size (width, height) of the pictures to make."""
     images, masks, mode = inputs.images, inputs.masks, inputs.resize_mode
+    if inputs.latents is not None:
+        return PreparedSources([], None, inputs.strength, None, inputs.latents)
     if masks is None:
         return PreparedSources([resize(one, size, mode) for one in images], None, inputs.strength, None)
     if inputs.padding_mask_crop is None:
@@ -172,22 +188,25 @@ def prepare_latents(
     if sources is None:
         noise = randn_tensor(shape, generator=plan.generator) if latents is None else latents
         return noise * plan.scheduler.init_noise_sigma, None
+    if sources.latents is not None:
+        clean = sources.latents.repeat_interleave(shape[0] // len(sources.latents), dim=0)
+        return _with_noise(clean, randn_tensor(shape, generator=plan.generator), plan), None
     pixels = make_image_processor(vae.scale_factor).preprocess(sources.pictures)
-    times = shape[0] // len(pixels)
     if sources.masks is None:
         clean = vae.encode(pixels, plan.generator, pictures=shape[0])
-    else:  # diffusers draws once for each source here, and for each picture in image-to-image
-        of_sources = plan.generator[::times] if isinstance(plan.generator, list) else plan.generator
-        clean = vae.encode(pixels, of_sources).repeat_interleave(times, dim=0)
-    noise = randn_tensor(clean.shape, generator=plan.generator)
-    if sources.masks is not None and sources.strength == 1:
-        noisy = noise * plan.scheduler.init_noise_sigma
-    else:
-        noisy = plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(shape[0]))
-    if sources.masks is None:
-        return noisy, None
+        return _with_noise(clean, randn_tensor(shape, generator=plan.generator), plan), None
+    # diffusers draws once for each source here, and for each picture in image-to-image
+    times = shape[0] // len(pixels)
+    of_sources = plan.generator[::times] if isinstance(plan.generator, list) else plan.generator
+    clean = vae.encode(pixels, of_sources).repeat_interleave(times, dim=0)
+    noise = randn_tensor(shape, generator=plan.generator)
+    noisy = noise * plan.scheduler.init_noise_sigma if sources.strength == 1 else _with_noise(clean, noise, plan)
     randn_tensor((len(pixels), *shape[1:]), generator=of_sources)  # diffusers encodes the masked sources too
     return noisy, InpaintBlend(clean, noise, _latent_mask(sources.masks, shape))
+
+
+def _with_noise(clean: torch.Tensor, noise: torch.Tensor, plan: Plan) -> torch.Tensor:
+    return plan.scheduler.add_noise(clean, noise, plan.timesteps[:1].repeat(len(clean)))
 
 
 def _latent_mask(masks: list[Image.Image], shape: tuple[int, ...]) -> torch.Tensor:

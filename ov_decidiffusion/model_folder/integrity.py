@@ -47,6 +47,10 @@ def verify_model_dir(folder: str | Path) -> None:
 
     Raises:
         ValueError: names the files that are missing or damaged, or the folder has no hashes to compare with.
+
+    Example:
+        >>> from ov_decidiffusion import verify_model_dir
+        >>> verify_model_dir(pipe.models.folder)
     """
     folder = check_path("folder", folder)
     check_model_dir(folder)

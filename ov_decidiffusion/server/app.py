@@ -13,7 +13,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -34,7 +34,7 @@ from ov_decidiffusion.generation.images import fit_size, resize, to_rgb
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.server.batching import Batcher, ImageJob
 from ov_decidiffusion.server.schemas import ApiError, ImageRequest, answer_errors_as_openai_does, no_such_model
-from ov_decidiffusion.web.guards import THIS_MACHINE_ONLY, check_api_key
+from ov_decidiffusion.web.guards import check_api_key, known_names_only
 from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS, MAX_UPLOAD, QUALITY
 from ov_decidiffusion.web.queue import Queue, QueueIsFull
 from ov_decidiffusion.web.uploads import UploadError, open_picture
@@ -49,6 +49,7 @@ LONGEST = {"jpeg": 65_500, "webp": 16_383}  # pixels of a side that can be writt
 PREFIXES = ("/v1", "/v3")
 READER = ThreadPoolExecutor(1, "reader")  # a large picture takes seconds and 0.5 GB: one at a time, others are answered
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+Source = tuple[Image.Image, Image.Image | None]  # a picture, and what to repaint of it in white
 
 
 class Metrics:
@@ -118,11 +119,11 @@ class Handlers:
         self._began = int(time.time())
 
     async def generations(self, request: Request, body: ImageRequest) -> Any:
-        return await self._pictures(request, body, None, None)
+        return await self._pictures(request, body, [])
 
     async def edits(self, request: Request) -> Any:
-        body, image, mask = await _read_form(request, self._pipe)
-        return await self._pictures(request, body, image, mask)
+        body, sources = await _read_form(request, self._pipe)
+        return await self._pictures(request, body, sources)
 
     def models(self) -> Any:
         return {"object": "list", "data": [self.one_model(self._model)]}
@@ -139,12 +140,10 @@ class Handlers:
         text = prometheus.generate_latest(self._metrics.registry).decode()
         return PlainTextResponse(text, media_type=prometheus.CONTENT_TYPE_LATEST)
 
-    async def _pictures(
-        self, request: Request, body: ImageRequest, image: Image.Image | None, mask: Image.Image | None
-    ) -> dict[str, Any]:
+    async def _pictures(self, request: Request, body: ImageRequest, sources: list[Source]) -> dict[str, Any]:
         start, output_format = time.perf_counter(), body.output_format or "png"
         try:
-            job = self.batcher.make_job(secrets.token_hex(8), *rows_of(self._pipe, self._model, body, image, mask))
+            job = self.batcher.make_job(secrets.token_hex(8), *rows_of(self._pipe, self._model, body, sources))
             pictures = await _finished(self.batcher, job, request, self._timeout)
             data = await asyncio.to_thread(_encoded, pictures, body, job)
         except ApiError as error:
@@ -214,16 +213,18 @@ def check_serving(max_waiting: Any, max_batch: Any, timeout: Any) -> None:
     check_range("timeout", timeout, 0.1, MAX_TIMEOUT)
 
 
-def on_this_machine_only(app: FastAPI) -> None:
-    """Answer under this machine's own names only, and no page of another site."""
-    for guard in THIS_MACHINE_ONLY:
+def under_known_names_only(app: FastAPI, allowed_hosts: Sequence[str] = ()) -> None:
+    """Answer under this machine's own names and those given only, and no page of another site."""
+    for guard in known_names_only(allowed_hosts):
         app.add_middleware(guard.cls, *guard.args, **guard.kwargs)
 
 
 def rows_of(
-    pipe: OVStableDiffusionPipeline, model: str, body: ImageRequest, image: Image.Image | None, mask: Image.Image | None
+    pipe: OVStableDiffusionPipeline, model: str, body: ImageRequest, sources: list[Source]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What each picture of a request has of its own, and what they share, as arguments of ``pipe.denoise``.
+
+    Of several sources each is edited, `n` times, in their order.
 
     Raises:
         ApiError: a field has a wrong value; the message says which, and what is allowed.
@@ -233,6 +234,11 @@ def rows_of(
     count = 1 if body.n is None else body.n
     if not 1 <= count <= MAX_PICTURES:
         raise ApiError(f"`n` must be from 1 to {MAX_PICTURES}, got {count}.", param="n")
+    if count * len(sources) > MAX_PICTURES:
+        raise ApiError(
+            f"`n` pictures of each of {len(sources)} are {count * len(sources)}; at most {MAX_PICTURES} are made.",
+            param="n",
+        )
     if body.response_format not in (None, "b64_json", "url"):
         raise ApiError(
             f"`response_format` must be b64_json or url, got {shown(body.response_format)}.", param="response_format"
@@ -252,11 +258,13 @@ def rows_of(
     if seed is not None and not 0 <= seed <= MAX_SEED:
         raise ApiError(f"`seed` must be from 0 to {MAX_SEED}, got {seed}.", param="seed")
     first = random.randint(0, MAX_SEED) if seed is None else seed
-    width, height = _size(pipe, body.size, image)
+    width, height = _size(pipe, body.size, sources[0][0] if sources else None)
     longest = LONGEST.get(body.output_format or "", max(width, height))
     if max(width, height) > longest:
         raise ApiError(f"`size` {width}x{height} is too long for {body.output_format}: png has no bound.", param="size")
-    row = {"prompt": body.prompt, "negative_prompt": body.negative_prompt, "image": image, "mask_image": mask}
+    row = {"prompt": body.prompt, "negative_prompt": body.negative_prompt}
+    rows = [row | {"image": image, "mask_image": mask} for image, mask in sources or [(None, None)]]
+    rows = [row for row in rows for _ in range(count)]
     shared = {
         "width": width,
         "height": height,
@@ -265,11 +273,11 @@ def rows_of(
         "preset": body.preset or "exact",
         "solver": body.solver,
     }
-    if image is not None:
-        shared |= {"strength": body.strength, "overlay": mask is not None}
+    if sources:
+        shared |= {"strength": body.strength, "overlay": sources[0][1] is not None}
     elif body.strength is not None:
         raise ApiError("`strength` goes with /images/edits, which starts from a picture.", param="strength")
-    return [row | {"seed": (first + i) % (MAX_SEED + 1)} for i in range(count)], shared
+    return [row | {"seed": (first + i) % (MAX_SEED + 1)} for i, row in enumerate(rows)], shared
 
 
 def _check_extras(body: ImageRequest) -> None:
@@ -354,12 +362,10 @@ def _encoded(pictures: list[Image.Image], body: ImageRequest, job: ImageJob) -> 
     return data
 
 
-async def _read_form(
-    request: Request, pipe: OVStableDiffusionPipeline
-) -> tuple[ImageRequest, Image.Image, Image.Image | None]:
-    """The fields of a form, its picture, and what to repaint of it in white, both of the size to generate at."""
+async def _read_form(request: Request, pipe: OVStableDiffusionPipeline) -> tuple[ImageRequest, list[Source]]:
+    """The fields of a form, and its pictures, of the size to generate at."""
     try:
-        form = await request.form(max_files=4, max_part_size=1_000_000)
+        form = await request.form(max_files=MAX_PICTURES + 1, max_part_size=1_000_000)
     except HTTPException as error:
         if error.status_code in (408, 413):
             raise
@@ -368,38 +374,46 @@ async def _read_form(
         raise ApiError(f"The form cannot be read: {shown(str(error))}") from error
     fields = {name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)}
     uploads = [(name.removesuffix("[]"), one) for name, one in form.multi_items() if isinstance(one, UploadFile)]
-    files = dict(uploads)
-    if len(files) < len(uploads):
-        raise ApiError("Send one `image` and at most one `mask`.", param="image")
-    unknown = sorted(set(files) - {"image", "mask"})
-    if unknown or "image" not in files:
+    files = {name: [one for other, one in uploads if other == name] for name, _ in uploads}
+    if "image" not in files or not files.keys() <= {"image", "mask"}:
         raise ApiError("Send the picture as the file `image`, and a mask as the file `mask`.", param="image")
+    if "mask" in files and len(uploads) != 2:
+        raise ApiError("A `mask` goes with one `image`: send pictures with masks one at a time.", param="mask")
     try:
         body = ImageRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
-    data = {name: await file.read() for name, file in files.items()}
-    image, mask = await asyncio.get_running_loop().run_in_executor(READER, _sources, data, pipe, body.size)
-    return body, image, mask
+    mask = await files["mask"][0].read() if "mask" in files else None
+    sources: list[Source] = []
+    for file in files["image"]:
+        size = body.size if not sources else "{}x{}".format(*sources[0][0].size)  # all of the first one's
+        reading = asyncio.get_running_loop().run_in_executor(READER, _source, await file.read(), mask, pipe, size)
+        sources.append(await reading)
+    return body, _all_masked_or_none(sources)
 
 
-def _sources(
-    files: dict[str, bytes], pipe: OVStableDiffusionPipeline, size: str | None
-) -> tuple[Image.Image, Image.Image | None]:
+def _source(data: bytes, mask_data: bytes | None, pipe: OVStableDiffusionPipeline, size: str | None) -> Source:
     """A picture and its mask, brought to the size to generate at: what waits in the queue is not of the size that came.
 
     Without a mask, the transparency of the picture itself is one, as in OpenAI's interface.
     """
-    picture = _decoded(files["image"], "image")
+    picture = _decoded(data, "image")
     try:
         image = to_rgb(picture)
-        mask = _white_where_edited(_decoded(files["mask"], "mask")) if "mask" in files else _own_mask(picture)
+        mask = _own_mask(picture) if mask_data is None else _white_where_edited(_decoded(mask_data, "mask"))
     except ValueError as error:
         raise ApiError("`image` cannot be read as a picture.", param="image") from error
     target = _size(pipe, size, image)
     if mask is not None:
         mask = resize(resize(mask, image.size, "stretch"), target, "crop")
     return resize(image, target, "crop"), mask
+
+
+def _all_masked_or_none(sources: list[Source]) -> list[Source]:
+    """Where some pictures are masked by their transparency, the others are repainted as a whole."""
+    if all(mask is None for _, mask in sources):
+        return sources
+    return [(image, Image.new("L", image.size, 255) if mask is None else mask) for image, mask in sources]
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:

@@ -14,7 +14,7 @@ from ray import serve
 
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
-from ov_decidiffusion.server.app import create_app, on_this_machine_only
+from ov_decidiffusion.server.app import create_app, under_known_names_only
 from ov_decidiffusion.web.guards import OwnPagesOnly
 
 WAITING = 16  # requests that one replica holds; Ray answers further ones 503
@@ -36,7 +36,7 @@ def _replicas_app() -> FastAPI:
     key = os.environ.get("OV_DECIDIFFUSION_API_KEY")
     app = create_app(pipe, key, max_waiting=WAITING)
     if key is None:
-        on_this_machine_only(app)
+        under_known_names_only(app)
     else:
         app.add_middleware(OwnPagesOnly)
     return app

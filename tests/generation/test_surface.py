@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from diffusers.configuration_utils import FrozenDict
+from PIL import Image
 
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from ov_decidiffusion.model_folder.integrity import verify_model_dir
@@ -174,8 +175,6 @@ def test_what_there_is_not_is_refused_with_the_reason(pipe, name):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"token": "hf_x"}, "`token` is not taken here: log in with"),
-        ({"local_files_only": True}, "set HF_HUB_OFFLINE=1"),
         ({"variant": "ema"}, "`variant` must be None or 'fp16'"),
         ({"use_safetensors": False}, "allow_pickles=True"),
         ({"compile": False}, "models compile in the background"),
@@ -185,6 +184,31 @@ def test_what_there_is_not_is_refused_with_the_reason(pipe, name):
 def test_what_loading_cannot_do_is_refused_with_what_to_do(wrong, said):
     with pytest.raises(ValueError, match=said):
         OVStableDiffusionPipeline.from_pretrained(EMBEDDED_CHECKPOINT, **wrong)
+
+
+def test_the_cache_alone_is_asked_where_that_was_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="`local_files_only` is set and it is not in the cache"):
+        OVStableDiffusionPipeline.from_pretrained("somebody/something", local_files_only=True)
+
+
+@pytest.mark.parametrize(("prompts", "times"), [(1, 1), (1, 2), (2, 1)])
+def test_latents_are_a_source_as_in_diffusers(pipe, diffusers_img2img, prompts, times):
+    latents = pipe([PROMPT] * prompts, output_type="latent", **FEW).images
+    asked = {"image": latents, "strength": 0.5, "num_inference_steps": 4, "num_images_per_prompt": times}
+    asked |= {"guidance_scale": 2.0}
+    seeded = torch.Generator().manual_seed(3)
+    ours = pipe([PROMPT] * prompts, output_type="np", generator=seeded, guidance_rescale=0.0, **asked).images
+    theirs = diffusers_img2img(
+        [PROMPT] * prompts, output_type="np", generator=torch.Generator().manual_seed(3), **asked
+    ).images
+    assert np.abs(ours - theirs).max() <= 1 / 255
+    with pytest.raises(ValueError, match="`image` holds latents, which set the size"):
+        pipe([PROMPT] * prompts, width=64, height=64, **asked)
+    with pytest.raises(ValueError, match="`image` must be pictures where a `mask_image` is given, got latents"):
+        pipe([PROMPT] * prompts, mask_image=Image.new("L", (128, 128)), **asked)
+    with pytest.raises(ValueError, match="`image` must hold latents of one picture or of each of 3, got 2"):
+        pipe([PROMPT] * 3, **asked | {"image": torch.cat([latents, latents])[:2]})
 
 
 def test_the_hubs_folder_is_no_longer_openvinos(model_dir, tmp_path):

@@ -25,8 +25,9 @@ from ov_decidiffusion.demo.app import mount_demo
 from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.generation.metadata import settings_of
 from ov_decidiffusion.server import app as server_app
-from ov_decidiffusion.server.app import _finished, create_app, on_this_machine_only
+from ov_decidiffusion.server.app import _finished, create_app, under_known_names_only
 from ov_decidiffusion.server.batching import Batcher
+from ov_decidiffusion.web.guards import check_allowed_hosts
 from ov_decidiffusion.web.queue import Queue
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ class Served:
 @pytest.fixture(scope="module")
 def address(loaded_pipe):
     app = create_app(loaded_pipe, max_waiting=3)
-    on_this_machine_only(app)
+    under_known_names_only(app)
     with Served(app) as address:
         yield address
 
@@ -128,6 +129,21 @@ def test_edits_leave_what_is_opaque_in_the_mask(client, pipe):
     whole = client.images.edit(**given, extra_body=STEPS | {"seed": 5, "strength": 0.6})
     expected = pipe(PROMPT, image=source, strength=0.6, seed=5, **STEPS).images[0]
     assert differ(picture_of(whole.data[0]), expected) <= 1
+
+
+def test_several_pictures_are_edited_each(client, pipe):
+    sources = pipe(["a house in a meadow", "a sailboat on the sea"], seed=[1, 2], num_inference_steps=4).images
+    files = [(f"{i}.png", png(one), "image/png") for i, one in enumerate(sources)]
+    more = STEPS | {"seed": 5, "strength": 0.5}
+    made = client.images.edit(prompt=PROMPT, image=files, n=2, extra_body=more)
+    expected = pipe(
+        [PROMPT] * 4, image=[sources[i] for i in (0, 0, 1, 1)], seed=[5, 6, 7, 8], strength=0.5, **STEPS
+    ).images
+    assert [differ(picture_of(one), other) <= 1 for one, other in zip(made.data, expected, strict=True)] == [True] * 4
+    with pytest.raises(openai.BadRequestError, match="`n` pictures of each of 2 are 12; at most 10 are made"):
+        client.images.edit(prompt=PROMPT, image=files, n=6, extra_body=more)
+    with pytest.raises(openai.BadRequestError, match="A `mask` goes with one `image`"):
+        client.images.edit(prompt=PROMPT, image=files, mask=files[0], extra_body=more)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +332,24 @@ def test_models_health_and_metrics(client, address, pipe):
 def test_this_machine_is_answered_under_each_of_its_names(address):
     for name in ("localhost", "[::1]", "127.0.0.1:8000"):
         assert httpx.get(f"{address}/health", headers={"Host": name}).status_code == 200
+
+
+def test_behind_a_proxy_its_public_name_is_answered(loaded_pipe):
+    hosts = check_allowed_hosts(["Pictures.Example.org"])
+    app = create_app(loaded_pipe)
+    under_known_names_only(app, hosts)
+    asked = {"json": {"prompt": PROMPT} | STEPS, "timeout": 60}
+    with Served(app) as address:
+        url = f"{address}/v1/images/generations"
+        for headers, status in (
+            ({"Host": "pictures.example.org", "Origin": "https://pictures.example.org"}, 200),
+            ({"Origin": "https://pictures.example.org"}, 200),  # a proxy that asks for localhost
+            ({"Host": "evil.example"}, 400),
+            ({"Host": "pictures.example.org", "Origin": "https://evil.example"}, 403),
+        ):
+            assert httpx.post(url, headers=headers, **asked).status_code == status, headers
+    with pytest.raises(ValueError, match="--allowed-host must be a name such as"):
+        check_allowed_hosts(["https://example.org/"])
 
 
 def test_a_key_is_asked_for(loaded_pipe):
