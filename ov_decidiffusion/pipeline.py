@@ -292,6 +292,11 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         """Seconds spent in each model so far."""
         return dict(self.models.seconds)
 
+    def find_quantized(self) -> None:
+        """Look for INT8 models again, for some that ``quantize_models`` made since this was loaded."""
+        self.models.find_quantized()
+        self.quantized_parts = self.models.quantized_parts
+
     def close(self) -> None:
         """End all runs at their next step, wait for the models, and let go of them: before a process ends."""
         self._interrupt = True

@@ -52,6 +52,11 @@ def pytest_terminal_summary(terminalreporter) -> None:
                 terminalreporter.write_line(told)
 
 
+def pytest_collection_modifyitems(items: list) -> None:
+    """The tutorial first, which takes longest: begun last, one process would run it while the other has nothing."""
+    items.sort(key=lambda item: item.path.name != "test_notebook.py")
+
+
 @pytest.fixture(autouse=True)
 def all_of_pils_readers() -> Iterator[None]:
     """Back after a test that ran a command which takes some out of its process."""

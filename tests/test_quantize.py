@@ -125,9 +125,10 @@ def test_the_folder_is_found_again_and_works_on_its_own(quantization, model_dir,
         quantize_models(quantization.model_dir)
 
 
+@pytest.mark.at_length
 @pytest.mark.parametrize(
     ("mode", "share", "floor"),
-    [("int8-weights", 0.6, 35), pytest.param("int4-weights", 0.6, 15, marks=pytest.mark.at_length)],
+    [("int8-weights", 0.6, 35), ("int4-weights", 0.6, 15)],
 )
 def test_lighter_weights_are_smaller_and_agree(model_dir, mode, share, floor):
     report = quantize_models(model_dir, mode, prompts=2)
@@ -147,6 +148,7 @@ def test_a_long_calibration_prompt_is_recorded_by_its_beginning(loaded_pipe, mod
     assert {row["input_ids"].shape for row in recorded["text_encoder"]} == {(1, 77)}
 
 
+@pytest.mark.at_length
 def test_a_part_that_int8_harms_too_much_is_kept_as_it_was(model_dir, tmp_path, monkeypatch):
     alone = shutil.copytree(model_dir, tmp_path / "alone-fp16")
     monkeypatch.setattr(calibration, "agreement_of", lambda *_: 29.0)

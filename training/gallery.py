@@ -2,11 +2,16 @@
 
 They take the first seeds, whatever comes out: eight scenes for the README, and of the single things that the evaluation
 asks for in combinations that training never saw every third, the first 48. Beside them the README's film: what the
-U-Net is given at each step, and what it believes.
+U-Net is given at each step, and what it believes. And the showcase of the demo's page, of seeds that were picked, which
+goes into the checkpoint's ``pipeline_defaults.json``.
 """
 
+import base64
+import io
+import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -14,6 +19,7 @@ from ov_decidiffusion import OVStableDiffusionPipeline
 from ov_decidiffusion.analysis.pictures import picture_grid, save_film
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
 from training.evaluate import SINGLE, choose_cases, generate
+from training.write_defaults import write_lines
 
 PROMPTS = [
     "a rocket in space",
@@ -24,6 +30,15 @@ PROMPTS = [
     "a sailboat on the sea",
     "a cactus in the desert at sunset",
     "a penguin and a snowman in the snow",
+]
+SHOWCASE = [  # the first is the large one
+    ("a robot on a beach at sunset", 3),
+    ("a rocket in space", 2),
+    ("an owl in a forest at night", 4),
+    ("a whale under water", 5),
+    ("a castle and a balloon in a meadow", 3),
+    ("a penguin and a snowman in the snow", 2),
+    ("a ufo in the desert at night", 5),
 ]
 FILMED = "a fox in the snow"
 PICTURES, SHEET, FILM = (Path("docs") / name for name in ("pictures.png", "never-trained-on.png", "belief.gif"))
@@ -41,6 +56,17 @@ def beliefs(pipe: OVStableDiffusionPipeline, prompt: str, seed: int) -> list[Ima
     return frames
 
 
+def write_showcase(pipe: OVStableDiffusionPipeline, checkpoint: Path) -> None:
+    """Put the page's first pictures into a checkpoint's settings, as WebP."""
+    shown = []
+    for prompt, seed in SHOWCASE:
+        file = io.BytesIO()
+        Image.fromarray(np.asarray(pipe(prompt, seed=seed).images[0])).save(file, "WEBP", quality=90, method=6)
+        shown.append({"prompt": prompt, "seed": seed, "webp": base64.b64encode(file.getvalue()).decode()})
+    file = checkpoint / "pipeline_defaults.json"
+    write_lines(file, json.loads(file.read_text(encoding="utf-8")) | {"showcase": shown})
+
+
 def main() -> None:
     pipe = OVStableDiffusionPipeline.from_pretrained(EMBEDDED_CHECKPOINT, inference_precision="f32")
     pictures = pipe(PROMPTS, seed=list(range(len(PROMPTS)))).images
@@ -50,7 +76,8 @@ def main() -> None:
     sheet = picture_grid(generate(pipe, cases), [case.caption for case in cases], columns=8, side=128)
     sheet.save(SHEET, optimize=True)
     save_film(beliefs(pipe, FILMED, seed=0), FILM, height=200, milliseconds=220)
-    print(f"wrote {PICTURES}, {SHEET} and {FILM}")
+    write_showcase(pipe, EMBEDDED_CHECKPOINT)
+    print(f"wrote {PICTURES}, {SHEET}, {FILM} and the showcase")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,12 @@ def make_defaults(vae: AutoencoderKL, steps: int, guidance_scale: float) -> dict
     }
 
 
+def write_lines(file: Path, content: dict[str, Any]) -> None:
+    """Write settings with a line for each, so that a change shows in a diff."""
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
@@ -77,10 +83,9 @@ def main() -> None:
     options = parser.parse_args()
     vae = AutoencoderKL.from_pretrained(options.checkpoint / "vae", torch_dtype=torch.float32).eval()
     content = make_defaults(vae, options.steps, options.guidance_scale)
-    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
     file = options.checkpoint / "pipeline_defaults.json"
-    file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    print(f"wrote {file}")
+    write_lines(file, content)
+    print(f"wrote {file}; the showcase of the demo's page comes from training.gallery")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,9 @@ def demo(options: argparse.Namespace) -> None:
             model_dir, options.device, options.inference_precision, threads=options.threads
         )
         print(f"precision: {pipe.inference_precision}")
-        demo = make_demo(pipe)
+        own = options.host in LOOPBACK and not hosts
+        outputs = Path("outputs") if own and not options.no_save else None
+        demo = make_demo(pipe, outputs=outputs, offers_int8=own)
         try:
             demo.launch(
                 allowed_hosts=hosts,

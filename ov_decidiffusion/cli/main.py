@@ -125,6 +125,7 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--auth", metavar="USER:PASSWORD", help="what to ask for; made and printed for other hosts")
     demo.add_argument("--no-auth", action="store_true", help="let everybody in")
     demo.add_argument("--port", type=int, help="by default the first free one from 7860")
+    demo.add_argument("--no-save", action="store_true", help="keep no pictures in outputs/ on this machine")
     _add_allowed_host(demo)
     demo.set_defaults(run=commands.demo)
 

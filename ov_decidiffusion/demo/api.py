@@ -15,7 +15,9 @@ TEXT_TO_IMAGE = (
     "`solver` is a sampler's name, `size` is written like 512x384."
 )
 IMAGE_TO_IMAGE = f"{TEXT_TO_IMAGE} It starts from a picture, of which `strength` (0 to 1) is redone."
-INPAINT = f"{IMAGE_TO_IMAGE} Only what is white in the mask is made anew."
+INPAINT = f"{IMAGE_TO_IMAGE} Only what is white in the mask is repainted."
+
+STOP = "Stops what this client has running, which ends in the picture so far, and what it has waiting."
 
 # The names of ``arguments_of`` for what every endpoint takes, in the order in which it is taken.
 WORDS = ("prompt", "negative_prompt")
@@ -88,6 +90,9 @@ class Endpoints:
             raise refused(str(error)) from error
         return self._make(request, (prompt, negative_prompt), how, source=image, mask=mask, strength=strength)
 
+    def stop(self, request: gr.Request) -> None:
+        self._studio.queue.stop(request.session_hash)
+
     def _make(
         self, request: gr.Request, words: tuple[str, str], how: tuple[float, float, float, str, str, str], **source: Any
     ) -> tuple[str, dict[str, Any]]:
@@ -138,3 +143,6 @@ def offer_api(studio: Studio) -> None:
             api_description=description,
             concurrency_limit=None,
         )
+    gr.Button(visible=False).click(
+        endpoints.stop, api_name="stop", api_description=STOP, queue=False, show_progress="hidden"
+    )

@@ -16,11 +16,18 @@ from gradio.exceptions import ComponentProcessingError
 from gradio.utils import get_upload_folder, ipython_check
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ov_decidiffusion.demo.api import offer_api
-from ov_decidiffusion.demo.events import wire_arrival, wire_choices, wire_comparison, wire_current, wire_generation
+from ov_decidiffusion.demo.events import (
+    wire_arrival,
+    wire_choices,
+    wire_comparison,
+    wire_current,
+    wire_generation,
+    wire_offer,
+)
 from ov_decidiffusion.demo.page import lay_out, make_theme
 from ov_decidiffusion.demo.sessions import IDLE_SECONDS
 from ov_decidiffusion.demo.studio import Studio
@@ -130,6 +137,7 @@ class DemoBlocks(gr.Blocks):
             "state_session_capacity": MAX_SESSIONS,
             "height": 1000,
         }
+        self.studio.warm_up()
         return super().launch(**(defaults | kwargs))
 
     async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
@@ -191,29 +199,36 @@ def _check_file(file: str) -> None:
             raise gr.Error(f"This picture {error}.") from error
 
 
-def make_demo(pipe: OVStableDiffusionPipeline, queue: Queue | None = None) -> DemoBlocks:
+def make_demo(
+    pipe: OVStableDiffusionPipeline,
+    queue: Queue | None = None,
+    outputs: Path | None = None,
+    offers_int8: bool = True,
+) -> DemoBlocks:
     """Build the page.
 
     Args:
         pipe: the pipeline to generate with.
         queue: in front of the pipeline, where a server's clients wait in it too.
+        outputs: a folder where pictures are kept after the demo has ended; None keeps none.
+        offers_int8: whether visitors may have the INT8 models made that the faster presets use.
 
     Returns:
         the page; ``launch()`` serves it on localhost, ``close()`` ends it.
     """
-    studio = Studio(pipe, queue)
+    studio = Studio(pipe, queue, outputs, offers_int8)
     # Else Gradio makes a table of all calls with each, for a page that nobody sees, in memory that it keeps.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(sys.maxsize))
 
     def leave(request: gr.Request) -> None:
-        studio.queue.forget(request.session_hash)
-        studio.sessions.end_program(request.session_hash)
+        studio.leave(request.session_hash)
 
     with DemoBlocks(title=TITLE, analytics_enabled=False, delete_cache=(600, IDLE_SECONDS)) as demo:
         page = lay_out(studio)
         wire_arrival(demo, page, studio)
         wire_generation(page, studio)
         wire_choices(page, studio)
+        wire_offer(page, studio)
         wire_current(page, studio)
         wire_comparison(page, studio)
         offer_api(studio)
@@ -225,13 +240,14 @@ def make_demo(pipe: OVStableDiffusionPipeline, queue: Queue | None = None) -> De
 def mount_demo(
     app: FastAPI, pipe: OVStableDiffusionPipeline, password: str | None = None, queue: Queue | None = None
 ) -> DemoBlocks:
-    """Serve the page at ``/demo`` of a server's application, beside what it has.
+    """Serve the page at ``/demo`` of a server's application, beside what it has; ``/`` leads there.
 
     Args:
         queue: that the server's clients wait in.
         password: what the page asks for, of the user "demo"; None lets everybody in whom the server lets in.
     """
-    demo = make_demo(pipe, queue)
+    demo = make_demo(pipe, queue, offers_int8=password is None)
+    app.get("/", include_in_schema=False)(lambda: RedirectResponse("/demo"))
     demo.state_session_capacity = MAX_SESSIONS
     app.add_middleware(_StayLocal)
     auth = None if password is None else ("demo", password)

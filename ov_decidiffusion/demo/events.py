@@ -1,5 +1,6 @@
 """What happens on the demo's page: each function wires a part of it."""
 
+import json
 import logging
 import random
 from collections.abc import Iterator
@@ -9,10 +10,14 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageColor
 
-from ov_decidiffusion.demo.page import PAINT, Page, example_source, status_text, steps_of
+from ov_decidiffusion.demo.page import PAINT, QUALITIES, Page, caption_html, example_source, status_text, steps_of
 from ov_decidiffusion.demo.sessions import SavedImage, Session
 from ov_decidiffusion.demo.studio import (
+    AUTOMATIC,
+    LARGE_AREA,
+    MAX_AREA,
     Progress,
+    Run,
     Studio,
     arguments_of,
     form_values_of,
@@ -21,42 +26,51 @@ from ov_decidiffusion.demo.studio import (
     mask_of,
     seed_of,
 )
-from ov_decidiffusion.errors import ModelDirError
+from ov_decidiffusion.errors import DeciDiffusionError, ModelDirError
 from ov_decidiffusion.generation.images import to_rgb
 from ov_decidiffusion.generation.metadata import NoSettingsError, settings_of
+from ov_decidiffusion.schedulers.registry import SOLVERS
 from ov_decidiffusion.web.limits import MAX_SEED
 from ov_decidiffusion.web.queue import QueueIsFull
 from ov_decidiffusion.web.uploads import open_picture
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-STOP = "Stops what this client has running, which ends in the picture so far, and what it has waiting."
-NOTE = """(editor) => editor?.background
-    ? "Starts from the source picture below, as far as its strength says." : "" """
-IN_TURN = AT_ONCE | {"queue": True, "concurrency_limit": None}  # only what gradio queues can say something on the page
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+NOTE = """(editor) => editor?.background ? "Using your picture as the starting point." : "" """
+IN_TURN: dict[str, Any] = AT_ONCE | {
+    "queue": True,
+    "concurrency_limit": None,
+}  # only what gradio queues can say something on the page
+AGAIN: dict[str, Any] = IN_TURN | {"trigger_mode": "multiple"}  # while it is running too
+KEPT = ("prompt", "negative_prompt", "preset", "size", "pictures", "seed", "steps", "guidance_scale", "solver")
 
 
 def refused(message: str) -> gr.Error:
     return gr.Error(message, print_exception=False)
 
 
+def told_on_the_page(error: Exception) -> gr.Error:
+    """What went wrong, in words, with neither a path nor a traceback."""
+    if isinstance(error, ModelDirError):
+        logger.error("%s", error)
+        return refused("The models cannot be used here: whoever started the demo sees why.")
+    if isinstance(error, (ValueError, FloatingPointError)):
+        return refused(str(error))
+    if isinstance(error, QueueIsFull):
+        return refused("Too many are waiting already: try again in a minute.")
+    logger.error("a picture could not be made", exc_info=error)
+    return refused(f"The picture could not be made ({type(error).__name__}).")
+
+
 def progress_for_page(
     studio: Studio, arguments: dict[str, Any], client: str | None, session: Session
 ) -> Iterator[Progress]:
-    """A run for the page: what is wrong is told there, in words."""
+    """A run from its start to its end; what is wrong is told in words."""
     try:
         yield from studio.make(arguments, client, session)
-    except ModelDirError as error:
-        logger.error("%s", error)
-        raise refused("The models cannot be used here: whoever started the demo sees why.") from error
-    except (ValueError, FloatingPointError) as error:
-        raise refused(str(error)) from error
-    except QueueIsFull as error:
-        raise refused("Too many are waiting already: try again in a minute.") from error
-    except Exception as error:  # neither a path nor a traceback for the page
-        logger.exception("a picture could not be made")
-        raise refused(f"The picture could not be made ({type(error).__name__}).") from error
+    except Exception as error:
+        raise told_on_the_page(error) from error
 
 
 def _pipeline_arguments(filled: dict[str, Any]) -> dict[str, Any]:
@@ -72,183 +86,248 @@ def _pipeline_arguments(filled: dict[str, Any]) -> dict[str, Any]:
         raise refused(str(error)) from error
 
 
-def _session_of(studio: Studio, visitor: dict[str, Any] | None) -> tuple[str, Session]:
+def _session_of(studio: Studio, visitor: dict[str, Any] | None, request: gr.Request) -> tuple[str, Session]:
     """The session of what a browser keeps, and its token; a new one where it keeps nothing, or nothing known."""
-    return studio.sessions.of((visitor or {}).get("token"))
+    token, session = studio.sessions.of((visitor or {}).get("token"))
+    studio.visit(request.session_hash, token)
+    return token, session
 
 
 def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
-    """A visitor comes, or comes back after a reload."""
+    """A visitor comes, or comes back after a reload, when everything is as it was, and a run is still working."""
+    fields = [page.inputs[name] for name in (*KEPT, "locked")]
 
-    def arrive(visitor: dict[str, Any] | None):
-        token, session = _session_of(studio, visitor)
-        return {"token": token}, *_shown(session, 0 if session.pictures else None)
+    def arrive(visitor: dict[str, Any] | None, kept: Any, request: gr.Request):
+        token, session = _session_of(studio, visitor, request)
+        newest = session.pictures[0] if session.pictures else None
+        return {"token": token}, *_kept_values(kept), *_shown(page, session, newest).values()
 
-    demo.load(arrive, page.visitor, [page.visitor, *_showing(page)], **AT_ONCE)
+    def rejoin(visitor: dict[str, Any] | None, request: gr.Request):
+        token, session = _session_of(studio, visitor, request)
+        runs = list(studio.runs.get(token, []))
+        yield _busy(page, bool(runs))  # nothing at all would empty the page
+        for run in runs:
+            yield from _watching(page, studio, run, session, token)
+
+    demo.load(arrive, [page.visitor, page.kept], [page.visitor, *fields, *_showing(page)], **AT_ONCE).then(
+        rejoin, page.visitor, _changing(page), **AGAIN
+    )
+    names = json.dumps([*KEPT, "locked"])
+    keep = f"(...values) => Object.fromEntries({names}.map((name, i) => [name, values[i]]))"
+    changed = [one.change for one in fields]
+    gr.on(changed, None, fields, page.kept, js=keep, **AT_ONCE)
+
+
+def _kept_values(kept: Any) -> list[Any]:
+    """What a browser kept of the fields, as far as each is a value of its field."""
+    kept = kept if isinstance(kept, dict) else {}
+    is_number = (int, float)
+    kinds = {name: is_number for name in ("pictures", "seed", "steps", "guidance_scale")} | {"locked": bool}
+    values = []
+    for name in (*KEPT, "locked"):
+        value = kept.get(name)
+        fits = isinstance(value, kinds.get(name, str))
+        if name == "preset":
+            fits = value in QUALITIES
+        elif name == "solver":
+            fits = value in (AUTOMATIC, *SOLVERS)
+        values.append(value if fits else gr.skip())
+    return values
 
 
 def _showing(page: Page) -> list[Any]:
-    """What ``_shown`` has values for."""
-    return [page.result, page.caption, page.gallery, page.current, page.buttons, page.actions["download"]]
-
-
-def _shown(session: Session, number: int | None, several: tuple[Image.Image, str, int] | None = None) -> list[Any]:
-    """One picture of a session on the stage, with the gallery below.
-
-    Args:
-        number: in the session; None where there is none.
-        several: pictures of one prompt as one, and their number, to show in its place until one is chosen.
-    """
-    gallery = [(str(one.path), one.caption) for one in session.pictures]
-    if number is None or number >= len(session.pictures):
-        return [
-            gr.skip(),
-            gr.skip(),
-            gr.Gallery(gallery, visible=bool(gallery)),
-            None,
-            gr.Row(visible=False),
-            gr.skip(),
-        ]
-    if several is not None:
-        picture, prompt, count = several
-        shown = gr.Gallery(gallery, visible=True, selected_index=None)
-        told = f"{count} pictures of “{prompt}”: choose one below."
-        return [
-            gr.Image(picture, alt_text=f"{count} pictures: {prompt}"),
-            told,
-            shown,
-            None,
-            gr.Row(visible=False),
-            gr.skip(),
-        ]
-    one = session.pictures[number]
-    picture = gr.Image(str(one.path), alt_text=one.arguments.get("prompt") or "a picture")
+    """What ``_shown`` has values for, in its order."""
     return [
-        picture,
-        one.caption,
-        gr.Gallery(gallery, visible=True, selected_index=number),
-        number,
-        gr.Row(visible=True),
-        gr.DownloadButton(value=str(one.path)),
+        page.result,
+        page.slider,
+        page.caption,
+        page.gallery_column,
+        page.gallery,
+        page.listed,
+        page.current,
+        page.buttons,
+        page.actions["download"],
     ]
 
 
-def _working(page: Page) -> list[Any]:
-    """The buttons that change while pictures are made."""
-    return [page.actions[name] for name in ("stop", "generate", "compare", "vary")]
+def _shown(
+    page: Page, session: Session, one: SavedImage | None, several: tuple[Image.Image, str, str] | None = None
+) -> dict[Any, Any]:
+    """One picture of a session on the stage, with the gallery beside it.
+
+    Args:
+        one: None where there is none yet.
+        several: pictures of one prompt as one, their prompt and their details, to show in its place until one is
+            chosen.
+    """
+    pictures = list(session.pictures)
+    ids = [kept.id for kept in pictures]
+    selected = ids.index(one.id) if one is not None and several is None and one.id in ids else None
+    told = [(str(kept.path), kept.arguments.get("prompt") or "a picture") for kept in pictures]
+    values: dict[Any, Any] = dict.fromkeys(_showing(page), gr.skip())
+    values |= {
+        page.gallery_column: gr.Column(visible=bool(pictures)),
+        page.gallery: gr.Gallery(told, selected_index=selected),
+        page.listed: ids,
+        page.current: None,
+        page.buttons: gr.Row(visible=False),
+    }
+    if several is not None:
+        picture, prompt, details = several
+        values[page.result] = gr.Image(picture, alt_text=f"several pictures: {prompt}", visible=True)
+        values[page.caption] = caption_html(prompt, f"{details} · choose one of your pictures")
+    elif one is not None:
+        prompt = one.arguments.get("prompt") or ""
+        values[page.result] = gr.Image(str(one.path), alt_text=prompt or "a picture", visible=True)
+        values[page.caption] = caption_html(prompt, one.caption)
+        values |= {page.current: one.id, page.buttons: gr.Row(visible=True)}
+        values[page.actions["download"]] = gr.DownloadButton(value=str(one.path))
+    if several is not None or one is not None:
+        values[page.slider] = gr.ImageSlider(visible=False)
+    return values
+
+
+def _changing(page: Page) -> list[Any]:
+    """What changes while pictures are made."""
+    return [page.visitor, page.status, *_showing(page), page.inputs["seed"], page.actions["stop"], page.large_size]
 
 
 def _busy(page: Page, is_busy: bool) -> dict[Any, Any]:
-    """What those buttons are then, and otherwise."""
-    stop, *others = _working(page)
-    return {stop: gr.Button(visible=is_busy)} | {button: gr.Button(interactive=not is_busy) for button in others}
+    return {page.actions["stop"]: gr.Button(visible=is_busy)}
 
 
 def _making(
-    page: Page, studio: Studio, arguments: dict[str, Any], visitor: Any, client: str | None, seed: int
+    page: Page, studio: Studio, arguments: dict[str, Any], visitor: Any, request: gr.Request, seed: int
 ) -> Iterator[dict[Any, Any]]:
-    """What changes on the page while pictures are made."""
-    token, session = _session_of(studio, visitor)
-    asked = f"{arguments['prompt']} {arguments.get('negative_prompt') or ''}"
-    if unknown := studio.words_not_known(asked):
-        named = ", ".join(unknown[:8])
-        gr.Warning(f"This small model does not know: {named}. What it understands is listed on the left.")
+    """What changes on the page while pictures are made, or wait for those before them."""
+    token, session = _session_of(studio, visitor, request)
+    try:
+        run = studio.start(arguments, token, session)
+    except Exception as error:
+        raise told_on_the_page(error) from error
+    before, _ = studio.queue.others_of(run.job)
+    if before:
+        gr.Info("Queued: it starts when your picture before it is done.")
     yield {page.visitor: {"token": token}, page.inputs["seed"]: seed} | _busy(page, True)
-    for progress in progress_for_page(studio, arguments, client, session):
-        changed: dict[Any, Any] = {page.status: status_text(progress.status)}
-        if progress.picture is not None and not progress.saved:
-            changed[page.result] = gr.Image(progress.picture, alt_text="a preview")
-            changed[page.caption] = f"*Preview of “{arguments['prompt']}”*"
-        if progress.saved:
-            several = None if progress.picture is None else (progress.picture, arguments["prompt"], len(progress.saved))
-            changed |= dict(zip(_showing(page), _shown(session, 0, several), strict=True))
-        yield changed
+    yield from _watching(page, studio, run, session, token)
+
+
+def _watching(page: Page, studio: Studio, run: Run, session: Session, token: str) -> Iterator[dict[Any, Any]]:
+    try:
+        for progress in run.watch():
+            changed: dict[Any, Any] = {page.status: status_text(progress.status, progress.share)}
+            if progress.saved:
+                several = None
+                if progress.picture is not None:
+                    several = (progress.picture, run.prompt, progress.saved[0].caption)
+                changed |= _shown(page, session, progress.saved[0], several)
+            elif progress.picture is not None:  # nothing of it can be downloaded, or gone on from
+                changed |= {
+                    page.result: gr.Image(progress.picture, alt_text="a preview", visible=True),
+                    page.slider: gr.ImageSlider(visible=False),
+                    page.caption: caption_html(run.prompt, "preview"),
+                    page.current: None,
+                    page.buttons: gr.Row(visible=False),
+                }
+            yield changed
+    except Exception as error:
+        raise told_on_the_page(error) from error
+    yield _busy(page, studio.queue.has_jobs(token))
 
 
 def wire_generation(page: Page, studio: Studio) -> None:
-    """Generate, Stop, and Vary."""
+    """Generate, the tiles, a surprise, Vary, and Stop."""
     names = {component: name for name, component in page.inputs.items() if name != "locked"}
     locked, seed = page.inputs["locked"], page.inputs["seed"]
-    working = _working(page)
-    outputs = [page.visitor, page.status, *_showing(page), seed, *working]
+    outputs = _changing(page)
 
     def generate(filled: dict[Any, Any], request: gr.Request):
         values = {name: filled[component] for component, name in names.items()}
-        if not filled[locked]:
+        if not filled[locked] or values["seed"] is None:
             values["seed"] = random.randint(0, MAX_SEED)
-        yield from _making(
-            page, studio, _pipeline_arguments(values), filled[page.visitor], request.session_hash, values["seed"]
-        )
+        arguments = _pipeline_arguments(values)
+        size, area = filled[page.inputs["size"]], studio.area_of(arguments)
+        if LARGE_AREA < area <= MAX_AREA and size != filled[page.large_size]:
+            seconds = studio.queue.estimated_seconds(studio.work_of(arguments))
+            told = f"{size} is {area:.0f} times the model's own size and takes at least {seconds:.0f} s."
+            gr.Warning(f"{told} Press Generate again to make it.")
+            yield {page.large_size: size, page.status: status_text("Nothing was made yet.")}
+            return
+        yield from _making(page, studio, arguments, filled[page.visitor], request, values["seed"])
 
-    def vary(visitor: Any, number: int | None, request: gr.Request):
-        _, session = _session_of(studio, visitor)
-        one = _picked(session, number)
-        arguments = _pipeline_arguments(
-            {
-                "prompt": one.arguments.get("prompt"),
-                "negative_prompt": one.arguments.get("negative_prompt"),
-                "editor": {"background": Image.open(one.path)},
-                "strength": 0.6,
-            }
-        )
-        yield from _making(page, studio, arguments, visitor, request.session_hash, arguments["seed"][0])
+    def vary(visitor: Any, picture_id: str | None, preset: str, request: gr.Request):
+        one = _picked(_session_of(studio, visitor, request)[1], picture_id)
+        own = {name: one.arguments.get(name) for name in ("prompt", "negative_prompt")}
+        source = {"background": Image.open(one.path)}
+        arguments = _pipeline_arguments(own | {"editor": source, "strength": 0.6, "preset": preset})
+        yield from _making(page, studio, arguments, visitor, request, arguments["seed"][0])
 
+    def show_tile(visitor: Any, preset: str, event: gr.SelectData, request: gr.Request):
+        _, prompt, number = page.showcase[1:][event.index]
+        yield {page.inputs["prompt"]: prompt, page.inputs["negative_prompt"]: ""}
+        arguments = _pipeline_arguments({"prompt": prompt, "seed": number, "preset": preset})
+        yield from _making(page, studio, arguments, visitor, request, number)
+
+    filled_in = {*names, locked, page.visitor, page.large_size}
+    preset, prompt = page.inputs["preset"], page.inputs["prompt"]
     started = [
-        gr.on(
-            [page.actions["generate"].click],
-            generate,
-            {*names, locked, page.visitor},
-            outputs,
-            trigger_mode="once",
-            **IN_TURN,
-        ),
-        page.actions["vary"].click(
-            vary,
-            [page.visitor, page.current],
-            outputs,
-            **IN_TURN,
-        ),
+        page.actions["generate"].click(generate, filled_in, outputs, **AGAIN),
+        page.actions["vary"].click(vary, [page.visitor, page.current, preset], outputs, **AGAIN),
     ]
+    if "surprise" in page.actions:
+        drawn = page.actions["surprise"].click(lambda: _surprise(studio), None, prompt, **AT_ONCE)
+        started.append(drawn.then(generate, filled_in, outputs, **AGAIN))
+    if page.tiles is not None:
+        both = [prompt, page.inputs["negative_prompt"]]
+        started.append(page.tiles.select(show_tile, [page.visitor, preset], [*both, *outputs], **AGAIN))
+
+    def nothing_made(visitor: Any, request: gr.Request) -> dict[Any, Any]:
+        token, _ = _session_of(studio, visitor, request)
+        return {page.status: status_text("Nothing was made.")} | _busy(page, studio.queue.has_jobs(token))
+
     for event in started:
-        event.then(lambda: _busy(page, False), None, working, **AT_ONCE)
-        event.failure(
-            lambda: {page.status: status_text("Nothing was made.")} | _busy(page, False),
-            None,
-            [page.status, *working],
-            **AT_ONCE,
-        )
+        event.failure(nothing_made, page.visitor, [page.status, page.actions["stop"]], **AT_ONCE)
 
     seed.input(None, None, locked, js="() => true", **AT_ONCE)  # who types a seed wants that one
 
-    def stop(request: gr.Request) -> None:
-        studio.queue.stop(request.session_hash)
+    def stop(visitor: Any, request: gr.Request) -> str:
+        studio.queue.stop(_session_of(studio, visitor, request)[0])
+        return status_text("Stopping …")
 
-    for_programs_too = {"api_visibility": "public", "api_name": "stop", "api_description": STOP}
-    page.actions["stop"].click(stop, **AT_ONCE | for_programs_too)
+    page.actions["stop"].click(stop, page.visitor, page.status, **AT_ONCE)
 
 
-def _picked(session: Session, number: int | None) -> SavedImage:
-    if number is None or number >= len(session.pictures):
+def _surprise(studio: Studio) -> str:
+    """One of the combinations that a small model knows."""
+    known = studio.pipe.defaults["understands"]
+    return f"{random.choice(known['objects'])} {random.choice(known['places'])}"
+
+
+def _picked(session: Session, picture_id: str | None) -> SavedImage:
+    one = session.by_id(picture_id)
+    if one is None:
         raise refused("This picture is no longer kept: make it again.")
-    return session.pictures[number]
+    return one
 
 
 def wire_choices(page: Page, studio: Studio) -> None:
-    """Presets, seeds, examples and words."""
+    """Qualities, sizes, seeds, examples and words."""
     pipe, inputs = studio.pipe, page.inputs
 
     for fields in (inputs, *page.compared):
         fields["preset"].input(lambda preset: steps_of(pipe, preset), fields["preset"], fields["steps"], **AT_ONCE)
+    inputs["size"].change(studio.size_hint, inputs["size"], page.size_hint, **AT_ONCE)
     page.actions["dice"].click(
         lambda: (random.randint(0, MAX_SEED), True), None, [inputs["seed"], inputs["locked"]], **IN_TURN
     )
+    page.actions["theme"].click(None, js="() => window.switchTheme()", **AT_ONCE)
     both = [inputs["prompt"], inputs["negative_prompt"]]
     if page.examples is not None:
         page.examples.click(lambda sample: tuple(sample), page.examples, both, **AT_ONCE)
     places = (pipe.defaults.get("understands") or {}).get("places") or []
-    for kind, words in page.understood.items():
+    for kind, words in page.known_words.items():
         add = _with_place if kind == "places" else _with_object
-        page.understood[kind].click(
+        words.click(
             lambda sample, prompt, add=add: add(prompt or "", sample[0], places), [words, both[0]], both[0], **AT_ONCE
         )
     example = example_source(pipe.default_size[0])
@@ -261,6 +340,28 @@ def wire_choices(page: Page, studio: Studio) -> None:
     )
     inputs["editor"].change(None, inputs["editor"], page.note, js=NOTE, api_visibility="private")
     page.actions["no_source"].click(lambda: None, None, inputs["editor"], **AT_ONCE)
+
+
+def wire_offer(page: Page, studio: Studio) -> None:
+    """Who chooses a faster quality is told what its INT8 models take, and can have them made."""
+
+    def look(preset: str) -> dict[Any, Any]:
+        told = "" if preset == "exact" else studio.missing_int8()
+        return {page.offer: gr.Row(visible=bool(told)), page.offer_text: told}
+
+    def make() -> Iterator[dict[Any, Any]]:
+        try:
+            for told in studio.make_int8():
+                yield {page.offer_text: told, page.actions["int8"]: gr.Button(interactive=False)}
+        except DeciDiffusionError as error:
+            raise refused(str(error)) from error
+        gr.Info("The INT8 models are ready.")
+        yield {page.offer: gr.Row(visible=False), page.actions["int8"]: gr.Button(interactive=True)}
+
+    texts = [page.offer, page.offer_text]
+    page.inputs["preset"].input(look, page.inputs["preset"], texts, **AT_ONCE)
+    made = page.actions["int8"].click(make, None, [*texts, page.actions["int8"]], **IN_TURN)
+    made.failure(lambda: gr.Button(interactive=True), None, page.actions["int8"], **AT_ONCE)
 
 
 def _split_place(prompt: str, places: list[str]) -> tuple[str, str]:
@@ -278,7 +379,7 @@ def _with_object(prompt: str, word: str, places: list[str]) -> str:
 
 def _with_place(prompt: str, place: str, places: list[str]) -> str:
     """The prompt's object in another place."""
-    return f"{_split_place(prompt, places)[0] or 'a fox'} {place}"
+    return f"{_split_place(prompt, places)[0] or 'a rocket'} {place}"
 
 
 def wire_current(page: Page, studio: Studio) -> None:
@@ -286,30 +387,34 @@ def wire_current(page: Page, studio: Studio) -> None:
     inputs = page.inputs
     fields = ["prompt", "negative_prompt", "strength", "preset", "seed", "size", "steps", "guidance_scale", "solver"]
     filled_fields = [*(inputs[name] for name in fields), inputs["locked"]]
-    with_source = [inputs["editor"], page.source_accordion]
+    with_source = [inputs["editor"], page.source_panel]
 
     def values_of(picture: Any) -> list[Any]:
         found = form_values_of(picture)
         changed = [found[name] if found[name] is not None else gr.skip() for name in fields]
         return [*changed, True if found["seed"] is not None else gr.skip()]
 
-    def again(visitor: Any, number: int | None) -> list[Any]:
-        one = of_current(visitor, number)
+    def of_current(visitor: Any, picture_id: str | None, request: gr.Request) -> SavedImage:
+        return _picked(_session_of(studio, visitor, request)[1], picture_id)
+
+    def again(visitor: Any, picture_id: str | None, request: gr.Request) -> list[Any]:
+        one = of_current(visitor, picture_id, request)
         gr.Info("The picture's settings are filled in.")
         layers = [] if one.mask is None else [layer_of(one.mask, ImageColor.getrgb(PAINT)[:3])]
         editor = None if one.source is None else {"background": one.source, "layers": layers, "composite": None}
         return [*values_of(one.path), editor, gr.Accordion(open=True) if one.source is not None else gr.skip()]
 
-    def seed_again(visitor: Any, number: int | None) -> tuple[Any, bool]:
-        gr.Info("Its seed is kept for the next pictures, until you untick it.")
-        return seed_of(of_current(visitor, number).arguments, 0), True
+    def seed_again(visitor: Any, picture_id: str | None, request: gr.Request) -> tuple[Any, bool]:
+        gr.Info("Its seed is locked for the next pictures.")
+        return seed_of(of_current(visitor, picture_id, request).arguments, 0), True
 
-    def of_current(visitor: Any, number: int | None) -> Any:
-        return _picked(_session_of(studio, visitor)[1], number)
+    def edit(visitor: Any, picture_id: str | None, request: gr.Request) -> list[Any]:
+        return source_from(Image.open(of_current(visitor, picture_id, request).path))
 
-    def select(visitor: Any, event: gr.SelectData):
-        session = _session_of(studio, visitor)[1]
-        return [status_text("Made earlier."), *_shown(session, event.index)]
+    def select(visitor: Any, listed: list[str], event: gr.SelectData, request: gr.Request):
+        _, session = _session_of(studio, visitor, request)
+        one = _picked(session, listed[event.index] if event.index < len(listed) else None)
+        return {page.status: status_text("Made earlier.")} | _shown(page, session, one)
 
     def source_from(picture: Image.Image) -> list[Any]:
         return [{"background": picture, "layers": [], "composite": None}, gr.Accordion(open=True)]
@@ -326,7 +431,7 @@ def wire_current(page: Page, studio: Studio) -> None:
                 picture = to_rgb(open_picture(Path(path).read_bytes()))
             except Exception as error:
                 raise refused("This picture cannot be read: choose a PNG, a JPEG or another picture file.") from error
-            gr.Info("Taken as the source picture.")
+            gr.Info("Taken as the starting point.")
             return [*[gr.skip()] * len(filled_fields), *source_from(picture), None]
         if "strength" in settings_of(path):
             gr.Warning("Its settings are filled in. It was made from a picture, which is not in it: give that again.")
@@ -335,14 +440,19 @@ def wire_current(page: Page, studio: Studio) -> None:
         return [*values, None, gr.skip(), None]
 
     here = [page.visitor, page.current]
-    page.gallery.select(select, page.visitor, [page.status, *_showing(page)], **AT_ONCE)
+    page.gallery.select(select, [page.visitor, page.listed], [page.status, *_showing(page)], **AT_ONCE)
     page.actions["reuse"].click(again, here, [*filled_fields, *with_source], **IN_TURN)
     page.actions["reseed"].click(seed_again, here, [inputs["seed"], inputs["locked"]], **IN_TURN)
-    page.actions["resource"].click(
-        lambda *at: source_from(Image.open(of_current(*at).path)), here, with_source, **IN_TURN
-    )
+    page.actions["resource"].click(edit, here, with_source, **IN_TURN)
     arrival = page.incoming.upload(take_in, page.incoming, [*filled_fields, *with_source, page.incoming], **IN_TURN)
     arrival.failure(lambda: None, None, page.incoming, **AT_ONCE)  # else it kept the file and took no other
+
+    def archive(visitor: Any, request: gr.Request) -> gr.DownloadButton:
+        _, session = _session_of(studio, visitor, request)
+        return gr.DownloadButton(value=str(session.all_in_one()))
+
+    packed = page.actions["download_all"].click(archive, page.visitor, page.actions["archive"], **IN_TURN)
+    packed.then(None, js="() => setTimeout(() => document.querySelector('#archive').click(), 100)", **AT_ONCE)
 
 
 def wire_comparison(page: Page, studio: Studio) -> None:
@@ -351,40 +461,41 @@ def wire_comparison(page: Page, studio: Studio) -> None:
     sides = [{component: name for name, component in side.items()} for side in page.compared]
 
     def compare(filled: dict[Any, Any], request: gr.Request):
-        token, session = _session_of(studio, filled[page.visitor])
-        yield {page.visitor: {"token": token}}  # a new one, where the pictures of the old one were deleted
+        token, session = _session_of(studio, filled[page.visitor], request)
+        yield {page.visitor: {"token": token}} | _busy(page, True)
         pair, told = [], []
         if filled[page.inputs["seed"]] is None:  # one for both sides
             filled[page.inputs["seed"]] = random.randint(0, MAX_SEED)
         for name, side in zip("AB", sides, strict=True):
             values = {shared[one]: filled[one] for one in shared} | {side[one]: filled[one] for one in side}
             progress = None
-            for progress in progress_for_page(studio, _pipeline_arguments(values), request.session_hash, session):
-                now = f"{name}: {progress.status}"
-                yield {page.status: status_text(now), page.compared_caption: now}
-            if progress is None or not progress.saved:
-                return
-            if progress.stopped:  # both sides
-                yield dict(zip(_showing(page), _shown(session, 0), strict=True))
+            for progress in progress_for_page(studio, _pipeline_arguments(values), token, session):
+                yield {page.status: status_text(f"{name}: {progress.status}", progress.share)}
+            if progress is None or not progress.saved or progress.stopped:  # stopped: both sides
+                newest = session.pictures[0] if session.pictures else None
+                yield _shown(page, session, newest) | _busy(page, studio.queue.has_jobs(token))
                 return
             pair.append(str(progress.saved[0].path))
-            told.append(f"**{name}**: {progress.status.removeprefix('Done after ').rstrip('.')}")
-        yield {page.slider: gr.ImageSlider(tuple(pair), visible=True), page.compared_caption: ", ".join(told)} | dict(
-            zip(_showing(page), _shown(session, 0), strict=True)
+            taken = progress.status.removeprefix("Done after ").rstrip(".")
+            told.append(f"{name}: {QUALITIES[values['preset']]}, {taken}")
+        yield (
+            _shown(page, session, None)
+            | {
+                page.status: status_text("Done: A is on the left, B on the right."),
+                page.slider: gr.ImageSlider(tuple(pair), visible=True),
+                page.result: gr.Image(visible=False),
+                page.caption: caption_html(filled[page.inputs["prompt"]] or "", " · ".join(told)),
+                page.compare_panel: gr.Accordion(open=False),
+            }
+            | _busy(page, studio.queue.has_jobs(token))
         )
 
-    stop = page.actions["stop"]
-    event = (
-        page.actions["compare"]
-        .click(lambda: gr.Button(visible=True), None, stop, **AT_ONCE)
-        .then(
-            compare,
-            {*shared, *(one for side in sides for one in side), page.visitor},
-            [page.visitor, page.status, page.slider, page.compared_caption, *_showing(page)],
-            show_progress="hidden",
-            concurrency_limit=None,
-            api_visibility="private",
-        )
+    event = page.actions["compare"].click(
+        compare,
+        {*shared, *(one for side in sides for one in side), page.visitor},
+        [page.visitor, page.status, page.actions["stop"], page.compare_panel, *_showing(page)],
+        show_progress="hidden",
+        concurrency_limit=None,
+        api_visibility="private",
     )
-    event.then(lambda: gr.Button(visible=False), None, stop, **AT_ONCE)
-    event.failure(lambda: gr.Button(visible=False), None, stop, **AT_ONCE)
+    event.failure(lambda: gr.Button(visible=False), None, page.actions["stop"], **AT_ONCE)

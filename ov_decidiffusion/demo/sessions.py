@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 import time
+import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class SavedImage:
         arguments: of the call that makes it again, but for its source picture.
         caption: what is said of it.
         source, mask: what it was made from, or None.
+        id: by which the page names it.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class SavedImage:
     caption: str
     source: Image.Image | None = None
     mask: Image.Image | None = None
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Session:
     seen: float = field(default_factory=time.monotonic)
     ended: bool = False
     keeps_sources: bool = True
+    outputs: Path | None = None  # where copies go that stay
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def save(
@@ -60,19 +64,32 @@ class Session:
             if self.ended:
                 return None
             self.folder.mkdir(parents=True, exist_ok=True)
-            name = telling_name(arguments.get("prompt") or "", arguments.get("seed"))
-            path, count = self.folder / f"{name}.png", 1
-            while path.exists():
-                count += 1
-                path = self.folder / f"{name}-{count}.png"
+            path = _free_name(self.folder, arguments)
             picture.save(path)
-            made_from = (source, mask) if self.keeps_sources else ()
-            self.pictures.insert(0, SavedImage(path, arguments, caption, *made_from))
+            if self.outputs is not None:
+                self.outputs.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, _free_name(self.outputs, arguments))
+            if not self.keeps_sources:
+                source = mask = None
+            self.pictures.insert(0, SavedImage(path, arguments, caption, source, mask))
             for old in self.pictures[MAX_PICTURES:]:
                 old.path.unlink(missing_ok=True)
             del self.pictures[MAX_PICTURES:]
             self._let_sources_go()
             return self.pictures[0]
+
+    def by_id(self, picture_id: Any) -> SavedImage | None:
+        """A picture that is still kept."""
+        return next((one for one in self.pictures if one.id == picture_id), None)
+
+    def all_in_one(self) -> Path:
+        """A ZIP file of all pictures, made anew."""
+        with self.lock:
+            file = self.folder / "pictures.zip"
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+                for one in self.pictures:
+                    archive.write(one.path, one.path.name)
+            return file
 
     def _let_sources_go(self) -> None:
         """Of older pictures, beyond ``MAX_SOURCES``; pictures of one call share theirs."""
@@ -95,9 +112,13 @@ class Sessions:
     """The sessions of all visitors, by tokens that only their browsers know.
 
     The pictures of whoever was not seen for ``idle_seconds`` are deleted, and all of them with the process.
+
+    Args:
+        outputs: a folder where copies of the browsers' pictures stay.
     """
 
-    def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, idle_seconds: float = IDLE_SECONDS, outputs: Path | None = None) -> None:
+        self._outputs = outputs
         self._folder = tempfile.TemporaryDirectory(prefix="ov_decidiffusion-sessions-", ignore_cleanup_errors=True)
         self._sessions: dict[tuple[str, str], Session] = {}  # by ("browser", token) or ("program", its connection)
         self._lock = threading.Lock()
@@ -121,7 +142,8 @@ class Sessions:
 
     def _enter(self, kind: str, name: str, keeps_sources: bool = True) -> Session:
         with self._lock:
-            new = Session(Path(self._folder.name) / secrets.token_hex(8), keeps_sources=keeps_sources)
+            folder = Path(self._folder.name) / secrets.token_hex(8)
+            new = Session(folder, keeps_sources=keeps_sources, outputs=self._outputs if kind == "browser" else None)
             session = self._sessions.setdefault((kind, name), new)
             session.seen = time.monotonic()
             return session
@@ -145,6 +167,16 @@ class Sessions:
             for key in list(self._sessions):
                 self._drop(key)
             self._folder.cleanup()
+
+
+def _free_name(folder: Path, arguments: dict[str, Any]) -> Path:
+    """A telling file name that nothing in a folder has."""
+    name = telling_name(arguments.get("prompt") or "", arguments.get("seed"))
+    path, count = folder / f"{name}.png", 1
+    while path.exists():
+        count += 1
+        path = folder / f"{name}-{count}.png"
+    return path
 
 
 def telling_name(prompt: str, seed: Any) -> str:

@@ -3,15 +3,21 @@
 import contextlib
 import random
 import re
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageChops
 
 from ov_decidiffusion.demo.sessions import SavedImage, Session, Sessions
+from ov_decidiffusion.errors import DeciDiffusionError
 from ov_decidiffusion.generation.denoise import DenoisingStep
 from ov_decidiffusion.generation.images import fit_size
 from ov_decidiffusion.generation.metadata import made_with, settings_of
@@ -22,12 +28,13 @@ from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS
 from ov_decidiffusion.web.queue import Job, Queue
 
 MAX_PICTURES = 4
+MAX_AREA, LARGE_AREA, WIDE_AREA = 16, 4, 2  # times the model's own: refused above, asked about above, said above
 PREVIEW_SECONDS = 0.15  # at least, between two previews: more would only slow the pictures down
 PREVIEW_SHARE = 0.1  # at most, of the time
-SHAPES = {"square": 1, "4:3": 4 / 3, "3:2": 3 / 2, "16:9": 16 / 9, "3:4": 3 / 4, "2:3": 2 / 3, "9:16": 9 / 16}
+GRACE_SECONDS = 10  # in which a visitor whose page is loaded anew finds a run still working
+SHAPES = {"Square": 1, "Portrait": 3 / 4, "Landscape": 4 / 3, "Wide": 16 / 9}
 AUTOMATIC = "auto"  # a size or a solver that nobody chose
-WORD = re.compile(r"[^\W\d_]+")
-SMALL_WORDS = {"a", "an", "and", "at", "in", "large", "of", "on", "small", "the", "with"}  # of captions, besides things
+SIZE = re.compile(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*")
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,62 @@ class Progress:
 
     Attributes:
         status: in words.
+        share: of the run that is done, 0…1; None where nobody knows.
         picture: to show, or None for the one that was there; at the end, several as one.
         saved: the finished pictures, at the end.
         stopped: whether the visitor ended it.
+        over: whether nothing more comes.
     """
 
     status: str
+    share: float | None = None
     picture: Image.Image | None = None
     saved: tuple[SavedImage, ...] = ()
     stopped: bool = False
+    over: bool = False
+
+
+class Run:
+    """Pictures that are being made in a thread of their own, for whoever watches; they are made where nobody does.
+
+    Attributes:
+        prompt: what they show.
+        job: its place in the queue.
+    """
+
+    def __init__(self, prompt: str, job: Job):
+        self.prompt, self.job = prompt, job
+        self._changed = threading.Condition()
+        self._latest: Progress | None = None
+        self._error: Exception | None = None
+        self._is_over = False
+
+    def tell(self, progress: Progress) -> None:
+        """What is to be seen now."""
+        with self._changed:
+            self._latest = progress
+            self._changed.notify_all()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Nothing more comes; what went wrong is raised where it is watched."""
+        with self._changed:
+            self._is_over, self._error = True, error
+            self._changed.notify_all()
+
+    def watch(self) -> Iterator[Progress]:
+        """What is to be seen, whenever it changes, to the end."""
+        seen = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda seen=seen: self._latest is not seen or self._is_over)
+                latest, over, error = self._latest, self._is_over, self._error
+            if latest is not seen and latest is not None:
+                yield latest
+            elif over:
+                if error is not None:
+                    raise error
+                return
+            seen = latest
 
 
 class Studio:
@@ -53,21 +107,116 @@ class Studio:
     Args:
         pipe: the pipeline to generate with.
         queue: in front of the pipeline, if others wait in it too.
+        outputs: a folder where pictures are kept after the demo has ended; None keeps none.
+        offers_int8: whether visitors may have INT8 models made, which takes minutes of this machine.
     """
 
-    def __init__(self, pipe: OVStableDiffusionPipeline, queue: Queue | None = None):
+    def __init__(
+        self,
+        pipe: OVStableDiffusionPipeline,
+        queue: Queue | None = None,
+        outputs: Path | None = None,
+        offers_int8: bool = True,
+    ):
         self.pipe = pipe
         self.queue = Queue() if queue is None else queue
-        self.sessions = Sessions()
+        self.outputs = outputs
+        self.sessions = Sessions(outputs=outputs)
+        self.runs: dict[str | None, list[Run]] = {}  # of each client, those that wait or run
+        self._offers_int8, self._making_int8 = offers_int8, None
+        self._visits: dict[str | None, str] = {}  # the token of each page that is open
+        self._used: set[str] = set()  # presets whose models have run
         # Each thread that computes keeps some megabytes for itself, and the page's calls come in a hundred of them.
         self._one_thread = ThreadPoolExecutor(1, "pictures")
 
     def close(self) -> None:
         """End all runs at their next step, and delete all pictures."""
+        if self._making_int8 is not None and self._making_int8.poll() is None:
+            self._making_int8.terminate()
         self.queue.close()
         self.sessions.close()
 
+    def visit(self, page: str | None, token: str) -> None:
+        """A page was opened, or loaded anew, by the visitor of a token."""
+        self._visits[page] = token
+
+    def leave(self, page: str | None) -> None:
+        """A page was closed: what its visitor waits for ends, unless another page of theirs is open soon."""
+        self.queue.forget(page)
+        self.sessions.end_program(page)
+        token = self._visits.pop(page, None)
+        if token is not None:
+            timer = threading.Timer(GRACE_SECONDS, self._forget, [token])
+            timer.daemon = True
+            timer.start()
+
+    def _forget(self, token: str) -> None:
+        if token not in self._visits.values():
+            self.queue.forget(token)
+
+    def warm_up(self) -> None:
+        """Run the models once, in a thread: their first run takes longest, and tells how long pictures take here."""
+        threading.Thread(target=self._warm_up, name="warm up", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        # What fails here is told in a visitor's own run.
+        with self.queue.place(Job("", 0)) as job, contextlib.suppress(Exception):
+            if self.queue.ahead(job):
+                return
+            run = self.pipe.denoise("", num_inference_steps=3, seed=0)
+            self._compute(next, run)
+            begun = time.perf_counter()
+            step = self._compute(next, run)
+            self.queue.measured(1, time.perf_counter() - begun)
+            if not self.queue.closed:
+                self._compute(self._look, step)
+                self._compute(self.pipe.decode_latents, step.predicted)
+            self._used.add("exact")
+
+    def work_of(self, arguments: dict[str, Any]) -> float:
+        """How much a call is to compute, in steps of one picture of the model's own size."""
+        preset = PRESETS.get(arguments.get("preset") or "exact", {})
+        steps = arguments.get("num_inference_steps") or preset.get("num_inference_steps")
+        pictures = arguments.get("num_images_per_prompt", 1)
+        return (steps or self.pipe.defaults["num_inference_steps"]) * pictures * max(1, self.area_of(arguments))
+
+    def area_of(self, arguments: dict[str, Any]) -> float:
+        """The size of a call's pictures, as times the model's own."""
+        own = self.pipe.default_size
+        return (arguments.get("width") or own[0]) * (arguments.get("height") or own[1]) / (own[0] * own[1])
+
+    def missing_int8(self) -> str:
+        """What the faster presets need and what making it takes; "" where they have all that pays here."""
+        if not self._offers_int8 or self.pipe.quantized_parts or not self.pipe.models.int8_pays:
+            return ""
+        takes = "some minutes and 5 GB of memory" if self.pipe.models.is_large else "about half a minute"
+        return f"This quality needs INT8 models. They are made once, which takes {takes}."
+
+    def make_int8(self) -> Iterator[str]:
+        """Make them in a process of its own, which can be ended, telling how long it has been at it.
+
+        Raises:
+            DeciDiffusionError: they could not be made; the message says why.
+        """
+        command = [sys.executable, "-m", "ov_decidiffusion", "quantize", str(self.pipe.models.folder)]
+        with tempfile.TemporaryFile() as printed:
+            self._making_int8 = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
+            begun = time.perf_counter()
+            while self._making_int8.poll() is None:
+                yield f"Making the INT8 models: {time.perf_counter() - begun:.0f} s so far."
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._making_int8.wait(1)
+            if self._making_int8.returncode:
+                printed.seek(0)
+                last = (printed.read().decode(errors="replace").strip().splitlines() or ["it was ended"])[-1]
+                raise DeciDiffusionError(f"The INT8 models could not be made: {last.removeprefix('error: ')}")
+        self.pipe.find_quantized()
+
     def make(self, arguments: dict[str, Any], client: str | None, session: Session) -> Iterator[Progress]:
+        """``start``, and watch."""
+        return self.start(arguments, client, session).watch()
+
+    def start(self, arguments: dict[str, Any], client: str | None, session: Session) -> Run:
         """Wait in the queue, and make pictures; one that is stopped shows what the preview showed.
 
         Args:
@@ -76,32 +225,62 @@ class Studio:
             session: where the pictures go.
 
         Raises:
-            ValueError, FloatingPointError: as the pipeline does.
+            ValueError: the pictures are too large, or need models that are not there.
             QueueIsFull: too many are waiting.
         """
-        steps = arguments.get("num_inference_steps") or self.pipe.defaults["num_inference_steps"]
-        with self.queue.place(Job(client, steps * arguments.get("num_images_per_prompt", 1))) as job:
-            yield from self._wait(job)
-            if not self.queue.is_stopped(job):
-                yield from self._run(arguments, job, session)
+        if self.area_of(arguments) > MAX_AREA:
+            width, height = arguments.get("width"), arguments.get("height")
+            raise ValueError(f"The size {width}x{height} is more than {MAX_AREA} times the model's own: choose less.")
+        if arguments.get("preset", "exact") != "exact" and self.missing_int8():
+            raise ValueError("This quality needs INT8 models, which are not there yet: have them made, or choose Best.")
+        run = Run(arguments["prompt"], Job(client, self.work_of(arguments)))
+        self.queue.submit(run.job)
+        self.runs.setdefault(client, []).append(run)
+        threading.Thread(target=self._drive, args=(run, arguments, session), name="run", daemon=True).start()
+        return run
+
+    def _drive(self, run: Run, arguments: dict[str, Any], session: Session) -> None:
+        error = None
+        try:
+            for progress in self._wait(run.job):
+                run.tell(progress)
+            if not self.queue.is_stopped(run.job):
+                for progress in self._run(arguments, run.job, session):
+                    run.tell(progress)
+        except Exception as raised:  # told where it is watched
+            error = raised
+        finally:
+            self.queue.remove(run.job)
+            own = self.runs.get(run.job.client, [])
+            own.remove(run)
+            if not own:
+                self.runs.pop(run.job.client, None)
+            run.end(error)
 
     def _wait(self, job: Job) -> Iterator[Progress]:
         while ahead := self.queue.ahead(job):
             if self.queue.is_stopped(job):
-                yield Progress("Stopped while waiting.")
+                yield Progress("Stopped while waiting.", over=True)
                 return
-            before = "one picture is" if ahead == 1 else f"{ahead} pictures are"
-            yield Progress(f"Waiting: {before} made before yours, about {_seconds(self.queue.seconds_until(job))}.")
+            own_before, _ = self.queue.others_of(job)
+            if not own_before and not self._used:
+                yield Progress("Loading the model, first time only …")
+            elif not own_before:  # else the one before tells how far it is
+                before = "One picture" if ahead == 1 else f"{ahead} pictures"
+                yield Progress(f"{before} ahead of yours, about {_seconds(self.queue.seconds_until(job))}.")
             self.queue.ahead(job, 0.5)
 
     def _run(self, arguments: dict[str, Any], job: Job, session: Session) -> Iterator[Progress]:
-        yield Progress("Reading the prompt …")
+        preset = arguments.get("preset") or "exact"
+        yield Progress("Reading the prompt …" if preset in self._used else "Loading the model, first time only …")
         begun = next_look = time.perf_counter()
-        stopped, step = False, None
+        first, stopped, step = 0.0, False, None
         steps = self.pipe.denoise(**arguments)
         for step in iter(lambda: self._compute(next, steps, None), None):
             now = time.perf_counter()
-            job.done = round(job.work * (step.index + 1) / step.total)
+            first = first or now
+            share = (step.index + 1) / step.total
+            job.done = job.work * share
             if stopped := self.queue.is_stopped(job):
                 step.latents = step.predicted  # the picture that the preview showed
                 break
@@ -109,28 +288,45 @@ class Studio:
                 look = side_by_side(self._compute(self._look, step))
                 taken = time.perf_counter() - now
                 next_look = now + max(PREVIEW_SECONDS, taken / PREVIEW_SHARE)
-                yield Progress(_progress(step, now - begun), look)
+                yield Progress(_step(step, now - first) + self._queued_behind(job), share, look)
         if step is None or self.queue.closed or job.left:
             return
-        yield Progress("Decoding …")
+        self._used.add(preset)
+        yield Progress("Stopping …" if stopped else "Decoding …", 1.0)
         pictures = self._compute(self.pipe.finish, step)
         seconds = time.perf_counter() - begun
         if not stopped:
             self.queue.measured(job.work, seconds)
+        yield self._saved(pictures, arguments, session, step, seconds, stopped)
+
+    def _queued_behind(self, job: Job) -> str:
+        _, behind = self.queue.others_of(job)
+        return f" · {behind} more queued" if behind else ""
+
+    def _saved(
+        self,
+        pictures: Any,
+        arguments: dict[str, Any],
+        session: Session,
+        step: DenoisingStep,
+        seconds: float,
+        stopped: bool,
+    ) -> Progress:
+        """The end of a run, whose pictures are kept."""
         saved = []
         for i, picture in reversed(list(enumerate(pictures))):  # the latest saved comes first
             own = settings_of(picture)
-            told = caption_of(own, seed_of(own, i), seconds)
-            told += f", stopped after step {step.index + 1} of {step.total}" if stopped else ""
+            told = details_of(own, seed_of(own, i), seconds, len(pictures))
+            told += f" · stopped after step {step.index + 1} of {step.total}" if stopped else ""
             source, mask = arguments.get("image"), arguments.get("mask_image")
             if source is not None and abs(source.width * picture.height - source.height * picture.width) > source.width:
-                told += f", the source cut to {picture.width}x{picture.height}"
+                told += f" · the source was cut to {picture.width}x{picture.height}"
             if (one := session.save(picture, own, told, source, mask)) is None:
-                return
+                return Progress("The pictures are no longer kept.", over=True)
             saved.insert(0, one)
         what = "Stopped" if stopped else "Done" if len(saved) == 1 else f"Done: {len(saved)} pictures"
         together = side_by_side(pictures) if len(pictures) > 1 else None
-        yield Progress(f"{what} after {seconds:.1f} s.", together, tuple(saved), stopped)
+        return Progress(f"{what} after {seconds:.1f} s.", None, together, tuple(saved), stopped, over=True)
 
     def _compute(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return self._one_thread.submit(call, *arguments).result()
@@ -145,21 +341,22 @@ class Studio:
     def size_choices(self) -> list[tuple[str, str]]:
         """Sizes of about the usual area in the usual shapes, as (label, "WxH")."""
         width, height = self.pipe.default_size
-        choices = [(f"automatic ({width}x{height})", AUTOMATIC)]
+        choices = [("Automatic", AUTOMATIC)]
         for name, shape in SHAPES.items():
             size = "x".join(map(str, fit_size(round(1000 * shape), 1000, width * height, self.pipe.size_factor)))
             if size not in [value for _, value in choices]:
-                choices.append((f"{name}: {size}", size))
+                choices.append((f"{name}, {size}", size))
         return choices
 
-    def words_not_known(self, text: str) -> list[str]:
-        """The words that a model with a small vocabulary has not learned, in their order."""
-        understood = self.pipe.defaults.get("understands")
-        if not isinstance(understood, dict):
-            return []
-        known = {word for texts in understood.values() for text in texts for word in WORD.findall(text.lower())}
-        words = [word.lower() for word in WORD.findall(text) if word != "BREAK"]
-        return [word for word in dict.fromkeys(words) if word not in known | SMALL_WORDS]
+    def size_hint(self, size: str | None) -> str:
+        """What to know of a size before it is asked for; "" where there is nothing."""
+        found = SIZE.fullmatch(str(size))
+        area = 0.0 if found is None else self.area_of({"width": int(found[1]), "height": int(found[2])})
+        if area > MAX_AREA:
+            return f"More than {MAX_AREA} times the model's own size: this is refused."
+        if area > WIDE_AREA:
+            return f"{area:.0f} times the size that the model learned on: things may appear several times."
+        return ""
 
 
 def arguments_of(
@@ -209,7 +406,7 @@ def arguments_of(
     if (arguments["num_inference_steps"] or 1) > MAX_STEPS:
         raise ValueError(f"At most {MAX_STEPS} steps are run here, got {int(steps or 0)}.")
     if size not in (None, "", AUTOMATIC):
-        found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", str(size))
+        found = SIZE.fullmatch(str(size))
         if found is None:
             raise ValueError(f"The size must be written like 512x384, got {size!r}.")
         arguments |= {"width": int(found[1]), "height": int(found[2])}
@@ -260,15 +457,15 @@ def seed_of(arguments: dict[str, Any], index: int) -> int | None:
     return seed[index] if isinstance(seed, list) else seed
 
 
-def caption_of(arguments: dict[str, Any], seed: int | None, seconds: float) -> str:
-    """What is said of a picture."""
+def details_of(arguments: dict[str, Any], seed: int | None, seconds: float, pictures: int = 1) -> str:
+    """What is said of a picture beside its prompt."""
     solver = f" of {arguments['solver']}" if arguments.get("solver") else ""
-    steps = f"{arguments.get('num_inference_steps')} steps{solver}"
-    told = f"{arguments.get('prompt') or ''} — seed {seed}, {steps}, {seconds:.1f} s"
+    time_taken = f"{seconds:.1f} s" if pictures == 1 else f"{pictures} pictures in {seconds:.1f} s"
+    told = f"seed {seed} · {arguments.get('num_inference_steps')} steps{solver} · {time_taken}"
     if arguments.get("negative_prompt"):
-        told += f", not: {arguments['negative_prompt']}"
+        told += f" · without {arguments['negative_prompt']}"
     if arguments.get("strength") is not None:
-        told += f", from a picture with strength {arguments['strength']:g}"
+        told += f" · from a picture, strength {arguments['strength']:g}"
     return told
 
 
@@ -296,9 +493,15 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     return together
 
 
-def _progress(step: DenoisingStep, seconds: float) -> str:
-    left = seconds / (step.index + 1) * (step.total - step.index - 1)
-    return f"Step {step.index + 1} of {step.total}, {_seconds(left)} left"
+def _step(step: DenoisingStep, seconds: float) -> str:
+    """How far a run is; how long it takes yet is known from the second step on, for the first may wait for models.
+
+    Args:
+        seconds: since the first step was done.
+    """
+    told = f"Step {step.index + 1} of {step.total}"
+    left = step.total - step.index - 1
+    return f"{told}, {_seconds(seconds / step.index * left)} left" if step.index and left else told
 
 
 def _seconds(seconds: float) -> str:

@@ -71,6 +71,19 @@ FORMS = {
     "negative_example": ("a prompt and what to keep away from", lambda pair: _are_texts(pair, 2)),
     "image_example": ("two prompts", lambda pair: _are_texts(pair, 2)),
     "calibration_prompts": ("a list of at least two prompts", lambda prompts: _are_texts(prompts, 2)),
+    "showcase": (
+        "a list of pictures, each with a `prompt`, a `seed` and a `webp` file in base64",
+        lambda shown: (
+            isinstance(shown, list)
+            and all(
+                isinstance(one, dict)
+                and isinstance(one.get("prompt"), str)
+                and isinstance(one.get("seed"), int)
+                and isinstance(one.get("webp"), str)
+                for one in shown
+            )
+        ),
+    ),
     "understands": (
         "lists of words by their kind",
         lambda kinds: isinstance(kinds, dict) and all(_are_texts(words, 0) for words in kinds.values()),

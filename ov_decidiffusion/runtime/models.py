@@ -112,6 +112,7 @@ class Models(ProcessBound):
         device: that they are compiled for, as OpenVINO names it.
         static_shapes: whether the device takes pictures of one size only, one after the other.
         unet_config, vae_config, quantized_parts, has_tiny_decoder: as of ``FolderContents``.
+        is_large: whether the U-Net is of a real model's size.
         seconds: spent in each model so far.
     """
 
@@ -133,7 +134,7 @@ class Models(ProcessBound):
         self._reading: list[Future[ov.Model]] = []
         self._latest_part: str | None = None  # whose model ran last
         self._long_prompts = self._closed = False
-        self._large = self._weights("unet", False).stat().st_size > LARGE
+        self.is_large = self._weights("unet", False).stat().st_size > LARGE
 
     @classmethod
     def load(
@@ -154,6 +155,11 @@ class Models(ProcessBound):
         models = cls(contents, choose_target(device, inference_precision, cache_dir, threads, ov_config))
         models._begin()
         return models
+
+    def find_quantized(self) -> None:
+        """Look for INT8 models again, for some that were made since these were loaded."""
+        contents = read_contents(self.folder)
+        self._quantized_folder, self.quantized_parts = contents.quantized_folder, contents.quantized_parts
 
     def _begin(self) -> None:
         """Compiling lets go of Python's lock: meanwhile the caller can import what takes as long."""
@@ -242,7 +248,7 @@ class Models(ProcessBound):
         if (name, quantized) not in self._compiled:
             change = CUT_OUT.get(name)
             if name in FULL_UNETS:
-                if self._large:  # else there were two of them
+                if self.is_large:  # else there were two of them
                     self._drop({*FULL_UNETS} - {name}, quantized)
                 if quantized in self._caching:
                     change = expose_deep_features
@@ -288,7 +294,7 @@ class Models(ProcessBound):
         """Free what the models of another part computed in, where that is worth the time: together they need it all."""
         if part == TINY_DECODER:  # needs little, and runs in the midst of others
             return
-        if self._latest_part not in (None, part) and self._large:
+        if self._latest_part not in (None, part) and self.is_large:
             for (name, _), model in self._compiled.items():
                 if model_part(name) == self._latest_part:
                     model.release_memory()

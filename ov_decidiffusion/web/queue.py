@@ -33,7 +33,7 @@ class Job:
 
     Attributes:
         client: who may stop it.
-        work: in steps of one picture.
+        work: in steps of one picture of the model's own size.
         done: of it, so far.
         begun: whether its turn has come.
         stopped: whether its client wants no more of it, or has left.
@@ -41,8 +41,8 @@ class Job:
     """
 
     client: str | None  # None: a program that names no session
-    work: int
-    done: int = 0
+    work: float
+    done: float = 0
     begun: bool = False
     stopped: bool = False
     left: bool = False
@@ -164,7 +164,23 @@ class Queue:
         with self._changed:
             return self._estimate(self._jobs[: self._position(job)])
 
-    def measured(self, work: int, seconds: float) -> None:
+    def others_of(self, job: Job) -> tuple[int, int]:
+        """How many of the same client's jobs are before one, and how many are behind it."""
+        with self._changed:
+            own = [one for one in self._jobs if one.client == job.client and not one.stopped]
+            before = own.index(job) if job in own else 0
+            return before, max(0, len(own) - before - 1)
+
+    def has_jobs(self, client: str | None) -> bool:
+        """Whether anything of a client's waits or runs."""
+        with self._changed:
+            return any(job.client == client for job in self._jobs)
+
+    def estimated_seconds(self, work: float) -> float:
+        """About how long so much work takes, once its turn has come."""
+        return work * self._seconds
+
+    def measured(self, work: float, seconds: float) -> None:
         """Learn from a finished run how long a step of one picture takes."""
         self._seconds = (1 - LEARNED) * self._seconds + LEARNED * seconds / work
 

@@ -97,6 +97,7 @@ def test_more_steps_come_closer_and_the_pipeline_keeps_its_scheduler(pipe):
     assert [steps for name, steps, _ in found if name == "squeezed"] == [10, 11]
 
 
+@pytest.mark.at_length
 def test_the_way_down_is_the_presets_and_its_seconds_add_up(int8_pipe):
     rows = list(walk_down(int8_pipe, PROMPT, seed=1))
     for row, arguments in ((rows[0], {}), (rows[-1], {"preset": "fast"})):

@@ -188,7 +188,8 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.mark.parametrize("actors", [2, *(pytest.param(n, marks=pytest.mark.at_length) for n in (1, 4))])
+@pytest.mark.at_length
+@pytest.mark.parametrize("actors", [1, 2, 4])
 def test_actors_make_the_same_pictures(alone, cluster, model_dir, tmp_path, actors):
     spread = generate(ROWS, model_dir, tmp_path / "spread", actors=actors, **EXACT, **SHORT)
     assert sums(spread) == sums(alone)
