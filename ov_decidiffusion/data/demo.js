@@ -178,6 +178,7 @@
     for (const item of document.querySelectorAll(".thumbnail-item")) {
       const name = item.querySelector(".caption-label")?.textContent.trim();
       if (name && item.ariaLabel !== name) item.ariaLabel = name;
+      if (name && item.querySelector("img")?.alt) item.querySelector("img").alt = "";  // the button is named already
     }
     nameTheme();
     if (text === last) return;

@@ -100,7 +100,8 @@ def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
     def arrive(visitor: dict[str, Any] | None, kept: Any, request: gr.Request):
         token, session = _session_of(studio, visitor, request)
         newest = session.pictures[0] if session.pictures else None
-        return {"token": token}, *_kept_values(kept), *_shown(page, session, newest).values()
+        status = status_text(studio.greeting())
+        return {"token": token}, *_kept_values(kept), status, *_shown(page, session, newest).values()
 
     def rejoin(visitor: dict[str, Any] | None, request: gr.Request):
         token, session = _session_of(studio, visitor, request)
@@ -109,7 +110,7 @@ def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
         for run in runs:
             yield from _watching(page, studio, run, session, token)
 
-    demo.load(arrive, [page.visitor, page.kept], [page.visitor, *fields, *_showing(page)], **AT_ONCE).then(
+    demo.load(arrive, [page.visitor, page.kept], [page.visitor, *fields, page.status, *_showing(page)], **AT_ONCE).then(
         rejoin, page.visitor, _changing(page), **AGAIN
     )
     names = json.dumps([*KEPT, "locked"])
@@ -290,11 +291,11 @@ def wire_generation(page: Page, studio: Studio) -> None:
 
     seed.input(None, None, locked, js="() => true", **AT_ONCE)  # who types a seed wants that one
 
-    def stop(visitor: Any, request: gr.Request) -> str:
+    def stop_own(visitor: Any, request: gr.Request) -> str:
         studio.queue.stop(_session_of(studio, visitor, request)[0])
         return status_text("Stopping …")
 
-    page.actions["stop"].click(stop, page.visitor, page.status, **AT_ONCE)
+    page.actions["stop"].click(stop_own, page.visitor, page.status, **AT_ONCE)
 
 
 def _surprise(studio: Studio) -> str:
@@ -386,13 +387,13 @@ def wire_current(page: Page, studio: Studio) -> None:
     """What to do with a picture of this session, and with one that arrives from outside."""
     inputs = page.inputs
     fields = ["prompt", "negative_prompt", "strength", "preset", "seed", "size", "steps", "guidance_scale", "solver"]
-    filled_fields = [*(inputs[name] for name in fields), inputs["locked"]]
+    filled_fields = [*(inputs[name] for name in fields), inputs["locked"], inputs["pictures"]]
     with_source = [inputs["editor"], page.source_panel]
 
     def values_of(picture: Any) -> list[Any]:
         found = form_values_of(picture)
         changed = [found[name] if found[name] is not None else gr.skip() for name in fields]
-        return [*changed, True if found["seed"] is not None else gr.skip()]
+        return [*changed, True if found["seed"] is not None else gr.skip(), 1]
 
     def of_current(visitor: Any, picture_id: str | None, request: gr.Request) -> SavedImage:
         return _picked(_session_of(studio, visitor, request)[1], picture_id)

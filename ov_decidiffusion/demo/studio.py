@@ -185,6 +185,12 @@ class Studio:
         own = self.pipe.default_size
         return (arguments.get("width") or own[0]) * (arguments.get("height") or own[1]) / (own[0] * own[1])
 
+    def greeting(self) -> str:
+        """What a visitor reads first: how long a picture takes here, once that was measured."""
+        if not self._used:
+            return "Ready."
+        return f"Ready: a picture takes about {_seconds(self.queue.estimated_seconds(self.work_of({})))} here."
+
     def missing_int8(self) -> str:
         """What the faster presets need and what making it takes; "" where they have all that pays here."""
         if not self._offers_int8 or self.pipe.quantized_parts or not self.pipe.models.int8_pays:

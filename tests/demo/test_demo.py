@@ -179,11 +179,13 @@ def run_command(monkeypatch, *arguments):
 
 def test_the_command_serves_what_it_converted_and_quantized(quantization, model_dir, monkeypatch, capsys):
     demo, arguments = run_command(monkeypatch, "--model-dir", str(model_dir), "--quantize", "--check")
-    assert arguments == {"server_name": "127.0.0.1", "server_port": None, "auth": None, "prevent_thread_lock": True}
+    own = {"server_name": "127.0.0.1", "server_port": None, "auth": None, "prevent_thread_lock": True}
+    assert arguments == own | {"allowed_hosts": []}
+    assert demo.studio.outputs == Path("outputs")
     printed = capsys.readouterr().out
     assert str(quantization) in printed and f"{model_dir} is as it was written" in printed
     assert f"{quantization.model_dir} is as it was written" in printed
-    presets = [block for block in demo.blocks.values() if getattr(block, "label", None) == "Preset"]
+    presets = [block for block in demo.blocks.values() if getattr(block, "label", None) == "Quality or speed"]
     assert [[value for _, value in block.choices] for block in presets] == [list(PRESETS)]
 
 
