@@ -78,6 +78,14 @@ def quantize(options: argparse.Namespace) -> None:
     print(quantize_models(options.model_dir, options.mode, options.prompts))
 
 
+def doctor(options: argparse.Namespace) -> None:
+    from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+    from ov_decidiffusion.doctor import examine
+
+    if not examine(options.checkpoint or EMBEDDED_CHECKPOINT, options.revision, options.out, options.quick):
+        sys.exit(1)
+
+
 def demo(options: argparse.Namespace) -> None:
     from ov_decidiffusion.demo.app import make_demo
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline

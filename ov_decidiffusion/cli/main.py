@@ -92,6 +92,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     _add_bulk(parsers.add_parser("bulk", parents=[source, running], help="make a picture of every row of a table"))
     _add_convert(parsers.add_parser("convert", parents=[source], help="convert a checkpoint to OpenVINO models"))
     _add_quantize(parsers.add_parser("quantize", help="make the INT8 models that the faster presets use"))
+    _add_doctor(parsers.add_parser("doctor", help="check a checkpoint from its files to its pictures, and report"))
     return parser
 
 
@@ -170,6 +171,14 @@ def _add_convert(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("--weight-format", default="fp16", choices=("fp16", "fp32"))
     convert.add_argument("--verify", action="store_true", help="compare every model with PyTorch, whatever its size")
     convert.set_defaults(run=commands.convert)
+
+
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
+    doctor.add_argument("--checkpoint", help="a folder or a hub id; by default the embedded one")
+    doctor.add_argument("--revision", help="branch, tag or commit of a hub id")
+    doctor.add_argument("--out", default="doctor", help="the folder of the report; by default %(default)s")
+    doctor.add_argument("--quick", action="store_true", help="leave the INT8 models and the drawing out")
+    doctor.set_defaults(run=commands.doctor)
 
 
 def _add_quantize(quantize: argparse.ArgumentParser) -> None:
