@@ -124,6 +124,8 @@ class Doctor:
             told, found, verdict = str(error), None, SKIPPED
         except (DeciDiffusionError, ValueError, OSError, ArithmeticError) as error:
             told, found, verdict = str(error), None, WRONG
+        except Exception as error:  # what nobody foresaw is what a report is for
+            told, found, verdict = f"{type(error).__name__}: {error}. Please report this.", None, WRONG
         self._note(Check(name, verdict, told, round(time.perf_counter() - begun, 1)))
         return found
 

@@ -169,6 +169,14 @@ def _check_numbers(folder: Path) -> None:
     """A configuration of billions of layers would be built until memory ends."""
     for part, (config, _) in WEIGHTED_PARTS.items():
         _check_file_numbers(folder / part / config)
+    file = folder / "flexible_unet" / "config.json"
+    reads = read_json(file, REMEDY).get("cross_attention_dim", 768)  # diffusers' and transformers' own, where none is
+    gives = read_json(folder / "text_encoder" / "config.json", REMEDY).get("hidden_size", 768)
+    if isinstance(reads, int) and isinstance(gives, int) and reads != gives:
+        raise CheckpointError(
+            f"{file} has cross_attention_dim = {reads}, and the text encoder's hidden states are {gives} wide: "
+            f"{REMEDY}."
+        )
 
 
 def _check_file_numbers(file: Path) -> None:

@@ -26,6 +26,7 @@ from ov_decidiffusion.demo.events import (
     wire_comparison,
     wire_current,
     wire_generation,
+    wire_incoming,
     wire_offer,
 )
 from ov_decidiffusion.demo.page import lay_out, make_theme
@@ -230,6 +231,7 @@ def make_demo(
         wire_choices(page, studio)
         wire_offer(page, studio)
         wire_current(page, studio)
+        wire_incoming(page)
         wire_comparison(page, studio)
         offer_api(studio)
         demo.unload(leave)

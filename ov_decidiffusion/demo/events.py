@@ -383,17 +383,30 @@ def _with_place(prompt: str, place: str, places: list[str]) -> str:
     return f"{_split_place(prompt, places)[0] or 'a rocket'} {place}"
 
 
-def wire_current(page: Page, studio: Studio) -> None:
-    """What to do with a picture of this session, and with one that arrives from outside."""
-    inputs = page.inputs
-    fields = ["prompt", "negative_prompt", "strength", "preset", "seed", "size", "steps", "guidance_scale", "solver"]
-    filled_fields = [*(inputs[name] for name in fields), inputs["locked"], inputs["pictures"]]
-    with_source = [inputs["editor"], page.source_panel]
+FILLED_IN = ("prompt", "negative_prompt", "strength", "preset", "seed", "size", "steps", "guidance_scale", "solver")
 
-    def values_of(picture: Any) -> list[Any]:
-        found = form_values_of(picture)
-        changed = [found[name] if found[name] is not None else gr.skip() for name in fields]
-        return [*changed, True if found["seed"] is not None else gr.skip(), 1]
+
+def _fields_to_fill(page: Page) -> list[Any]:
+    """What the settings of a picture go into, in the order of ``_values_to_fill``."""
+    return [*(page.inputs[name] for name in FILLED_IN), page.inputs["locked"], page.inputs["pictures"]]
+
+
+def _values_to_fill(picture: Any) -> list[Any]:
+    """The settings of a picture; ValueError where it has none."""
+    found = form_values_of(picture)
+    changed = [found[name] if found[name] is not None else gr.skip() for name in FILLED_IN]
+    return [*changed, True if found["seed"] is not None else gr.skip(), 1]
+
+
+def _as_source(picture: Image.Image) -> list[Any]:
+    """A picture in the editor, and the panel around it open."""
+    return [{"background": picture, "layers": [], "composite": None}, gr.Accordion(open=True)]
+
+
+def wire_current(page: Page, studio: Studio) -> None:
+    """What to do with a picture of this session."""
+    inputs = page.inputs
+    with_source = [inputs["editor"], page.source_panel]
 
     def of_current(visitor: Any, picture_id: str | None, request: gr.Request) -> SavedImage:
         return _picked(_session_of(studio, visitor, request)[1], picture_id)
@@ -403,28 +416,42 @@ def wire_current(page: Page, studio: Studio) -> None:
         gr.Info("The picture's settings are filled in.")
         layers = [] if one.mask is None else [layer_of(one.mask, ImageColor.getrgb(PAINT)[:3])]
         editor = None if one.source is None else {"background": one.source, "layers": layers, "composite": None}
-        return [*values_of(one.path), editor, gr.Accordion(open=True) if one.source is not None else gr.skip()]
+        return [*_values_to_fill(one.path), editor, gr.Accordion(open=True) if one.source is not None else gr.skip()]
 
     def seed_again(visitor: Any, picture_id: str | None, request: gr.Request) -> tuple[Any, bool]:
         gr.Info("Its seed is locked for the next pictures.")
         return seed_of(of_current(visitor, picture_id, request).arguments, 0), True
 
     def edit(visitor: Any, picture_id: str | None, request: gr.Request) -> list[Any]:
-        return source_from(Image.open(of_current(visitor, picture_id, request).path))
+        return _as_source(Image.open(of_current(visitor, picture_id, request).path))
 
     def select(visitor: Any, listed: list[str], event: gr.SelectData, request: gr.Request):
         _, session = _session_of(studio, visitor, request)
         one = _picked(session, listed[event.index] if event.index < len(listed) else None)
         return {page.status: status_text("Made earlier.")} | _shown(page, session, one)
 
-    def source_from(picture: Image.Image) -> list[Any]:
-        return [{"background": picture, "layers": [], "composite": None}, gr.Accordion(open=True)]
+    def archive(visitor: Any, request: gr.Request) -> gr.DownloadButton:
+        _, session = _session_of(studio, visitor, request)
+        return gr.DownloadButton(value=str(session.all_in_one()))
 
-    def take_in(path: str | None):
+    here = [page.visitor, page.current]
+    page.gallery.select(select, [page.visitor, page.listed], [page.status, *_showing(page)], **AT_ONCE)
+    page.actions["reuse"].click(again, here, [*_fields_to_fill(page), *with_source], **IN_TURN)
+    page.actions["reseed"].click(seed_again, here, [inputs["seed"], inputs["locked"]], **IN_TURN)
+    page.actions["resource"].click(edit, here, with_source, **IN_TURN)
+    packed = page.actions["download_all"].click(archive, page.visitor, page.actions["archive"], **IN_TURN)
+    packed.then(None, js="() => setTimeout(() => document.querySelector('#archive').click(), 100)", **AT_ONCE)
+
+
+def wire_incoming(page: Page) -> None:
+    """A picture that is pasted or dropped: one that was made here fills its settings in, any other is a source."""
+    fields = [*_fields_to_fill(page), page.inputs["editor"], page.source_panel, page.incoming]
+
+    def take_in(path: str | None) -> list[Any]:
         if path is None:
-            return [gr.skip()] * (len(filled_fields) + 3)
+            return [gr.skip()] * len(fields)
         try:
-            values = values_of(path)
+            values = _values_to_fill(path)
         except ValueError as unusable:
             if not isinstance(unusable, NoSettingsError):
                 gr.Warning(str(unusable))
@@ -433,27 +460,15 @@ def wire_current(page: Page, studio: Studio) -> None:
             except Exception as error:
                 raise refused("This picture cannot be read: choose a PNG, a JPEG or another picture file.") from error
             gr.Info("Taken as the starting point.")
-            return [*[gr.skip()] * len(filled_fields), *source_from(picture), None]
+            return [*[gr.skip()] * (len(fields) - 3), *_as_source(picture), None]
         if "strength" in settings_of(path):
             gr.Warning("Its settings are filled in. It was made from a picture, which is not in it: give that again.")
             return [*values, gr.skip(), gr.Accordion(open=True), None]
         gr.Info("The picture's settings are filled in.")
         return [*values, None, gr.skip(), None]
 
-    here = [page.visitor, page.current]
-    page.gallery.select(select, [page.visitor, page.listed], [page.status, *_showing(page)], **AT_ONCE)
-    page.actions["reuse"].click(again, here, [*filled_fields, *with_source], **IN_TURN)
-    page.actions["reseed"].click(seed_again, here, [inputs["seed"], inputs["locked"]], **IN_TURN)
-    page.actions["resource"].click(edit, here, with_source, **IN_TURN)
-    arrival = page.incoming.upload(take_in, page.incoming, [*filled_fields, *with_source, page.incoming], **IN_TURN)
+    arrival = page.incoming.upload(take_in, page.incoming, fields, **IN_TURN)
     arrival.failure(lambda: None, None, page.incoming, **AT_ONCE)  # else it kept the file and took no other
-
-    def archive(visitor: Any, request: gr.Request) -> gr.DownloadButton:
-        _, session = _session_of(studio, visitor, request)
-        return gr.DownloadButton(value=str(session.all_in_one()))
-
-    packed = page.actions["download_all"].click(archive, page.visitor, page.actions["archive"], **IN_TURN)
-    packed.then(None, js="() => setTimeout(() => document.querySelector('#archive').click(), 100)", **AT_ONCE)
 
 
 def wire_comparison(page: Page, studio: Studio) -> None:
