@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from ov_decidiffusion.analysis.pictures import picture_grid, save_film
 from ov_decidiffusion.analysis.profiling import level_times
-from ov_decidiffusion.analysis.studies import Timed, closeness_by_steps, guidance_map, timed, walk_down
+from ov_decidiffusion.analysis.studies import Timed, closeness_by_steps, guidance_map, timed_in_turn, walk_down
 from ov_decidiffusion.analysis.word_maps import word_effects, word_maps
 from ov_decidiffusion.conversion import torch_modules
 from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT, KNOWN_CHECKPOINTS
@@ -86,7 +86,7 @@ __all__ = [
     "quantize_models",
     "read_picture",
     "show",
-    "timed",
+    "timed_in_turn",
     "walk_down",
     "word_effects",
     "word_maps",

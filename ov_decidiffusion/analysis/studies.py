@@ -1,8 +1,9 @@
 """Small measurements that the tutorial shows: what guidance changes, how soon solvers arrive, where the seconds go."""
 
+import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,29 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers.registry import SOLVERS, scheduler_class
 from ov_decidiffusion.schedulers.squeezed import SQUEEZE_MODES
 
-QUICK = 2.0  # seconds of a picture that is timed twice
+QUICK = 2.0  # seconds of a picture that is timed ROUNDS times; a slower one once
+ROUNDS = 7
 ALL_STEPS = 60  # of the picture that the others are on their way to
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A picture, and the seconds that it took: in all, and in each model."""
+    """A picture, and the seconds that it took: in all, and in each model.
+
+    Attributes:
+        spread: half of the range between the quartiles of the times; 0 where it was timed once.
+    """
 
     name: str
     picture: Image.Image
     seconds: float
     models: dict[str, float]
+    spread: float = 0.0
+
+    @property
+    def time(self) -> str:
+        """The seconds with their spread, in words."""
+        return f"{self.seconds:.2f} s" + (f" ± {self.spread:.2f}" if self.spread else "")
 
 
 def guidance_map(pipe: OVStableDiffusionPipeline, step: DenoisingStep) -> np.ndarray:
@@ -52,7 +64,7 @@ def closeness_by_steps(
     """How close pictures of few steps come to those of very many, solver by solver.
 
     All solvers follow the same path from the same noise, so with enough steps they end in the same picture: the
-    reference is DPM-Solver++'s after 60.
+    reference is that of UniPC, which is none of them, after 60.
 
     Args:
         prompts: the picture of each counts alike.
@@ -69,7 +81,7 @@ def closeness_by_steps(
         assert isinstance(images, np.ndarray)  # as ``output_type`` says
         return images
 
-    reference = make(num_inference_steps=ALL_STEPS, solver="dpm++")
+    reference = make(num_inference_steps=ALL_STEPS, solver="unipc")
 
     def closeness(**arguments: Any) -> float:
         error = make(**arguments) - reference
@@ -89,13 +101,36 @@ def closeness_by_steps(
         pipe.scheduler = kept
 
 
-def timed(pipe: OVStableDiffusionPipeline, name: str, prompt: str, **arguments: Any) -> Timed:
-    """Make a picture once, so that nothing is left to compile, and then time it: the best of two if it is quick."""
-    pipe(prompt, **arguments)
-    timed = [_timed_once(pipe, name, prompt, arguments)]
-    if timed[0].seconds < QUICK:
-        timed.append(_timed_once(pipe, name, prompt, arguments))
-    return min(timed, key=lambda one: one.seconds)
+def timed_in_turn(
+    pipe: OVStableDiffusionPipeline, prompt: str, settings: Mapping[str, Mapping[str, Any]], **shared: Any
+) -> list[Timed]:
+    """Time settings against each other: after a run of each, which compiles what is needed, in turns, so that a busy
+    moment of the machine meets all of them.
+
+    Args:
+        settings: arguments of the pipeline's call by the name of the row.
+        shared: arguments of all rows.
+
+    Returns:
+        of each row the median and its spread.
+    """
+    calls = {name: {**shared, **arguments} for name, arguments in settings.items()}
+    for arguments in calls.values():
+        pipe(prompt, **arguments)
+    runs: dict[str, list[Timed]] = {name: [] for name in calls}
+    for turn in range(ROUNDS):
+        for name, arguments in calls.items():
+            if turn == 0 or runs[name][0].seconds < QUICK:
+                runs[name].append(_timed_once(pipe, name, prompt, arguments))
+    return [_median(taken) for taken in runs.values()]
+
+
+def _median(runs: list[Timed]) -> Timed:
+    middle = sorted(runs, key=lambda one: one.seconds)[len(runs) // 2]
+    if len(runs) < 2:
+        return middle
+    low, _, high = statistics.quantiles([one.seconds for one in runs], n=4)
+    return replace(middle, spread=(high - low) / 2)
 
 
 def _timed_once(pipe: OVStableDiffusionPipeline, name: str, prompt: str, arguments: dict[str, Any]) -> Timed:
@@ -106,9 +141,10 @@ def _timed_once(pipe: OVStableDiffusionPipeline, name: str, prompt: str, argumen
     return Timed(name, picture, seconds, {part: spent for part, spent in models.items() if spent > 0})
 
 
-def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> Iterator[Timed]:
+def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> list[Timed]:
     """The same prompt and seed with one saving after the other, from exact down to the preset "fast"; INT8 models
     and the tiny decoder where there are any."""
+    rows: dict[str, dict[str, Any]] = {}
     for name, arguments in ({"exact": {}} | way_down()).items():
         if arguments.get("decoder") == "tiny" and not pipe.has_tiny_decoder:
             continue
@@ -116,4 +152,5 @@ def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> It
             if arguments == {"quantized": True}:
                 continue
             arguments = {**arguments, "quantized": False}
-        yield timed(pipe, name, prompt, seed=seed, **arguments)
+        rows[name] = arguments
+    return timed_in_turn(pipe, prompt, rows, seed=seed)
