@@ -72,7 +72,7 @@ def peak():
         time.sleep(0.2)
 most = [0]
 threading.Thread(target=peak, daemon=True).start()
-if not actors:  # what starts Ray anew each time has nothing to warm up
+if not actors:  # what starts Ray again each time has nothing to warm up
     make(prompts[:1])
 start = time.perf_counter()
 make(prompts)

@@ -277,7 +277,7 @@ def bulk_kills(model_dir: Path, work: Path, count: int, rng: random.Random) -> R
         )
 
     def sums(out: Path) -> list[str]:
-        """Of all pictures, each file read anew: its hash is the manifest's."""
+        """Of all pictures, each file read again: its hash is the manifest's."""
         table = pq.read_table(out / "manifest.parquet").to_pylist()
         read = [hashlib.sha256((out / record["file"]).read_bytes()).hexdigest() for record in table]
         if read != [record["sha256"] for record in table]:

@@ -63,7 +63,7 @@ def _rate(multiply) -> float:
 
 
 def time_unet(options: dict) -> dict:
-    """Seconds of one run of a converted U-Net, each time anew, and the machine's own rate right after."""
+    """Seconds of one run of a converted U-Net, each time again, and the machine's own rate right after."""
     model = ov.Core().compile_model(options["xml"], "CPU", {"INFERENCE_PRECISION_HINT": options["precision"]})
     rng, side = np.random.default_rng(0), options["side"] // 8
     batch = 2 * options["pictures"]

@@ -95,7 +95,7 @@ def check_quantized(quantized: Any, there_are: frozenset[str], possible: tuple[s
         raise ValueError(
             f"There is no INT8 {' and '.join(sorted(missing)) or 'model'} for this folder: make it with "
             "`python -m ov_decidiffusion quantize` or quantize_models and the folder that convert_checkpoint wrote, "
-            "and load the pipeline anew; or do without, by `quantized=False`. A part that was kept as it was, since "
+            "and load the pipeline again; or do without, by `quantized=False`. A part that was kept as it was, since "
             "INT8 harmed it too much, has none."
         )
     return wanted

@@ -235,7 +235,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         return engine
 
     def to(self, *targets: Any, **_: Any) -> OVStableDiffusionPipeline:
-        """The pipeline, its models loaded anew for another device where one is named.
+        """The pipeline, its models loaded again for another device where one is named.
 
         Args:
             targets: a device as of ``from_pretrained``; PyTorch's types change nothing.
@@ -358,7 +358,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
                 through guidance, so ``guidance_scale`` has to be above 1.
             image: a source picture, or one for each prompt, of any size; makes it image-to-image. PIL pictures of any
                 mode, arrays and tensors as ``to_pictures`` takes them.
-            mask_image: makes it inpainting: of ``image``, what is white here is made anew. One, or one for each source,
+            mask_image: makes it inpainting: of ``image``, what is white here is made again. One, or one for each source,
                 of any size, in any form that ``image`` may have; transparent is black.
             padding_mask_crop: with ``mask_image``: work on what lies around the white at most so many pixels away, at
                 full size, and lay the source around it; the picture then has the source's size.
@@ -374,7 +374,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
                 1 or below; None for the checkpoint's own.
             guidance_rescale: share, 0…1, by which guidance's contrast is pulled back (Lin et al. 2023, arXiv
                 2305.08891, section 3.4); None for the checkpoint's own.
-            eta: of DDIM, 0…1: the share of its noise that is drawn anew at each step (Song et al. 2021, arXiv
+            eta: of DDIM, 0…1: the share of its noise that is drawn again at each step (Song et al. 2021, arXiv
                 2010.02502, equation 16); others ignore it.
             height, width: in pixels, multiples of ``size_factor``. None: the checkpoint's default, or with ``image``
                 the size closest to its shape that has about the default's area; several must then be of one size.

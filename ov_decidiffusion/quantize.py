@@ -183,7 +183,7 @@ def existing_quantization(target: Path, model_dir: Path) -> QuantizationReport |
         raise ValueError(f"{target} exists and holds no quantized models of ours: delete or move it.")
     content, copied = read_json(target / QUANTIZATION_REPORT), read_json(target / CONVERSION_REPORT)
     if content.get("format") != QUANTIZATION_FORMAT:
-        logger.warning("%s is of an older format: quantizing anew.", target)
+        logger.warning("%s is of an older format: quantizing it again.", target)
         return None
     if copied.get("fingerprint") != read_json(model_dir / CONVERSION_REPORT).get("fingerprint"):
         raise ValueError(f"{target} was made from another checkpoint than {model_dir}: delete or move it.")

@@ -276,7 +276,7 @@ def _begin(out: Path, begun: dict[str, Any]) -> None:
 
 
 def _part(out: Path, chunk: Chunk) -> Path:
-    """Where a chunk's part of the manifest lies; named by what it asks for, so that changed rows are made anew."""
+    """Where a chunk's part of the manifest lies; named by what it asks for, so that changed rows are made again."""
     content = json.dumps([vars(sample) for sample in chunk.samples], sort_keys=True, default=str)
     return out / PARTS / f"{chunk.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.parquet"
 

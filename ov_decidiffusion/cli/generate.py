@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import io
 import re
@@ -87,6 +88,8 @@ def run(options: argparse.Namespace, load: Callable[[], OVStableDiffusionPipelin
     jobs = list(_jobs(arguments, options))
     pipe = load()
     pipe.set_progress_bar_config(disable=None, leave=False)  # a bar for terminals only
+    if arguments.get("preset", "exact") != "exact" and arguments.get("quantized") is None:
+        _offer_int8(pipe)
     target.several = len(jobs) > 1
     for job in jobs:
         start = time.perf_counter()
@@ -96,6 +99,24 @@ def run(options: argparse.Namespace, load: Callable[[], OVStableDiffusionPipelin
             file = target.save(picture, job)
             steps = _steps(picture)
             print(f"{file}: {picture.width}x{picture.height}, seed {_seed(job)}, {steps} steps, {seconds:.1f} s")
+
+
+def _offer_int8(pipe: OVStableDiffusionPipeline) -> None:
+    """Make the INT8 models of the faster presets, where they are missing and somebody at a terminal agrees."""
+    missing = pipe.models.missing_int8()
+    if not missing:
+        return
+    if not sys.stdin.isatty():
+        raise ValueError(f"The presets balanced and fast {missing} Give --quantize to make them first.")
+    print(f"The presets balanced and fast {missing}", file=sys.stderr)
+    print("Make them now? [Y/n] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("", "y", "yes"):
+        raise ValueError("Without INT8 models, use the preset exact or --no-quantized.")
+    from ov_decidiffusion.quantize import quantize_models  # NNCF takes seconds to import
+
+    with contextlib.redirect_stdout(sys.stderr):
+        print(quantize_models(pipe.models.folder))
+    pipe.find_quantized()
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def existing_report(
     weight_format: str,
     default: bool,
 ) -> ConversionReport | None:
-    """The report of a complete folder, or None for one to convert anew: of an older format, or, in the default place,
+    """The report of a complete folder, or None for one to convert again: of an older format, or, in the default place,
     of the same checkpoint as it was before it changed.
 
     Args:
@@ -83,7 +83,9 @@ def existing_report(
         )
     report = read_json(report_file)
     if "format" not in report and report.get("fingerprint"):
-        logger.warning("%s is of an older format, without hashes of what it was made of: converting anew.", model_dir)
+        logger.warning(
+            "%s is of an older format, without hashes of what it was made of: converting it again.", model_dir
+        )
         return None
     lacking = [name for name in REPORT_FIELDS if name not in report]
     lacking += [name for name in ("read", "files") if name in report and not are_described(report[name])]
@@ -99,7 +101,7 @@ def existing_report(
         wanted["fingerprint"] = fingerprint_of(source_files(folder, report["read"]))
     differing = [name for name, value in wanted.items() if report[name] != value]
     if default and differing == ["fingerprint"]:
-        logger.warning("%s was made of %s as it was before it changed: converting anew.", model_dir, checkpoint)
+        logger.warning("%s was made of %s as it was before it changed: converting it again.", model_dir, checkpoint)
         return None
     if differing:
         raise ValueError(
@@ -108,7 +110,7 @@ def existing_report(
             f"({checkpoint}, revision {revision}, {weight_format}): delete it or choose another folder."
         )
     if report["format"] < FORMAT:
-        logger.warning("%s is of an older format, which makes fewer sizes of pictures: converting anew.", model_dir)
+        logger.warning("%s is of an older format, which makes fewer sizes of pictures: converting it again.", model_dir)
         return None
     parts = read_parts(model_dir, report, PartReport)
     return ConversionReport(model_dir, weight_format, parts, converted=False)

@@ -31,7 +31,7 @@ MAX_PICTURES = 4
 MAX_AREA, LARGE_AREA, WIDE_AREA = 16, 4, 2  # times the model's own: refused above, asked about above, said above
 PREVIEW_SECONDS = 0.15  # at least, between two previews: more would only slow the pictures down
 PREVIEW_SHARE = 0.1  # at most, of the time
-GRACE_SECONDS = 10  # in which a visitor whose page is loaded anew finds a run still working
+GRACE_SECONDS = 10  # in which a visitor whose page is loaded again finds a run still working
 SHAPES = {"Square": 1, "Portrait": 3 / 4, "Landscape": 4 / 3, "Wide": 16 / 9}
 AUTOMATIC = "auto"  # a size or a solver that nobody chose
 SIZE = re.compile(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*")
@@ -137,7 +137,7 @@ class Studio:
         self.sessions.close()
 
     def visit(self, page: str | None, token: str) -> None:
-        """A page was opened, or loaded anew, by the visitor of a token."""
+        """A page was opened, or loaded again, by the visitor of a token."""
         self._visits[page] = token
 
     def leave(self, page: str | None) -> None:
@@ -193,10 +193,8 @@ class Studio:
 
     def missing_int8(self) -> str:
         """What the faster presets need and what making it takes; "" where they have all that pays here."""
-        if not self._offers_int8 or self.pipe.quantized_parts or not self.pipe.models.int8_pays:
-            return ""
-        takes = "some minutes and 5 GB of memory" if self.pipe.models.is_large else "about half a minute"
-        return f"This quality needs INT8 models. They are made once, which takes {takes}."
+        missing = self.pipe.models.missing_int8() if self._offers_int8 else ""
+        return f"The faster qualities {missing}" if missing else ""
 
     def make_int8(self) -> Iterator[str]:
         """Make them in a process of its own, which can be ended, telling how long it has been at it.
@@ -383,7 +381,7 @@ def arguments_of(
     """The pipeline's arguments, from what was filled in.
 
     Args:
-        source: starts image-to-image, and with ``mask`` (mode "L", white is made anew) inpainting.
+        source: starts image-to-image, and with ``mask`` (mode "L", white is made again) inpainting.
         seed: None draws one.
         size: "WxH" in pixels, or ``AUTOMATIC``.
         solver: or ``AUTOMATIC`` for the preset's.

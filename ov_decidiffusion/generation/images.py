@@ -64,7 +64,7 @@ def check_images(image: Any, prompts: int) -> list[Image.Image]:
 
 
 def check_masks(mask_image: Any, images: list[Image.Image]) -> list[Image.Image]:
-    """A mask for each source picture, of its size, in grey (mode "L"): white is made anew, what is transparent is not.
+    """A mask for each source picture, of its size, in grey (mode "L"): white is repainted, what is transparent is not.
 
     Args:
         mask_image: one, or one for each picture, in any form that ``to_pictures`` takes, of any size.

@@ -56,7 +56,7 @@ def verify_model_dir(folder: str | Path) -> None:
     check_model_dir(folder)
     written = _written_files(folder)
     if not written:
-        raise ValueError(f"`model_dir` {folder} has no hashes to compare with: convert the checkpoint anew.")
+        raise ValueError(f"`model_dir` {folder} has no hashes to compare with: convert the checkpoint again.")
     found = hashes(folder, written)
     damaged = [name for name, hashed in found.items() if hashed != written[name]["sha256"]]
     if damaged:
@@ -75,7 +75,7 @@ def explaining(folder: Path, doing: str) -> Iterator[None]:
     except (ValueError, MemoryError, NotImplementedError):
         raise
     except Exception as error:
-        remedy = "If its files were changed, delete the folder and convert anew."
+        remedy = "If its files were changed, delete the folder and convert again."
         with contextlib.suppress(OSError):
             if _written_files(folder):
                 verify_model_dir(folder)
@@ -131,7 +131,7 @@ def _has_size(file: Path, size: int) -> bool:
 def _damage(folder: Path, names: list[str], what: str) -> str:
     verb = "is" if len(names) == 1 else "are"
     make = "quantize" if (folder / QUANTIZATION_REPORT).is_file() else "convert"
-    return f"`model_dir` {folder} is damaged: {', '.join(names)} {verb} {what}. Delete the folder and {make} anew."
+    return f"`model_dir` {folder} is damaged: {', '.join(names)} {verb} {what}. Delete the folder and {make} again."
 
 
 def leads_out(file: Path, folder: Path) -> bool:
@@ -142,7 +142,7 @@ def leads_out(file: Path, folder: Path) -> bool:
     return not any(real.is_relative_to(place) for place in allowed)
 
 
-def read_json(file: str | Path, remedy: str = "make the folder anew") -> dict[str, Any]:
+def read_json(file: str | Path, remedy: str = "make the folder again") -> dict[str, Any]:
     """A settings file.
 
     Raises:

@@ -7,7 +7,7 @@ folder needs no torch weights, no hub and no checkpoint.
 import re
 from pathlib import Path
 
-FORMAT = 3  # of a conversion's report; a folder of an older one is converted anew
+FORMAT = 3  # of a conversion's report; a folder of an older one is converted again
 FIRST_FORMAT_WITH_HASHES = 2
 ANY_SIZE_FORMAT = 3  # from it on, the U-Net takes latents of any size; older ones took multiples of what it halves
 QUANTIZATION_FORMAT = 4  # INT8 models of an older format take fewer picture sizes; `quantize` replaces them

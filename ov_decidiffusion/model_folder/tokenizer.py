@@ -29,10 +29,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"{file} holds no tokenizer ({error}): make the folder anew.") from error
+        raise ValueError(f"{file} holds no tokenizer ({error}): make the folder again.") from error
     check_token_ids(tokenizer.get_vocab(), folder)
     if tokenizer.padding is None or len(tokenizer.encode("").ids) != 2:
-        raise ValueError(f"{file} lacks the tokens that begin, end and pad a prompt: make the folder anew.")
+        raise ValueError(f"{file} lacks the tokens that begin, end and pad a prompt: make the folder again.")
     return tokenizer
 
 
@@ -71,5 +71,5 @@ def check_token_ids(vocabulary: dict[str, int], folder: Path) -> None:
     if isinstance(rows, int) and token is not None and vocabulary[token] >= rows:
         raise ValueError(
             f"The tokenizer of {folder} has {token!r} as number {vocabulary[token]}, and the text encoder knows those "
-            f"below {rows} only: make the folder anew, of files that belong together."
+            f"below {rows} only: make the folder again, of files that belong together."
         )

@@ -156,6 +156,13 @@ class Models(ProcessBound):
         models._begin()
         return models
 
+    def missing_int8(self) -> str:
+        """What the faster presets lack here and what making it takes; "" where they have all that pays."""
+        if self.quantized_parts or not self.int8_pays:
+            return ""
+        takes = "some minutes and 5 GB of memory" if self.is_large else "about half a minute"
+        return f"need INT8 models. They are made once, which takes {takes}."
+
     def find_quantized(self) -> None:
         """Look for INT8 models again, for some that were made since these were loaded."""
         contents = read_contents(self.folder)
@@ -278,7 +285,7 @@ class Models(ProcessBound):
         return 4 * max(unet, decoder)
 
     def _forget(self, name: str, quantized: bool) -> None:
-        """Compile a model anew the next time it is asked for."""
+        """Compile a model again the next time it is asked for."""
         self._drop(OF_THE_UNET if model_part(name) == "unet" else (name,), quantized)
 
     def _drop(self, names: Iterable[str], quantized: bool) -> None:
@@ -313,7 +320,7 @@ class Models(ProcessBound):
         return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
     def allow_long_prompts(self) -> None:
-        """Compile the U-Net anew when it is next asked for, for any number of hidden states: the folder's takes 77.
+        """Compile the U-Net again when it is next asked for, for any number of hidden states: the folder's takes 77.
 
         Raises:
             ValueError: the device takes one shape only.
@@ -335,7 +342,7 @@ class Models(ProcessBound):
         with self._in_turn():
             if quantized not in self._caching:
                 top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
-                self._drop(FULL_UNETS, quantized)  # compiled anew when the size is known
+                self._drop(FULL_UNETS, quantized)  # compiled again when the size is known
                 self._compiled[TOP_LEVEL, quantized] = top_level
                 self._caching.add(quantized)
 
@@ -398,7 +405,7 @@ def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
     if quantization.get("mode") != "int8":  # its weights are stored in fewer bits, and that is all
         return frozenset()
     if quantization.get("format") != QUANTIZATION_FORMAT:
-        logger.warning("%s is of an older format: not used. `quantize_models` makes it anew.", folder)
+        logger.warning("%s is of an older format: not used. `quantize_models` makes it again.", folder)
         return frozenset()
     with explaining(folder, f"reading {QUANTIZATION_REPORT}"):
         return frozenset(part["name"] for part in quantization["parts"] if part["quantized"])

@@ -45,7 +45,7 @@ def records(manifest: Path) -> list[dict]:
 
 
 def sums(manifest: Path) -> dict[str, str]:
-    """Of all pictures, by row and number; each file read anew."""
+    """Of all pictures, by row and number; each file read again."""
     found = {}
     for record in records(manifest):
         if record["file"]:
@@ -381,7 +381,7 @@ def test_flags_and_numbers_of_tables_and_what_is_no_whole_number(tmp_path):
 
 
 @pytest.mark.parametrize("spoiled", ["other columns", "no rows", "neither file nor error", "another row"])
-def test_a_part_of_the_manifest_that_is_not_the_chunks_own_is_made_anew(loaded_worker_folder, spoiled):
+def test_a_part_of_the_manifest_that_is_not_the_chunks_own_is_made_again(loaded_worker_folder, spoiled):
     rows, out, make = loaded_worker_folder
     manifest = make()
     good = pyarrow.parquet.read_table(manifest).to_pylist()

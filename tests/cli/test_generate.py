@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -126,3 +127,24 @@ def test_every_argument_that_fits_on_a_command_line_is_an_option(capsys, monkeyp
     with pytest.raises(SystemExit) as ended:
         call(monkeypatch, "generate", PROMPT, "--nothing", "1")
     assert ended.value.code == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_faster_preset_offers_to_make_its_models(small_model_dir, monkeypatch, tmp_path, capsys):
+    """And where nobody is there to be asked, says what to give."""
+    folder = shutil.copytree(small_model_dir, tmp_path / "own-fp16")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ov_decidiffusion.runtime.models.Models.int8_pays", True)
+    asked = ["generate", PROMPT, "--preset", "fast", "--model-dir", str(folder), "-o", "owl.png", *QUICK]
+    for stdin, message in ((io.StringIO(), "Give --quantize to make them first"), (Terminal("n\n"), "--no-quantized")):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(SystemExit, match=message):
+            call(monkeypatch, *asked)
+    monkeypatch.setattr(sys, "stdin", Terminal("\n"))
+    call(monkeypatch, *asked)
+    assert "which takes about half a minute" in capsys.readouterr().err
+    assert set(settings_of(tmp_path / "owl.png")["quantized"]) == {"unet", "vae_decoder"}

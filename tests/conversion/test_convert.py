@@ -152,7 +152,7 @@ def test_a_checkpoint_that_changed_or_another_one_is_not_taken_for_the_converted
     derived.mkdir()
     shutil.copyfile(first.model_dir / "conversion_report.json", derived / "conversion_report.json")
     defaults.write_text(defaults.read_text() + "\n")
-    assert convert_checkpoint(checkpoint).converted, "in the default place it is made anew"
+    assert convert_checkpoint(checkpoint).converted, "in the default place it is made again"
     assert "as it was before it changed" in caplog.text and not derived.exists()
     with pytest.raises(ValueError, match="checkpoint and revision differs"):
         convert_checkpoint("Deci/small-decidiffusion", small_model_dir, revision="v2")

@@ -1,8 +1,10 @@
 """The demo as programs and the network see it: what it answers, refuses and serves, and how its command ends."""
 
+import base64
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +240,32 @@ def test_what_pictures_were_made_from_takes_no_more_memory_than_there_is_for_it(
     assert [kept.mask is not None for kept in session.pictures] == [True, True, False, False, False]
     assert sessions.of_program("a program").save(small, {"prompt": "a fox"}, "", small).source is None
     sessions.close()
+
+
+def test_who_wants_a_faster_quality_is_offered_the_int8_models(small_model_dir, tmp_path, monkeypatch):
+    folder = shutil.copytree(small_model_dir, tmp_path / "own-fp16")
+    pipe = OVStableDiffusionPipeline.from_pretrained(folder, inference_precision="f32")
+    monkeypatch.setattr(type(pipe.models), "int8_pays", True)
+    studio = Studio(pipe)
+    assert "need INT8 models. They are made once, which takes about half a minute." in studio.missing_int8()
+    assert Studio(pipe, offers_int8=False).missing_int8() == ""
+    session = studio.sessions.of_program("one")
+    with pytest.raises(ValueError, match="have them made, or choose Best"):
+        studio.start({"prompt": "a fox", "preset": "fast"}, "one", session)
+    assert all("Making the INT8 models" in told for told in studio.make_int8())
+    assert pipe.quantized_parts and studio.missing_int8() == ""
+    run = studio.make({"prompt": "a fox", "preset": "fast"}, "one", session)
+    assert [progress for progress in run if progress.saved]
+    studio.close()
+    pipe.close()
+
+
+def test_the_page_opens_with_pictures_that_the_model_draws(int8_pipe):
+    for one in int8_pipe.defaults["showcase"]:
+        with Image.open(io.BytesIO(base64.b64decode(one["webp"]))) as kept:
+            drawn = int8_pipe(one["prompt"], seed=one["seed"]).images[0]
+            apart = np.asarray(kept.convert("RGB"), float) - np.asarray(drawn, float)
+        assert np.sqrt(np.mean(apart**2)) < 8, one["prompt"]  # of 255: WebP is lossy
 
 
 def test_nothing_is_decoded_for_whoever_has_left(int8_pipe, monkeypatch):

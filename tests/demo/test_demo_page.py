@@ -206,7 +206,7 @@ def test_words_are_completed_and_those_that_are_not_known_are_marked(page):
 
 
 def test_what_is_asked_for_during_a_run_is_queued_and_a_reload_finds_it(browser, demo, slow):
-    page = browser.new_context().new_page()  # a page that is loaded anew complains of what it was loading
+    page = browser.new_context().new_page()  # a page that is loaded again complains of what it was loading
     page.goto(demo.local_url)
     unfold(page, "Options")
     fill(page, "Steps", 40)
@@ -348,7 +348,7 @@ def test_waiting_is_told_and_can_be_stopped_and_nobody_sees_anothers_pictures(br
 
 
 def test_whoever_leaves_frees_the_machine(browser, demo, slow, monkeypatch):
-    monkeypatch.setattr("ov_decidiffusion.demo.studio.GRACE_SECONDS", 0.5)  # for a page that is loaded anew
+    monkeypatch.setattr("ov_decidiffusion.demo.studio.GRACE_SECONDS", 0.5)  # for a page that is loaded again
     with visit(browser, demo) as page:
         unfold(page, "Options")
         fill(page, "Steps", 100)

@@ -61,7 +61,7 @@ def test_top_level_on_this_steps_own_features_is_the_whole_unet(pipe):
 
 
 def test_a_failed_run_beside_it_does_no_harm_to_a_run_that_caches(pipe):
-    """The U-Net is compiled anew then, and still gives its deep features."""
+    """The U-Net is compiled again then, and still gives its deep features."""
     settings = {"num_inference_steps": 6, "cache_interval": 3, "seed": 1}
     steps = pipe.denoise("a fox", **settings)
     next(steps)

@@ -55,7 +55,7 @@ def test_it_is_diffusers_own(pipe, theirs, source, mask, scheduler, strength):
     made = pipe(PROMPT, seed=3, **given).images[0]
     assert difference(made, expected.images[0]) <= 2
     inside = np.asarray(mask) > 0
-    assert np.abs(np.asarray(made, int) - np.asarray(source, int))[inside].mean() > 20, "something was made anew"
+    assert np.abs(np.asarray(made, int) - np.asarray(source, int))[inside].mean() > 20, "something was made again"
 
 
 def test_several_pictures_and_a_part_cut_out_are_diffusers_too(pipe, theirs, source, mask):

@@ -21,7 +21,7 @@ from ov_decidiffusion.schedulers.registry import SOLVERS, make_solver
 LENGTH = float(os.environ.get("FUZZ_LENGTH", "1"))
 PROMPTS = ["a fox in the snow", "a rocket in space"]
 CLOSE = 1.5 / 255  # 1/255, and the rounding of both
-# The single-step solvers lay out their orders anew for each number of steps, and squeezed schedules are ours alone.
+# The single-step solvers lay out their orders again for each number of steps, and squeezed schedules are ours alone.
 COMPARED = sorted(set(SOLVERS) - {"squeezed"})
 
 

@@ -39,7 +39,7 @@ def test_a_flipped_bit_is_found_on_request(copied, name):
     verify_model_dir(copied)
     for place in (0.1, 0.9):
         flip_a_bit(copied / name, place)
-        with pytest.raises(ValueError, match=f"is damaged: {name} is not what was written.*convert anew"):
+        with pytest.raises(ValueError, match=f"is damaged: {name} is not what was written.*convert again"):
             verify_model_dir(copied)
         flip_a_bit(copied / name, place)
     verify_model_dir(copied)
@@ -65,7 +65,7 @@ def test_any_changed_byte_of_a_checkpoint_is_seen_and_a_new_time_alone_is_none(m
         convert_checkpoint(checkpoint, model_dir)
 
 
-def test_a_folder_of_fewer_sizes_is_converted_anew_and_until_then_keeps_to_them(copied, caplog, small_checkpoint):
+def test_a_folder_of_fewer_sizes_is_converted_again_and_until_then_keeps_to_them(copied, caplog, small_checkpoint):
     file = copied / "conversion_report.json"
     report = json.loads(file.read_text())
     file.write_text(json.dumps(report | {"format": 2}))
@@ -75,11 +75,11 @@ def test_a_folder_of_fewer_sizes_is_converted_anew_and_until_then_keeps_to_them(
         pipe("a fox", width=96, height=64)
     pipe.close()
     assert convert_checkpoint(small_checkpoint, copied, verify=False).converted
-    assert "makes fewer sizes of pictures: converting anew" in caplog.text
+    assert "makes fewer sizes of pictures: converting it again" in caplog.text
     assert json.loads(file.read_text())["format"] > 2
 
 
-def test_a_folder_of_an_older_format_is_converted_anew(copied, caplog, small_checkpoint):
+def test_a_folder_of_an_older_format_is_converted_again(copied, caplog, small_checkpoint):
     file = copied / "conversion_report.json"
     report = json.loads(file.read_text())
     for name in ("format", "read", "files"):

@@ -498,6 +498,7 @@ def test_the_demo_can_be_served_beside_it(loaded_pipe, pipe, slow, tmp_path, mon
             page = httpx.get(f"{address}/demo/", follow_redirects=True)
             assert page.status_code == 200 and "DeciDiffusion" in page.text
             assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+            assert httpx.get(address, follow_redirects=True).url.path.startswith("/demo")
             client = gradio_client.Client(f"{address}/demo/", verbose=False, download_files=str(tmp_path / "got"))
             file, _ = client.predict(PROMPT, seed=1, num_inference_steps=4, api_name="/text_to_image")
             expected = pipe(PROMPT, seed=1, num_inference_steps=4).images[0]
