@@ -82,7 +82,7 @@ $(VENV)/torch: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); this takes a few minutes the first time."
 	@if test -n "$(TORCH_INDEX)" && $(PIP) --retries 1 --timeout 15 --index-url "$(TORCH_INDEX)" "$(TORCH)"; \
-	then echo "--extra-index-url $(TORCH_INDEX)" > $@; \
+	then touch $@; \
 	else test -z "$(TORCH_INDEX)" || echo "$(TORCH_INDEX) cannot be reached: PyTorch comes from the ordinary index."; \
 	  $(PIP) "$(TORCH)" && touch $@; fi
 

@@ -354,12 +354,12 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
 
         Args:
             prompt: what to show; one or a list.
-            negative_prompt: what to keep away from; one for all prompts, or a list of the same length. It acts
+            negative_prompt: what to avoid; one for all prompts, or a list of the same length. It acts
                 through guidance, so ``guidance_scale`` has to be above 1.
             image: a source picture, or one for each prompt, of any size; makes it image-to-image. PIL pictures of any
                 mode, arrays and tensors as ``to_pictures`` takes them.
-            mask_image: makes it inpainting: the white area of it is repainted in ``image``. One, or one for each source,
-                of any size, in any form that ``image`` may have; transparent is black.
+            mask_image: makes it inpainting: its white area is repainted in ``image``. One, or one for each source, of
+                any size, in any form that ``image`` may have; transparent is black.
             padding_mask_crop: with ``mask_image``: work on what lies around the white at most so many pixels away, at
                 full size, and lay the source around it; the picture then has the source's size.
             overlay: lay the source over the finished picture where the mask is black, so that it is exact there.

@@ -52,3 +52,34 @@ def test_words_are_spelled_right(tmp_path):
     command = [sys.executable, "-m", "codespell_lib", "--ignore-words-list", "ure,nin,fo,te", *files]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+# Words that a fluent reader stumbles over, each with what says it plainly.
+STUMBLES = {
+    r"\banew\b": "again",
+    r"\bkin of\b": "similar to",
+    r"\bwavers?\b": "varies",
+    r"\bas wanted\b": "as requested",
+    r"\bwhat is none\b": "name it",
+    r"\bcoming into being\b": "as it forms",
+    r"\bkeep away from\b": "avoid",
+    r"\bdifferently well\b": "better",
+    r"\bin the way of OpenAI": "OpenAI-compatible",
+}
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=[str(file.relative_to(ROOT)) for file in TEXTS])
+def test_sentences_read_themselves(file):
+    found = {plain: re.findall(rf".*{pattern}.*", prose(file)) for pattern, plain in STUMBLES.items()}
+    assert not {plain: lines for plain, lines in found.items() if lines}
+
+
+def test_docstrings_and_messages_read_themselves():
+    files = [ROOT / name for name in TRACKED if name.startswith("ov_decidiffusion") and name.endswith(".py")]
+    found = [
+        (file.name, line)
+        for file in files
+        for pattern in STUMBLES
+        for line in re.findall(rf".*{pattern}.*", file.read_text(encoding="utf-8"))
+    ]
+    assert not found

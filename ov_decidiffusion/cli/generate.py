@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="FILE", help=f"{', '.join(FORMATS)}, a folder, or {OUTPUT_HELP}")
     add("--like", metavar="PICTURE", help="start from the settings that a saved picture carries")
     add("--image", metavar="FILE", help="a source picture: image-to-image")
-    add("--mask", metavar="FILE", help="repaint what is white here of the source picture: inpainting")
+    add("--mask", metavar="FILE", help="inpainting: the white area of this picture is repainted in the source")
     add("--count", type=int, metavar="N", default=1, help="pictures of each prompt, with seeds that count up")
     add("--seed", type=int, metavar="N", help="the same one gives the same picture again; by default a new one")
     add("--preset", choices=[*PRESETS], help="quality or speed; by default exact")

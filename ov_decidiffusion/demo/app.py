@@ -218,7 +218,7 @@ def make_demo(
         the page; ``launch()`` serves it on localhost, ``close()`` ends it.
     """
     studio = Studio(pipe, queue, outputs, offers_int8)
-    # Else Gradio makes a table of all calls with each, for a page that nobody sees, in memory that it keeps.
+    # Otherwise Gradio makes a table of all calls with each call, for a page that nobody sees, and keeps its memory.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(sys.maxsize))
 
     def leave(request: gr.Request) -> None:

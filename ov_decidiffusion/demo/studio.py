@@ -381,7 +381,7 @@ def arguments_of(
     """The pipeline's arguments, from what was filled in.
 
     Args:
-        source: starts image-to-image, and with ``mask`` (mode "L", white is made again) inpainting.
+        source: starts image-to-image, and with ``mask`` (mode "L", white is repainted) inpainting.
         seed: None draws one.
         size: "WxH" in pixels, or ``AUTOMATIC``.
         solver: or ``AUTOMATIC`` for the preset's.

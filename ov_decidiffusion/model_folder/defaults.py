@@ -68,7 +68,7 @@ FORMS = {
         "a list of pairs, each a prompt and a negative prompt",
         lambda pairs: isinstance(pairs, list) and pairs and all(_are_texts(pair, 2) for pair in pairs),
     ),
-    "negative_example": ("a prompt and what to keep away from", lambda pair: _are_texts(pair, 2)),
+    "negative_example": ("a prompt and what to avoid", lambda pair: _are_texts(pair, 2)),
     "image_example": ("two prompts", lambda pair: _are_texts(pair, 2)),
     "calibration_prompts": ("a list of at least two prompts", lambda prompts: _are_texts(prompts, 2)),
     "showcase": (
