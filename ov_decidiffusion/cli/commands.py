@@ -32,7 +32,7 @@ def _converted(options: argparse.Namespace) -> ConversionReport:
     from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
     from ov_decidiffusion.conversion.convert import convert_checkpoint
 
-    return convert_checkpoint(
+    report = convert_checkpoint(
         options.checkpoint or EMBEDDED_CHECKPOINT,
         options.model_dir,
         weight_format=getattr(options, "weight_format", "fp16"),
@@ -40,6 +40,12 @@ def _converted(options: argparse.Namespace) -> ConversionReport:
         revision=options.revision,
         allow_pickles=options.allow_pickles,
     )
+    if options.discard_download and options.checkpoint and not Path(options.checkpoint).expanduser().is_dir():
+        from ov_decidiffusion.conversion.hub import discard_download
+
+        freed = discard_download(options.checkpoint)
+        print(f"deleted the download of {options.checkpoint}: {freed / 1e9:.2f} GB are free again", file=sys.stderr)
+    return report
 
 
 def _checked(model_dir: Path, options: argparse.Namespace) -> Path:

@@ -105,6 +105,11 @@ def _source_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--model-dir", help="where the OpenVINO models go; by default models/<checkpoint>-<weight format>"
     )
+    group.add_argument(
+        "--discard-download",
+        action="store_true",
+        help="delete a hub's files after their conversion, and say what is freed",
+    )
     group.add_argument("--allow-pickles", action="store_true", help="take weights that are no safetensors")
     group.add_argument("--check", action="store_true", help="compare all files of the model folder with their hashes")
     return source

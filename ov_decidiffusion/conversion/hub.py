@@ -8,9 +8,10 @@ import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import constants, get_cached_repo_tree, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
+    CacheNotFound,
     DryRunError,
     EntryNotFoundError,
     GatedRepoError,
@@ -96,6 +97,22 @@ def find_checkpoint(
         folder = _download(str(checkpoint), Access(revision, allow_pickles, token, local_files_only))
     check_checkpoint(folder, allow_pickles)
     return folder
+
+
+def discard_download(repo_id: str) -> int:
+    """Delete what the hub's cache holds of a repository, which a converted folder does not need.
+
+    Returns:
+        the bytes that are free again; 0 where nothing was there.
+    """
+    try:
+        cached = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.repo_id == repo_id]
+    except CacheNotFound:
+        return 0
+    revisions = [revision.commit_hash for repo in cached for revision in repo.revisions]
+    plan = scan_cache_dir().delete_revisions(*revisions)
+    plan.execute()
+    return plan.expected_freed_size
 
 
 def find_tiny_decoder(checkpoint: Path, local: bool) -> Path | None:

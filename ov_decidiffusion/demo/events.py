@@ -425,6 +425,15 @@ def wire_current(page: Page, studio: Studio) -> None:
     def edit(visitor: Any, picture_id: str | None, request: gr.Request) -> list[Any]:
         return _as_source(Image.open(of_current(visitor, picture_id, request).path))
 
+    def film(visitor: Any, picture_id: str | None, request: gr.Request) -> list[Any]:
+        one = of_current(visitor, picture_id, request)
+        try:
+            file = str(studio.film(one))
+        except ValueError as error:
+            raise refused(str(error)) from error
+        told = status_text("Its steps as a film; Download saves the film.")
+        return [gr.Image(file, alt_text=f"film: {one.arguments.get('prompt')}"), gr.DownloadButton(value=file), told]
+
     def select(visitor: Any, listed: list[str], event: gr.SelectData, request: gr.Request):
         _, session = _session_of(studio, visitor, request)
         one = _picked(session, listed[event.index] if event.index < len(listed) else None)
@@ -438,6 +447,7 @@ def wire_current(page: Page, studio: Studio) -> None:
     page.gallery.select(select, [page.visitor, page.listed], [page.status, *_showing(page)], **AT_ONCE)
     page.actions["reuse"].click(again, here, [*_fields_to_fill(page), *with_source], **IN_TURN)
     page.actions["reseed"].click(seed_again, here, [inputs["seed"], inputs["locked"]], **IN_TURN)
+    page.actions["film"].click(film, here, [page.result, page.actions["download"], page.status], **IN_TURN)
     page.actions["resource"].click(edit, here, with_source, **IN_TURN)
     packed = page.actions["download_all"].click(archive, page.visitor, page.actions["archive"], **IN_TURN)
     packed.then(None, js="() => setTimeout(() => document.querySelector('#archive').click(), 100)", **AT_ONCE)

@@ -359,9 +359,14 @@ def _draw_result(page: Page, pipe: OVStableDiffusionPipeline) -> None:
             page.status = gr.HTML(status_text("Ready."), elem_id="status", padding=False)
         page.current, page.listed, page.large_size = gr.State(None), gr.State([]), gr.State(None)
         with gr.Row(visible=False, elem_id="actions") as page.buttons:
-            for name, label in (("vary", "Vary"), ("resource", "Edit"), ("reuse", "Reuse settings")):
+            for name, label in (
+                ("vary", "Vary"),
+                ("resource", "Edit"),
+                ("film", "Film"),
+                ("reuse", "Reuse settings"),
+                ("reseed", "Reuse seed"),
+            ):
                 page.actions[name] = gr.Button(label, size="sm", min_width=60, elem_id=name)
-            page.actions["reseed"] = gr.Button("Reuse seed", size="sm", min_width=60)
             page.actions["download"] = gr.DownloadButton("Download", size="sm", elem_id="download", min_width=60)
 
 

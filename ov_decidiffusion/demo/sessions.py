@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 MAX_PICTURES = 100  # of one visitor; the oldest go
+MAX_FILMS = 10  # pictures of one visitor whose steps are kept
 MAX_SOURCES = 100_000_000  # bytes of what one visitor's pictures were made from, as they lie in memory; the oldest go
 IDLE_SECONDS = 3600  # after which a visitor's pictures are deleted
 NAME_LENGTH = 60
@@ -28,6 +29,7 @@ class SavedImage:
         arguments: of the call that makes it again, but for its source picture.
         caption: what is said of it.
         source, mask: what it was made from, or None.
+        beliefs: latents [1, 4, h, w] of what the U-Net predicted at each step, for a film; none of older pictures.
         id: by which the page names it.
     """
 
@@ -36,6 +38,7 @@ class SavedImage:
     caption: str
     source: Image.Image | None = None
     mask: Image.Image | None = None
+    beliefs: tuple[Any, ...] = ()
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -58,6 +61,7 @@ class Session:
         caption: str,
         source: Image.Image | None = None,
         mask: Image.Image | None = None,
+        beliefs: tuple[Any, ...] = (),
     ) -> SavedImage | None:
         """Write a picture under a telling name; none if the session has ended meanwhile."""
         with self.lock:
@@ -71,7 +75,9 @@ class Session:
                 shutil.copyfile(path, _free_name(self.outputs, arguments))
             if not self.keeps_sources:
                 source = mask = None
-            self.pictures.insert(0, SavedImage(path, arguments, caption, source, mask))
+            self.pictures.insert(0, SavedImage(path, arguments, caption, source, mask, beliefs))
+            if len(self.pictures) > MAX_FILMS:
+                self.pictures[MAX_FILMS] = replace(self.pictures[MAX_FILMS], beliefs=())
             for old in self.pictures[MAX_PICTURES:]:
                 old.path.unlink(missing_ok=True)
             del self.pictures[MAX_PICTURES:]

@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from ov_decidiffusion.demo.sessions import SavedImage, Session, Sessions
+from ov_decidiffusion.analysis.pictures import save_film
+from ov_decidiffusion.demo.sessions import MAX_FILMS, SavedImage, Session, Sessions
 from ov_decidiffusion.errors import DeciDiffusionError
 from ov_decidiffusion.generation.denoise import DenoisingStep
 from ov_decidiffusion.generation.images import fit_size
@@ -279,10 +280,12 @@ class Studio:
         yield Progress("Reading the prompt …" if preset in self._used else "Loading the model, first time only …")
         begun = next_look = time.perf_counter()
         first, stopped, step = 0.0, False, None
+        beliefs: list[Any] = []
         steps = self.pipe.denoise(**arguments)
         for step in iter(lambda: self._compute(next, steps, None), None):
             now = time.perf_counter()
             first = first or now
+            beliefs.append(step.predicted)
             share = (step.index + 1) / step.total
             job.done = job.work * share
             if stopped := self.queue.is_stopped(job):
@@ -301,7 +304,7 @@ class Studio:
         seconds = time.perf_counter() - begun
         if not stopped:
             self.queue.measured(job.work, seconds)
-        yield self._saved(pictures, arguments, session, step, seconds, stopped)
+        yield self._saved(pictures, arguments, session, step, seconds, stopped, beliefs)
 
     def _queued_behind(self, job: Job) -> str:
         _, behind = self.queue.others_of(job)
@@ -315,6 +318,7 @@ class Studio:
         step: DenoisingStep,
         seconds: float,
         stopped: bool,
+        beliefs: list[Any],
     ) -> Progress:
         """The end of a run, whose pictures are kept."""
         saved = []
@@ -325,22 +329,41 @@ class Studio:
             source, mask = arguments.get("image"), arguments.get("mask_image")
             if source is not None and abs(source.width * picture.height - source.height * picture.width) > source.width:
                 told += f" · the source was cut to {picture.width}x{picture.height}"
-            if (one := session.save(picture, own, told, source, mask)) is None:
+            steps = tuple(one[i : i + 1].clone() for one in beliefs)
+            if (one := session.save(picture, own, told, source, mask, steps)) is None:
                 return Progress("The pictures are no longer kept.", over=True)
             saved.insert(0, one)
         what = "Stopped" if stopped else "Done" if len(saved) == 1 else f"Done: {len(saved)} pictures"
         together = side_by_side(pictures) if len(pictures) > 1 else None
         return Progress(f"{what} after {seconds:.1f} s.", None, together, tuple(saved), stopped, over=True)
 
+    def film(self, picture: SavedImage) -> Path:
+        """How a picture came about, step by step, as an animated GIF file beside it.
+
+        Raises:
+            ValueError: its steps are no longer kept.
+        """
+        if not picture.beliefs:
+            raise ValueError(f"The steps of this picture are no longer kept: only those of the latest {MAX_FILMS} are.")
+        file = picture.path.with_suffix(".gif")
+        if not file.is_file():
+            frames = [self._compute(self._look_at, latents)[0] for latents in picture.beliefs]
+            with Image.open(picture.path) as finished:
+                save_film([*frames, finished.convert("RGB")], file, height=max(256, frames[0].height))
+        return file
+
     def _compute(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return self._one_thread.submit(call, *arguments).result()
 
     def _look(self, step: DenoisingStep) -> list[Image.Image]:
         """What a step's pictures will be, without the whole decoder's time."""
+        return self._look_at(step.predicted)
+
+    def _look_at(self, latents: Any) -> list[Image.Image]:
         if self.pipe.has_tiny_decoder:
             with contextlib.suppress(FloatingPointError):  # what is predicted early may be far from any picture
-                return self.pipe.decode_latents(step.predicted, decoder="tiny")
-        return self.pipe.latent_preview(step.predicted)
+                return self.pipe.decode_latents(latents, decoder="tiny")
+        return self.pipe.latent_preview(latents)
 
     def size_choices(self) -> list[tuple[str, str]]:
         """Sizes of about the usual area in the usual shapes, as (label, "WxH")."""

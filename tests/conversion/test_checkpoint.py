@@ -22,6 +22,7 @@ from ov_decidiffusion.conversion.hub import find_checkpoint
 from ov_decidiffusion.conversion.torch_modules import load_text_encoder
 from ov_decidiffusion.errors import CheckpointError
 
+ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNWANTED = ("pipeline.py", "unet/diffusion_pytorch_model.safetensors", "safety_checker/model.safetensors",
             "text_encoder/pytorch_model.bin", "README.md")  # fmt: skip
@@ -168,6 +169,19 @@ def test_downloads_only_what_is_needed_then_works_from_the_cache(hub, tmp_path):
     assert find(home, "Deci/Tiny", HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1") == found
     assert find(home, "Deci/Tiny", HF_ENDPOINT="http://127.0.0.1:9") == found
     assert len(hub.fetched) == fetched
+
+
+def test_a_download_can_be_discarded_once_it_is_converted(hub, small_checkpoint, tmp_path):
+    hub.folder = small_checkpoint
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-m", "ov_decidiffusion", "convert", "--checkpoint", "Deci/Tiny", "--discard-download"]
+    options = {"env": os.environ | settings | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=tmp_path, timeout=120, **options)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"deleted the download of Deci/Tiny: 0\.\d\d GB are free again", done.stderr)
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    again = subprocess.run(command[:-1], cwd=tmp_path, timeout=120, **options)  # found without a download
+    assert again.returncode == 0 and not list((tmp_path / "home").rglob("*.safetensors"))
 
 
 def test_what_the_hub_cannot_give_is_said_in_one_sentence(hub, tmp_path):

@@ -293,6 +293,20 @@ def test_all_pictures_come_in_one_file_and_copies_stay(page, demo, monkeypatch, 
     fresh.context.close()
 
 
+def test_a_pictures_steps_are_shown_as_a_film(page, tmp_path):
+    unfold(page, "Options")
+    fill(page, "Steps", 6)
+    make(page, "a rocket in space")
+    finished = np.asarray(shown(page).convert("RGB"), float)
+    page.locator("#film").click()
+    status_is(page, "^Its steps as a film")
+    with Image.open(download(page, tmp_path)) as film:
+        assert film.format == "GIF" and film.n_frames == 7  # six beliefs, and the picture
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB").resize((128, 128)), float)
+    assert np.abs(last - finished)[40:].mean() < 10  # of 255; the number of the step stands above
+
+
 def test_a_preview_comes_from_the_first_step_on(page, slow):
     unfold(page, "Options")
     fill(page, "Prompt", PROMPT)
