@@ -320,7 +320,8 @@ def peak_memory() -> int:
     try:
         import resource
     except ModuleNotFoundError:  # Windows
-        return psutil.Process().memory_info().peak_wset
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
