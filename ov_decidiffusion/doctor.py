@@ -317,11 +317,10 @@ def machine() -> dict[str, str]:
 
 def peak_memory() -> int:
     """The most that this process has held, in bytes."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        memory = psutil.Process().memory_info()
-        return getattr(memory, "peak_wset", memory.rss)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
