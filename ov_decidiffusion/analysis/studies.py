@@ -18,7 +18,7 @@ from ov_decidiffusion.schedulers.registry import SOLVERS, scheduler_class
 from ov_decidiffusion.schedulers.squeezed import SQUEEZE_MODES
 
 QUICK = 2.0  # seconds of a picture that is timed ROUNDS times; a slower one once
-ROUNDS = 3 if "CI" in os.environ and "DECIDIFFUSION_TRAIN" not in os.environ else 7  # nobody reads the times there
+ROUNDS = 1 if "CI" in os.environ and "DECIDIFFUSION_TRAIN" not in os.environ else 7  # nobody reads the times there
 ALL_STEPS = 60  # of the picture that the others are on their way to
 
 

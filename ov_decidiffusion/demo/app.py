@@ -138,7 +138,8 @@ class DemoBlocks(gr.Blocks):
             "state_session_capacity": MAX_SESSIONS,
             "height": 1000,
         }
-        self.studio.warm_up()
+        if getattr(self, "studio", None) is not None:
+            self.studio.warm_up()
         return super().launch(**(defaults | kwargs))
 
     async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:

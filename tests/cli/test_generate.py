@@ -134,6 +134,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.at_length
 def test_a_faster_preset_offers_to_make_its_models(small_model_dir, monkeypatch, tmp_path, capsys):
     """And where nobody is there to be asked, says what to give."""
     folder = shutil.copytree(small_model_dir, tmp_path / "own-fp16")

@@ -171,6 +171,7 @@ def test_downloads_only_what_is_needed_then_works_from_the_cache(hub, tmp_path):
     assert len(hub.fetched) == fetched
 
 
+@pytest.mark.at_length
 def test_a_download_can_be_discarded_once_it_is_converted(hub, small_checkpoint, tmp_path):
     hub.folder = small_checkpoint
     settings = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}

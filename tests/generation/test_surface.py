@@ -198,6 +198,7 @@ def test_latents_are_a_source_as_in_diffusers(pipe, diffusers_img2img, prompts, 
     asked = {"image": latents, "strength": 0.5, "num_inference_steps": 4, "num_images_per_prompt": times}
     asked |= {"guidance_scale": 2.0}
     seeded = torch.Generator().manual_seed(3)
+    diffusers_img2img.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     ours = pipe([PROMPT] * prompts, output_type="np", generator=seeded, guidance_rescale=0.0, **asked).images
     theirs = diffusers_img2img(
         [PROMPT] * prompts, output_type="np", generator=torch.Generator().manual_seed(3), **asked

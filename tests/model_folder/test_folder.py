@@ -109,6 +109,7 @@ def test_a_folder_of_a_newer_format_is_left_alone(copied, small_checkpoint):
     assert file.read_bytes() == before
 
 
+@pytest.mark.at_length
 def test_two_conversions_at_once_and_one_killed_before_end_in_one_folder(tmp_path, small_checkpoint):
     target = tmp_path / "models" / "tiny"
     left = target.with_name(f".{target.name}.0123abcd.partial")

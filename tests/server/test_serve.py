@@ -299,12 +299,12 @@ def test_a_request_that_its_server_gives_up_is_not_made(loaded_pipe):
     batcher.close()
 
 
-def test_pages_of_other_sites_and_two_pictures_are_refused(address):
-    files = [("image", ("a.png", b"x")), ("image[]", ("b.png", b"x"))]
+def test_pages_of_other_sites_and_two_masks_are_refused(address):
+    files = [("image", ("a.png", b"x")), ("mask", ("b.png", b"x")), ("mask", ("c.png", b"x"))]
     asked = {"url": f"{address}/v1/images/edits", "data": {"prompt": PROMPT}, "files": files}
     assert httpx.post(**asked, headers={"Origin": "http://evil.example"}).status_code == 403
     answer = httpx.post(**asked)
-    assert answer.status_code == 400 and "one `image`" in answer.json()["error"]["message"]
+    assert answer.status_code == 400 and "A `mask` goes with one `image`" in answer.json()["error"]["message"]
 
 
 def test_models_that_are_damaged_are_told_without_the_servers_paths(client, loaded_pipe, monkeypatch):
