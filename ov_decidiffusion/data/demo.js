@@ -191,8 +191,15 @@
   const begin = () => {
     const theme = localStorage.getItem("ov_decidiffusion theme");
     if (theme) document.body.classList.toggle("dark", theme === "dark");
-    new MutationObserver(look).observe(document, { subtree: true, childList: true, characterData: true });
-    setInterval(look, 500);
+    // One look for all that changes in a moment: looking takes time that the pictures need.
+    let waiting = false;
+    const later = () => {
+      if (waiting) return;
+      waiting = true;
+      setTimeout(() => { waiting = false; look(); }, 60);
+    };
+    new MutationObserver(later).observe(document, { subtree: true, childList: true, characterData: true });
+    setInterval(look, 1000);
   };
   document.body ? begin() : addEventListener("DOMContentLoaded", begin);
 })();
