@@ -3,7 +3,6 @@
 import gc
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import psutil
 import torch
 from PIL import Image
@@ -20,20 +20,21 @@ from safetensors import safe_open
 from ov_decidiffusion import __version__
 from ov_decidiffusion.analysis.pictures import picture_grid
 from ov_decidiffusion.arguments import check_path
-from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT, weights_files, weights_size
+from ov_decidiffusion.conversion.checkpoint import weights_files, weights_size
 from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.conversion.hub import find_checkpoint
-from ov_decidiffusion.conversion.reports import ConversionReport, fingerprint_of, source_files
+from ov_decidiffusion.conversion.reports import ConversionReport, fingerprint_of, source_files, source_of
 from ov_decidiffusion.conversion.torch_modules import load_text_encoder, load_tokenizer, load_unet, load_vae
 from ov_decidiffusion.conversion.unet_nas import V1_UNET_CONFIG
 from ov_decidiffusion.errors import DeciDiffusionError, NotEnoughMemory
 from ov_decidiffusion.generation.presets import PRESETS
 from ov_decidiffusion.model_folder.configs import read_scheduler
+from ov_decidiffusion.model_folder.defaults import read_defaults
 from ov_decidiffusion.model_folder.integrity import read_json, verify_model_dir
 from ov_decidiffusion.model_folder.writing import write_json
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import quantize_models
-from ov_decidiffusion.runtime.memory import release_freed_memory
+from ov_decidiffusion.runtime.memory import peak_memory, release_freed_memory
 from ov_decidiffusion.schedulers.registry import make_scheduler
 
 STEPS = 2  # of the picture that is compared with diffusers'
@@ -83,6 +84,11 @@ class Doctor:
         self.seconds: dict[str, list[float]] = {}  # of pictures, by preset
         self.kept: dict[str, Any] = {}
         self._key = ""
+
+    @property
+    def name(self) -> str:
+        """A hub id as it is, of a folder its name alone."""
+        return str(source_of(self.checkpoint, self.revision)["checkpoint"])
 
     @property
     def is_right(self) -> bool:
@@ -216,8 +222,7 @@ class Doctor:
         """All of it in one line, to be pasted into an issue."""
         right = sum(check.verdict == OK for check in self.checks)
         wrong = [check.name for check in self.checks if check.verdict == WRONG]
-        name = EMBEDDED_CHECKPOINT.name if Path(self.checkpoint) == EMBEDDED_CHECKPOINT else _name_of(self.checkpoint)
-        parts = [f"doctor {__version__}: {name}" + (f"@{self.revision}" if self.revision else "")]
+        parts = [f"doctor {__version__}: {self.name}" + (f"@{self.revision}" if self.revision else "")]
         parts.append(f"{right} of {len(self.checks)} right" + (f", wrong: {', '.join(wrong)}" if wrong else ""))
         parts += [f"{preset} {np.median(taken):.1f} s" for preset, taken in self.seconds.items()]
         parts += [f"peak {peak_memory() / 1e9:.1f} GB", *machine().values()]
@@ -225,7 +230,7 @@ class Doctor:
 
     def _write(self) -> None:
         content = {
-            "checkpoint": _name_of(self.checkpoint),
+            "checkpoint": self.name,
             "revision": self.revision,
             "is_right": self.is_right,
             "checks": [asdict(check) for check in self.checks],
@@ -238,7 +243,7 @@ class Doctor:
         rows = [f"| {MARKS[one.verdict]} {one.name} | {one.told} | {one.seconds:.0f} s |" for one in self.checks]
         sheet = ["", "![Every prompt by every preset](sheet.png)"] if (self.out / "sheet.png").is_file() else []
         text = [
-            f"# {_name_of(self.checkpoint)}",
+            f"# {self.name}",
             "",
             self.line(),
             "",
@@ -267,7 +272,7 @@ def _difference(folder: Path, model_dir: Path) -> float:
     """The largest difference of a pixel, in 255ths."""
     from diffusers import StableDiffusionPipeline
 
-    defaults = read_json(model_dir / "pipeline_defaults.json")
+    defaults = read_defaults(model_dir)
     asked = {name: defaults[name] for name in ("guidance_scale", "guidance_rescale")}
     asked |= {"num_inference_steps": STEPS, "output_type": "np"}
     prompt = defaults["example_prompts"][0][0]
@@ -293,19 +298,9 @@ def _difference(folder: Path, model_dir: Path) -> float:
     return round(float(np.abs(made.images - wanted.images).max()) * 255, 2)
 
 
-def _name_of(checkpoint: str | Path) -> str:
-    """A hub id as it is, of a folder its name alone."""
-    folder = Path(checkpoint).expanduser()
-    return folder.resolve().name if folder.is_dir() else str(checkpoint)
-
-
 def machine() -> dict[str, str]:
     """What the figures depend on, and nothing personal."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
+    processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
     memory = psutil.virtual_memory().total / 1e9
     packages = ", ".join(f"{name} {version(name)}" for name in ("openvino", "torch", "diffusers"))
     return {
@@ -313,16 +308,6 @@ def machine() -> dict[str, str]:
         "system": f"{platform.system()}, Python {platform.python_version()}",
         "packages": packages,
     }
-
-
-def peak_memory() -> int:
-    """The most that this process has held, in bytes."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # Windows has none
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def examine(

@@ -101,7 +101,8 @@ def demo(options: argparse.Namespace) -> None:
 
     keep_only_these_readers()
     hosts = check_allowed_hosts(options.allowed_host)
-    auth = _credentials(options.host in LOOPBACK and not hosts, options.auth, options.no_auth)
+    own = options.host in LOOPBACK and not hosts
+    auth = _credentials(own, options.auth, options.no_auth)
     _check_port(options)
     model_dir = prepared_folder(options)
     with _folder_for_pictures():
@@ -109,7 +110,6 @@ def demo(options: argparse.Namespace) -> None:
             model_dir, options.device, options.inference_precision, threads=options.threads
         )
         print(f"precision: {pipe.inference_precision}")
-        own = options.host in LOOPBACK and not hosts
         outputs = Path("outputs") if own and not options.no_save else None
         demo = make_demo(pipe, outputs=outputs, offers_int8=own)
         try:

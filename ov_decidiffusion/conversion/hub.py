@@ -106,11 +106,11 @@ def discard_download(repo_id: str) -> int:
         the bytes that are free again; 0 where nothing was there.
     """
     try:
-        cached = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.repo_id == repo_id]
+        cache = scan_cache_dir()
     except CacheNotFound:
         return 0
-    revisions = [revision.commit_hash for repo in cached for revision in repo.revisions]
-    plan = scan_cache_dir().delete_revisions(*revisions)
+    kept = [repo for repo in cache.repos if repo.repo_type == "model" and repo.repo_id == repo_id]
+    plan = cache.delete_revisions(*(revision.commit_hash for repo in kept for revision in repo.revisions))
     plan.execute()
     return plan.expected_freed_size
 

@@ -74,7 +74,7 @@ class Session:
                 self.outputs.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, _free_name(self.outputs, arguments))
             if not self.keeps_sources:
-                source = mask = None
+                source, mask, beliefs = None, None, ()
             self.pictures.insert(0, SavedImage(path, arguments, caption, source, mask, beliefs))
             if len(self.pictures) > MAX_FILMS:
                 self.pictures[MAX_FILMS] = replace(self.pictures[MAX_FILMS], beliefs=())

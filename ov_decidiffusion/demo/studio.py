@@ -48,7 +48,6 @@ class Progress:
         picture: to show, or None for the one that was there; at the end, several as one.
         saved: the finished pictures, at the end.
         stopped: whether the visitor ended it.
-        over: whether nothing more comes.
     """
 
     status: str
@@ -56,7 +55,6 @@ class Progress:
     picture: Image.Image | None = None
     saved: tuple[SavedImage, ...] = ()
     stopped: bool = False
-    over: bool = False
 
 
 class Run:
@@ -265,7 +263,7 @@ class Studio:
     def _wait(self, job: Job) -> Iterator[Progress]:
         while ahead := self.queue.ahead(job):
             if self.queue.is_stopped(job):
-                yield Progress("Stopped while waiting.", over=True)
+                yield Progress("Stopped while waiting.")
                 return
             own_before, _ = self.queue.others_of(job)
             if not own_before and not self._used:
@@ -331,11 +329,11 @@ class Studio:
                 told += f" · the source was cut to {picture.width}x{picture.height}"
             steps = tuple(one[i : i + 1].clone() for one in beliefs)
             if (one := session.save(picture, own, told, source, mask, steps)) is None:
-                return Progress("The pictures are no longer kept.", over=True)
+                return Progress("The pictures are no longer kept.")
             saved.insert(0, one)
         what = "Stopped" if stopped else "Done" if len(saved) == 1 else f"Done: {len(saved)} pictures"
         together = side_by_side(pictures) if len(pictures) > 1 else None
-        return Progress(f"{what} after {seconds:.1f} s.", None, together, tuple(saved), stopped, over=True)
+        return Progress(f"{what} after {seconds:.1f} s.", None, together, tuple(saved), stopped)
 
     def film(self, picture: SavedImage) -> Path:
         """How a picture came about, step by step, as an animated GIF file beside it.

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,23 @@ def _left_in_container() -> float:
         return int(most) - int(used) + int(kept)
     except (OSError, ValueError, KeyError):  # no Linux, another version of them, or "max", which is none
         return math.inf
+
+
+def peak_memory() -> int:
+    """The most that this process has held in memory so far, in bytes.
+
+    Linux hands ``ru_maxrss`` on from the process that started this one, so there it is read from the kernel's own
+    account of this process's memory.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def release_freed_memory() -> None:
