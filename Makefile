@@ -11,6 +11,7 @@
 # LOCKED=1 installs what the lock says instead of the newest that requirements.txt allows.
 # On Linux without an NVIDIA GPU, PyTorch comes from TORCH_INDEX, its builds for CPUs, which saves gigabytes of CUDA
 # libraries. Where that address cannot be reached, or with TORCH_INDEX= , it comes from the ordinary index.
+# uv installs in seconds what takes pip minutes. What uv cannot install, such as from an index in pip.conf, pip does.
 
 PYTHON ?= python3
 CPU_BUILDS := https://download.pytorch.org/whl/cpu
@@ -19,8 +20,18 @@ LOCKED ?=
 VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV ?= $(BIN)/uv
+FIRST = if test -x $(UV); then $(UV) pip install --quiet --python $(BIN)/python $(1); else $(PIP) $(1); fi
+INSTALL = if $(FIRST); then true; else $(PIP) $(1); fi
 TORCH := $(shell grep -o "^torch[=>][^ ]*" $(if $(LOCKED),requirements.lock,requirements.txt))
+
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
 
 .PHONY: demo lab run notebook test lint clean benchmark quality peers lock soak bulk-benchmark
 
@@ -40,7 +51,7 @@ notebook: $(VENV)/ready-to-test
 test: $(VENV)/ready-to-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	for platform in Linux Windows Darwin; do $(BIN)/basedpyright --pythonpath $(BIN)/python --pythonplatform $$platform || exit 1; done
+	echo Linux Windows Darwin | xargs -n 1 -P 2 $(BIN)/basedpyright --pythonpath $(BIN)/python --pythonplatform
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready-to-test
@@ -80,23 +91,25 @@ clean:
 $(VENV)/torch: requirements.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=/path/to/it"'
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV); this takes a few minutes the first time."
-	@if test -n "$(TORCH_INDEX)" && $(PIP) --retries 1 --timeout 15 --index-url "$(TORCH_INDEX)" "$(TORCH)"; \
+	@echo "Installing into $(VENV); this takes a minute or a few the first time."
+	@test -x $(UV) || $(PIP) uv || echo "uv cannot be installed: pip does everything."
+	@if test -n "$(TORCH_INDEX)" && (export UV_HTTP_TIMEOUT=15 UV_HTTP_RETRIES=1 PIP_TIMEOUT=15 PIP_RETRIES=1; \
+	  export UV_DEFAULT_INDEX="$(TORCH_INDEX)" PIP_INDEX_URL="$(TORCH_INDEX)"; $(call FIRST,"$(TORCH)") 2> /dev/null); \
 	then touch $@; \
 	else test -z "$(TORCH_INDEX)" || echo "$(TORCH_INDEX) cannot be reached: PyTorch comes from the ordinary index."; \
-	  $(PIP) "$(TORCH)" && touch $@; fi
+	  $(call INSTALL,"$(TORCH)") && touch $@; fi
 
 $(VENV)/ready-for-demo: $(VENV)/torch pyproject.toml
-	$(PIP) --editable ".[demo]"
+	$(call INSTALL,--editable ".[demo]")
 	touch $@
 
 $(VENV)/ready: $(VENV)/torch requirements.txt
-	$(PIP) $(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt)
-	$(PIP) --no-deps --editable .
+	$(call INSTALL,$(if $(LOCKED),--require-hashes -r requirements.lock,-r requirements.txt))
+	$(call INSTALL,--no-deps --editable .)
 	touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready tests/requirements.txt tests/package-lock.json
-	$(if $(LOCKED),,$(PIP) -r tests/requirements.txt)
+	$(if $(LOCKED),,$(call INSTALL,-r tests/requirements.txt))
 	if command -v npm > /dev/null; then npm ci --prefix tests --no-audit --no-fund --silent; fi  # axe-core, for the demo
 	touch $@
 

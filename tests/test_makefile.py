@@ -1,8 +1,9 @@
-"""Where ``make`` gets PyTorch from: the builds for CPUs, or the ordinary index where those cannot be reached."""
+"""Where ``make`` gets PyTorch from: the builds for CPUs, or the ordinary index; by uv, or by pip without it."""
 
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import zipfile
 from functools import partial
@@ -18,7 +19,7 @@ pytestmark = [UNIX_ONLY, pytest.mark.skipif(shutil.which("make") is None, reason
 
 def as_typed() -> dict[str, str]:
     """The environment of somebody who types the command, whatever runs the tests."""
-    others = ("TORCH_INDEX", "LOCKED", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV")
+    others = ("TORCH_INDEX", "LOCKED", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV", "UV", "UV_INDEX", "UV_FIND_LINKS")
     return {key: value for key, value in os.environ.items() if key not in others}
 
 
@@ -55,24 +56,32 @@ def addresses(tmp_path):
         server.server_close()
 
 
-@pytest.mark.parametrize(("asked", "version"), [("cpu", "2.13.9+cpu"), ("nowhere", "2.13.8"), ("ordinary", "2.13.8")])
-def test_pytorch_comes_from_the_builds_for_cpus_or_else_from_the_ordinary_index(tmp_path, addresses, asked, version):
+CASES = [("cpu", "2.13.9+cpu", "uv"), ("nowhere", "2.13.8", "uv"), ("", "2.13.8", "pip")]
+
+
+@pytest.mark.parametrize(("asked", "version", "by"), CASES)
+def test_pytorch_comes_from_the_builds_for_cpus_or_from_the_ordinary_index(tmp_path, addresses, asked, version, by):
+    uv = str(Path(sys.executable).with_name("uv"))
+    if by == "uv" and not Path(uv).is_file():
+        pytest.skip("needs uv, which make installs")
     cpu, ordinary, nowhere = addresses
-    wanted = {"cpu": cpu, "ordinary": "", "nowhere": nowhere}[asked]
+    wanted = {"cpu": cpu, "": "", "nowhere": nowhere}[asked]
     venv = tmp_path / "venv"
     environment = {key: value for key, value in as_typed().items() if not key.startswith("PIP_")}
-    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": ordinary}
+    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": ordinary, "UV_CACHE_DIR": str(tmp_path / "cache")}
     command = ["make", f"VENV={venv}", f"TORCH_INDEX={wanted}", f"{venv}/torch"]
+    command += [f"UV={uv}"] if by == "uv" else []
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("cannot be reached" in done.stdout) == (asked == "nowhere")
-    installed = [folder.name for folder in venv.rglob("torch-*.dist-info")]
-    assert installed == [f"torch-{version}.dist-info"]
+    [installed] = venv.rglob("torch-*.dist-info")
+    assert installed.name == f"torch-{version}.dist-info"
+    assert (installed / "INSTALLER").read_text().strip() == by
     assert (venv / "torch").is_file()
 
 
 def test_the_builds_for_cpus_are_chosen_by_itself_on_linux_without_an_nvidia_gpu(tmp_path):
     printing = ["make", "-n", f"VENV={tmp_path}/venv", f"{tmp_path}/venv/torch"]
     told = subprocess.run(printing, cwd=ROOT, env=as_typed(), capture_output=True, text=True, check=True).stdout
-    chosen = '--index-url "https://download.pytorch.org/whl/cpu"' in told
+    chosen = 'PIP_INDEX_URL="https://download.pytorch.org/whl/cpu"' in told
     assert chosen == (os.uname().sysname == "Linux" and shutil.which("nvidia-smi") is None)
