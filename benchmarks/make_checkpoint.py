@@ -1,7 +1,8 @@
 """Full-size checkpoints with random weights: ``python -m benchmarks.make_checkpoint 1.0 FOLDER``.
 
 Speed and memory do not depend on what weights say, only on how many there are and how they are laid out; pictures of
-such a checkpoint are noise. ``1.0`` is DeciDiffusion 1.0's real configuration. ``2.0`` is a stand-in: the
+such a checkpoint are noise. Each has the files of its repository on the hub, with CLIP's own vocabulary; of what nobody
+needs to run it, little more than the name. ``1.0`` is DeciDiffusion 1.0's real configuration. ``2.0`` is a stand-in: the
 configuration of DeciDiffusion 2.0 is known to us by its size alone, so this is one of the family with as many
 parameters and 2.0's scheduler. ``sd15`` is Stable Diffusion 1.5, to compare with.
 """
@@ -23,13 +24,12 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ov_decidiffusion.conversion.checkpoint import EMBEDDED_CHECKPOINT
+from benchmarks.clip_vocabulary import VOCABULARY, write_tokenizer
 from ov_decidiffusion.conversion.unet_nas import V1_UNET_CONFIG, FlexibleUNet2DConditionModel
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.schedulers.squeezed import SqueezedDPMSolverMultistepScheduler
 
 KINDS = ("1.0", "2.0", "sd15")
-VOCABULARY = 49408  # tokens of CLIP
 STAND_IN_2_0 = {  # fewer blocks of 1.0's kind: 525,576,324 parameters
     "down_blocks_num_attentions": [0, 2, 2],
     "mid_num_resnets": 0,
@@ -123,13 +123,35 @@ def write_weights(model: nn.Module, file: Path, prefix: str = "") -> int:
     return sum(shape.numel() for shape in shapes.values())
 
 
-def write_tokenizer(folder: Path) -> None:
-    """The embedded checkpoint's tokenizer, its vocabulary filled up to CLIP's size with tokens that no text has."""
-    shutil.copytree(EMBEDDED_CHECKPOINT / "tokenizer", folder)
-    tokens = list(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-    unused = [f"<unused{i}>" for i in range(VOCABULARY - len(tokens))]
-    vocabulary = {token: i for i, token in enumerate([*tokens[:-2], *unused, *tokens[-2:]])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+def write_what_nobody_needs(folder: Path) -> None:
+    """The files of the real repository that no run needs: whoever opens one of them learns it by an error."""
+    for name in ("unet/diffusion_pytorch_model", "safety_checker/model"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.safetensors").write_bytes(b"not needed")
+    unet_of("sd15").save_config(folder / "unet")
+    checker = {"architectures": ["StableDiffusionSafetyChecker"], "model_type": "clip"}
+    (folder / "safety_checker" / "config.json").write_text(json.dumps(checker, indent=2) + "\n")
+    (folder / "feature_extractor").mkdir()
+    (folder / "feature_extractor" / "preprocessor_config.json").write_text('{"crop_size": 224, "size": 224}\n')
+    (folder / "pipeline.py").write_text("raise SystemExit('code of a checkpoint must never run')\n")
+    (folder / "README.md").write_text("A stand-in of random weights.\n")
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+
+
+def write_index(folder: Path, kind: str, scheduler: str) -> None:
+    """The index of a repository; DeciDiffusion's names a class of its makers, and knows nothing of its own U-Net."""
+    index = {
+        "_class_name": "StableDiffusionPipeline" if kind == "sd15" else "DeciPipeline",
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    if kind != "sd15":
+        index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def make_checkpoint(kind: str, folder: str | Path) -> dict[str, int]:
@@ -164,15 +186,9 @@ def make_checkpoint(kind: str, folder: str | Path) -> dict[str, int]:
         scheduler = scheduler_of(kind)
         scheduler.save_pretrained(partial / "scheduler")
         write_tokenizer(partial / "tokenizer")
-        index = {
-            "_class_name": "StableDiffusionPipeline",
-            "scheduler": ["diffusers", type(scheduler).__name__],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            unet_name: ["diffusers", type(unet).__name__],
-            "vae": ["diffusers", "AutoencoderKL"],
-        }
-        (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        write_index(partial, kind, type(scheduler).__name__)
+        if kind != "sd15":
+            write_what_nobody_needs(partial)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

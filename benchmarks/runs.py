@@ -206,6 +206,6 @@ def machine() -> dict[str, str]:
 def _digest_of_code() -> str:
     """Tells versions of the library and of the runs apart."""
     digest = hashlib.sha256()
-    for file in sorted([*(HERE.parent / "ov_decidiffusion").glob("*.py"), HERE / "run_one.py", HERE / "workload.py"]):
+    for file in sorted([*(HERE.parent / "ov_decidiffusion").rglob("*.py"), HERE / "run_one.py", HERE / "workload.py"]):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
