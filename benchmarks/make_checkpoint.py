@@ -1,8 +1,8 @@
 """Full-size checkpoints with random weights: ``python -m benchmarks.make_checkpoint 1.0 FOLDER``.
 
 Speed and memory do not depend on what weights say, only on how many there are and how they are laid out; pictures of
-such a checkpoint are noise. Each has the files of its repository on the hub, with CLIP's own vocabulary; of what nobody
-needs to run it, little more than the name. ``1.0`` is DeciDiffusion 1.0's real configuration. ``2.0`` is a stand-in: the
+such a checkpoint are noise. Each has all files of its repository on the hub, with CLIP's own vocabulary; of files that
+no run needs, little more than the name. ``1.0`` is DeciDiffusion 1.0's real configuration. ``2.0`` is a stand-in: the
 configuration of DeciDiffusion 2.0 is known to us by its size alone, so this is one of the family with as many
 parameters and 2.0's scheduler. ``sd15`` is Stable Diffusion 1.5, to compare with.
 """

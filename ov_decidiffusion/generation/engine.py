@@ -223,7 +223,7 @@ class Engine:
             pixels = check_batch("pixels", pixels, 3, self.vae.scale_factor)
             size = pixels.shape[3], pixels.shape[2]
             check_memory(self.models.estimated_memory(0, size, size))
-            return self.vae.encode(pixels, make_generator(generator, None, len(pixels)))
+            return self.vae.to_latents(pixels, make_generator(generator, None, len(pixels)))
 
     def finish(self, step: DenoisingStep, output_type: str = "pil") -> Pictures:
         """The pictures of a step; arguments as ``OVStableDiffusionPipeline.finish`` says."""
@@ -256,7 +256,7 @@ class Engine:
             latents = check_batch("latents", latents, self.latent_channels)
             size = latents.shape[3] * self.vae.scale_factor, latents.shape[2] * self.vae.scale_factor
             check_memory(self.models.estimated_memory(0, size, self.vae.decoded_at_once(size)))
-            decoded = self.vae.decode(latents, "vae_decoder" in parts, decoder)
+            decoded = self.vae.to_pixels(latents, "vae_decoder" in parts, decoder)
             # Any: diffusers names a single picture where it gives a list of them.
             pictures: Any = self.image_processor.postprocess(decoded, output_type=output_type)
             return pictures

@@ -271,6 +271,21 @@ class DiffusersSurface:
     def disable_xformers_memory_efficient_attention(self) -> None:
         """As ``enable_attention_slicing``."""
 
+    def fuse_qkv_projections(self, *_: Any, **__: Any) -> None:
+        """OpenVINO fuses what is worth it when it compiles."""
+        _taken("fuse_qkv_projections", "OpenVINO fuses what is worth it when it compiles")
+
+    def unfuse_qkv_projections(self, *_: Any, **__: Any) -> None:
+        """As ``fuse_qkv_projections``."""
+
+    def enable_freeu(self, *_: Any, **__: Any) -> None:
+        """Refused: FreeU changes the skips inside the U-Net.
+
+        Raises:
+            NotImplementedError: says why.
+        """
+        raise NotImplementedError("FreeU changes the skips inside the U-Net, which the converted one has no way into.")
+
     def load_lora_weights(self, *_: Any, **__: Any) -> None:
         """Refused: converted weights cannot be changed.
 

@@ -193,12 +193,12 @@ def prepare_latents(
         return _with_noise(clean, randn_tensor(shape, generator=plan.generator), plan), None
     pixels = make_image_processor(vae.scale_factor).preprocess(sources.pictures)
     if sources.masks is None:
-        clean = vae.encode(pixels, plan.generator, pictures=shape[0])
+        clean = vae.to_latents(pixels, plan.generator, pictures=shape[0])
         return _with_noise(clean, randn_tensor(shape, generator=plan.generator), plan), None
     # diffusers draws once for each source here, and for each picture in image-to-image
     times = shape[0] // len(pixels)
     of_sources = plan.generator[::times] if isinstance(plan.generator, list) else plan.generator
-    clean = vae.encode(pixels, of_sources).repeat_interleave(times, dim=0)
+    clean = vae.to_latents(pixels, of_sources).repeat_interleave(times, dim=0)
     noise = randn_tensor(shape, generator=plan.generator)
     noisy = noise * plan.scheduler.init_noise_sigma if sources.strength == 1 else _with_noise(clean, noise, plan)
     randn_tensor((len(pixels), *shape[1:]), generator=of_sources)  # diffusers encodes the masked sources too

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,30 @@ class TextEncoder:
         self._length = MAX_TOKENS
         self._most_chunks = 1 if models.static_shapes else MAX_CHUNKS
         self._encoded: dict[tuple[str, bool], torch.Tensor] = {}  # the latest MAX_PROMPTS, with and without syntax
+
+    def __call__(self, input_ids: torch.Tensor, attention_mask: Any = None, output_hidden_states: bool = False) -> Any:
+        """As ``CLIPTextModel`` of transformers, for prompts that are tokens already.
+
+        Args:
+            input_ids: [b, n] whole numbers, as the tokenizer gives them; n is 77 where shapes are static.
+            attention_mask: None; CLIP attends to the padding too.
+            output_hidden_states: False: of the converted encoder's layers the last one alone comes out.
+
+        Returns:
+            an output with ``last_hidden_state`` [b, n, d], which is ``[0]`` of it too.
+
+        Raises:
+            ValueError: an attention mask, or all layers, are asked for.
+        """
+        from transformers.modeling_outputs import BaseModelOutput
+
+        if attention_mask is not None or output_hidden_states:
+            raise ValueError(
+                "The converted text encoder takes `input_ids` alone, and gives its last layer: leave "
+                "`attention_mask` and `output_hidden_states` out."
+            )
+        (states, *_) = self._models.run("text_encoder", {"input_ids": np.asarray(input_ids)})
+        return BaseModelOutput(last_hidden_state=torch.from_numpy(states))  # type: ignore[arg-type]
 
     def prepare(self, texts: Sequence[Text], times: int, syntax: bool = True) -> torch.Tensor:
         """Hidden states for the loop, each ``times`` over.

@@ -37,13 +37,63 @@ class Autoencoder:
         self.scale_factor: int = vae_factor(models.vae_config)
         self.tile_size: int | None = None
 
-    def encode(
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        """As ``AutoencoderKL.encode`` of diffusers: the distribution of a picture's latents, which are not scaled.
+
+        Args:
+            x: [b, 3, H, W] in -1…1.
+            return_dict: False for a tuple.
+
+        Returns:
+            an output with ``latent_dist``.
+        """
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+        from diffusers.models.modeling_outputs import AutoencoderKLOutput
+
+        drawn_from = DiagonalGaussianDistribution(self._moments(x))
+        return AutoencoderKLOutput(latent_dist=drawn_from) if return_dict else (drawn_from,)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+        """As ``AutoencoderKL.decode`` of diffusers: the picture of latents [b, 4, h, w] that are not scaled.
+
+        Args:
+            return_dict: False for a tuple.
+            generator: nothing is drawn.
+
+        Returns:
+            an output with ``sample``, [b, 3, H, W], about -1…1.
+        """
+        from diffusers.models.autoencoders.vae import DecoderOutput
+
+        pixels = self.to_pixels(z * self.scaling_factor)
+        return DecoderOutput(sample=pixels) if return_dict else (pixels,)
+
+    def enable_tiling(self) -> None:
+        """Decode pictures larger than the checkpoint's size piece by piece."""
+        self.use_tiles(self.config["sample_size"])
+
+    def disable_tiling(self) -> None:
+        """Decode pictures whole again."""
+        self.tile_size = None
+
+    def enable_slicing(self) -> None:
+        """Nothing: pictures are decoded one at a time anyway."""
+
+    def disable_slicing(self) -> None:
+        """As ``enable_slicing``."""
+
+    def _moments(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Means and logarithms of variances, [b, 8, h, w]; one picture at a time keeps memory low."""
+        each = [self._models.run("vae_encoder", {"sample": one.numpy()})[0] for one in pixels.split(1)]
+        return torch.from_numpy(np.concatenate(each))
+
+    def to_latents(
         self,
         pixels: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         pictures: int | None = None,
     ) -> torch.Tensor:
-        """Scaled latents, drawn from the encoder's distribution; one picture at a time keeps memory low.
+        """Scaled latents, drawn from the encoder's distribution.
 
         Args:
             pixels: [b, 3, H, W] in -1…1.
@@ -55,8 +105,7 @@ class Autoencoder:
         """
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # brings all models of diffusers
 
-        each = [self._models.run("vae_encoder", {"sample": one.numpy()})[0] for one in pixels.split(1)]
-        moments = torch.from_numpy(np.concatenate(each))
+        moments = self._moments(pixels)
         times = 1 if pictures is None else pictures // len(pixels)
         if isinstance(generator, list):
             each = moments.repeat_interleave(times, dim=0).split(1)
@@ -65,7 +114,7 @@ class Autoencoder:
         drawn = DiagonalGaussianDistribution(moments).sample(generator)
         return drawn.repeat_interleave(times, dim=0) * self.scaling_factor
 
-    def decode(self, latents: torch.Tensor, quantized: bool = False, decoder: str = "whole") -> torch.Tensor:
+    def to_pixels(self, latents: torch.Tensor, quantized: bool = False, decoder: str = "whole") -> torch.Tensor:
         """Pixels [b, 3, H, W], about -1…1, of scaled latents [b, 4, h, w]; one picture at a time keeps memory low.
 
         Args:

