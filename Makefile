@@ -52,7 +52,7 @@ test: $(VENV)/ready-to-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	echo Linux Windows Darwin | xargs -n 1 -P 2 $(BIN)/basedpyright --pythonpath $(BIN)/python --pythonplatform
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready-to-test
 	$(BIN)/python -m ruff check --fix .

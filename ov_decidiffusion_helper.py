@@ -42,6 +42,7 @@ from ov_decidiffusion.generation.plan import noise_levels
 from ov_decidiffusion.model_folder.layout import default_model_dir
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.quantize import quantize_models
+from ov_decidiffusion.schedulers.registry import make_solver
 from training.oracle import read_picture
 from training.scenes import example_picture
 
@@ -80,6 +81,7 @@ __all__ = [
     "heat",
     "level_times",
     "load_text_encoder",
+    "make_solver",
     "make_demo",
     "noise_levels",
     "picture_grid",
@@ -122,13 +124,14 @@ class _Dropdown(widgets.Dropdown):
 
 
 @functools.cache  # the same one again, so that running all cells once more keeps what was chosen
-def checkpoint_dropdown() -> widgets.Dropdown:
+def checkpoint_dropdown(name: str = "") -> widgets.Dropdown:
     """Choose a checkpoint by name.
 
-    ``DECIDIFFUSION_CHECKPOINT``, a folder or a hub id, joins the names and is chosen at first; without it, the
-    embedded one.
+    Args:
+        name: chosen at first, and joins the names: a folder or a hub id. Empty for what ``DECIDIFFUSION_CHECKPOINT``
+            holds; without it, the embedded one.
     """
-    wanted = os.environ.get("DECIDIFFUSION_CHECKPOINT") or next(iter(KNOWN_CHECKPOINTS))
+    wanted = name or os.environ.get("DECIDIFFUSION_CHECKPOINT") or next(iter(KNOWN_CHECKPOINTS))
     return _Dropdown(
         value=wanted,
         options=list(dict.fromkeys([*KNOWN_CHECKPOINTS, wanted])),
@@ -143,10 +146,19 @@ def chosen_checkpoint(dropdown: widgets.Dropdown) -> str:
     return KNOWN_CHECKPOINTS.get(name, name)
 
 
-def device_dropdown() -> widgets.Dropdown:
-    """Choose among the devices that OpenVINO finds on this machine, and AUTO."""
+def device_dropdown(name: str = "") -> widgets.Dropdown:
+    """Choose among the devices that OpenVINO finds on this machine, and AUTO.
+
+    Args:
+        name: chosen at first; empty for the first device.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     devices = [*ov.Core().available_devices, "AUTO"]
-    return _Dropdown(value=devices[0], options=devices, description="Device:")
+    if name and name not in devices:
+        raise ValueError(f"`device_name` must be one of {', '.join(devices)}, got {name!r}.")
+    return _Dropdown(value=name or devices[0], options=devices, description="Device:")
 
 
 def load_text_encoder(checkpoint: str) -> CLIPTextModel:
@@ -242,10 +254,14 @@ def heat(values: np.ndarray, under: Image.Image | None = None, most: float | Non
     return Image.blend(under.convert("L").convert("RGB"), colored.resize(under.size, Image.Resampling.BICUBIC), 0.6)
 
 
-def film(frames: Sequence[Image.Image], file: Path) -> None:
-    """Write frames as ``save_film`` does, and show them."""
+def film(frames: Sequence[Image.Image], file: Path, alt: str) -> None:
+    """Write frames as ``save_film`` does, and show them.
+
+    Args:
+        alt: what the film shows, for those who cannot see it.
+    """
     save_film(frames, file)
-    display.display(display.Image(file.read_bytes(), format="gif", alt="What the U-Net believes, step by step"))
+    display.display(display.Image(file.read_bytes(), format="gif", alt=alt))
 
 
 def draw_overview(pipe: OVStableDiffusionPipeline, steps: int) -> Figure:

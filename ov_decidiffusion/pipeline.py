@@ -116,7 +116,6 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         defaults: the checkpoint's own ``num_inference_steps``, ``guidance_scale`` and ``guidance_rescale``.
         vae_scale_factor: pixels to one latent position, along a side.
         size_factor: pictures' sides are multiples of this.
-        default_size: (width, height) in pixels of a picture when nothing else is asked for.
         inference_precision: what the models compute in, and why, as a sentence.
         quantized_parts: the models that there are in INT8 too; ``quantize_models`` makes them.
         has_tiny_decoder: whether ``decoder="tiny"`` can be asked for.
@@ -135,7 +134,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
     def _take(self, engine: Engine) -> None:
         self._engine = engine
         self.models = engine.models
-        self.origin, self.defaults, self.default_size = engine.origin, engine.defaults, engine.default_size
+        self.origin, self.defaults = engine.origin, engine.defaults
         self.vae_scaling_factor = engine.vae.scaling_factor
         self.latent_channels = engine.latent_channels
         self.size_factor, self.quantized_parts = engine.models.size_factor, engine.models.quantized_parts
@@ -658,6 +657,19 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
             (1, 128, 128, 3)
         """
         return self._engine.decode(latents, output_type, quantized, decoder)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(width, height) in pixels of a picture when nothing else is asked for; assign another to change it.
+
+        Raises:
+            ValueError: assigned a size that no picture can have.
+        """
+        return self._engine.default_size
+
+    @default_size.setter
+    def default_size(self, size: tuple[int, int]) -> None:
+        self._engine.set_default_size(size)
 
     def enable_vae_tiling(self, tile_size: int | None = None) -> None:
         """Decode pictures larger than a tile piece by piece, in the memory that one piece takes.

@@ -1,5 +1,7 @@
 """The embedded checkpoint understands its captions, as far as the oracle can tell on a few pictures."""
 
+import pytest
+
 from training.evaluate import SINGLE, choose_cases, choose_coloured, generate, shares
 from training.oracle import read_picture
 from training.scenes import example_picture
@@ -19,6 +21,7 @@ def test_pictures_of_captions_never_trained_on_match_them(pipe):
         assert found["both"] >= bound, (name, found)
 
 
+@pytest.mark.at_length
 def test_a_negative_prompt_drives_what_it_names_away(pipe):
     seeds = list(range(12))
     plain = [read_picture(picture).place for picture in pipe(["a dog"] * 12, seed=seeds).images]

@@ -108,6 +108,18 @@ def test_the_chosen_checkpoint_stays_when_all_cells_run_again(monkeypatch):
         helper.checkpoint_dropdown.cache_clear()
 
 
+def test_programs_set_the_values_of_the_cell_that_is_tagged_for_them():
+    sources = [("".join(cell["source"]), cell["metadata"].get("tags")) for cell in code_cells(NOTEBOOK)]
+    [at] = [i for i, (_, tags) in enumerate(sources) if tags == ["parameters"]]
+    after = [source for source, _ in sources[at + 1 : at + 4]]
+    names: dict = {"helper": helper, "Path": Path}
+    for source in (sources[at][0], 'checkpoint_name, device_name = "somebody/theirs", "AUTO"', *after):
+        exec(source, names)
+    assert names["checkpoint"] == "somebody/theirs" and names["device_dropdown"].value == "AUTO"
+    with pytest.raises(ValueError, match="`device_name` must be one of .*CPU.*, got 'TPU'"):
+        helper.device_dropdown("TPU")
+
+
 @UNIX_ONLY
 @pytest.mark.at_length
 @pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Chromium")
@@ -120,6 +132,8 @@ def test_run_all_in_jupyterlab(tmp_path):
         "checkpoints",
         "models",
         "requirements.txt",
+        "docs",
+        "benchmarks",
     ):
         (tmp_path / name).symlink_to(ROOT / name)
     copy = tmp_path / NOTEBOOK.name

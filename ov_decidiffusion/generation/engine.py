@@ -141,6 +141,17 @@ class Engine:
         resolved = plan.config.with_values(seed=seeds_of(generator), width=width, height=height, strength=strength)
         return _Run(resolved, text, inputs, latents, shape, size), plan
 
+    def set_default_size(self, size: tuple[int, int]) -> None:
+        """Another size (width, height) in pixels of pictures when nothing else is asked for.
+
+        Raises:
+            ValueError: no pair, or no size that pictures can have.
+        """
+        if not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise ValueError(f"`default_size` must be (width, height), got {shown(size)}.")
+        models = self.models
+        self.default_size = choose_size(*size, None, self.default_size, models.size_factor, models.static_shapes)
+
     def _size(self, config: GenerationConfig, inputs: SourceInputs | None) -> tuple[int, int]:
         """(width, height) in pixels of the pictures to make."""
         shaping = None if inputs is None else inputs.shaping

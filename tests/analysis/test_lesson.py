@@ -1,5 +1,8 @@
 """What the tutorial computes beside pictures: which word paints where, and where the time goes."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,9 @@ from ov_decidiffusion.analysis.word_maps import word_effects, word_maps
 from ov_decidiffusion.generation.presets import way_down
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from training.scenes import TOP, middle_left
-from training.teach_a_word import draw_heart, teach_a_word
+from training.teach_a_word import draw_heart, prepare_lesson
 
+NOTEBOOK = Path(__file__).parents[2] / "decidiffusion.ipynb"
 PROMPT = "a fox in the snow"
 
 
@@ -116,7 +120,12 @@ def test_the_way_down_leaves_out_what_there_is_no_model_for(small_model_dir):
 
 @pytest.mark.at_length
 def test_a_taught_word_is_drawn_where_it_was_not_before():
-    before, after = (picture for _, picture in teach_a_word(looks=60, every=60))
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    [cell] = [text for text in ("".join(one["source"]) for one in cells) if "def teach(" in text]
+    names = {"torch": torch}
+    exec(cell[cell.index("def teach(") : cell.index("\n\n\n", cell.index("def teach("))], names)  # the tutorial's loop
+    lesson = prepare_lesson("heart")
+    before, after = (picture for _, picture in names["teach"](lesson, 60, "a heart on a white background", every=60))
     wanted = draw_heart(80)
     red = np.asarray(wanted)[..., 3] > 128
 

@@ -20,6 +20,9 @@ SCHEDULERS = {
 }
 
 
+SMALL = {"width": 64, "height": 64}
+
+
 def source_picture() -> Image.Image:
     return example_picture("house", "in a meadow")
 
@@ -42,7 +45,7 @@ def assert_same(ours: list[Image.Image], theirs: list[Image.Image]):
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_text_to_image_is_diffusers(pipe, diffusers_text2img, name, guidance_scale):
-    arguments = {"num_inference_steps": 6, "guidance_scale": guidance_scale, "guidance_rescale": 0.0}
+    arguments = {"num_inference_steps": 6, "guidance_scale": guidance_scale, "guidance_rescale": 0.0, **SMALL}
     if guidance_scale > 1:
         arguments |= {"negative_prompt": ["in the snow"] * 2, "guidance_rescale": 0.7}
     diffusers_text2img.scheduler = make(pipe, name)
@@ -56,11 +59,10 @@ def test_text_to_image_is_diffusers(pipe, diffusers_text2img, name, guidance_sca
 def test_image_to_image_is_diffusers(pipe, diffusers_img2img, name, guidance_scale):
     diffusers_img2img.scheduler = make(pipe, name)
     arguments = {"strength": 0.7, "num_inference_steps": 8, "guidance_scale": guidance_scale}
-    theirs = diffusers_img2img(
-        PROMPTS, image=[source_picture()] * 2, generator=torch.Generator().manual_seed(5), **arguments
-    ).images
+    sources = [source_picture().resize((64, 64))] * 2
+    theirs = diffusers_img2img(PROMPTS, image=sources, generator=torch.Generator().manual_seed(5), **arguments).images
     pipe.scheduler = make(pipe, name)
-    ours = pipe(PROMPTS, image=[source_picture()] * 2, seed=5, guidance_rescale=0.0, **arguments).images
+    ours = pipe(PROMPTS, image=sources, seed=5, guidance_rescale=0.0, **SMALL, **arguments).images
     assert_same(ours, theirs)
 
 

@@ -163,6 +163,19 @@ def test_latents_set_the_size(pipe):
         pipe(PROMPT, latents=latents, height=128, width=128, num_inference_steps=1)
 
 
+def test_another_default_size_holds_from_then_on(pipe):
+    before = pipe.default_size
+    try:
+        pipe.default_size = (96, 64)
+        assert pipe.default_size == pipe(PROMPT, num_inference_steps=1).images[0].size == (96, 64)
+        wrongs = {(100, 64): "`width` must be a multiple of 8, got 100", 128: "must be .width, height., got 128"}
+        for wrong, said in wrongs.items():
+            with pytest.raises(ValueError, match=said):
+                pipe.default_size = wrong
+    finally:
+        pipe.default_size = before
+
+
 def test_saved_and_taken_over(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "copy")
     verify_model_dir(tmp_path / "copy")

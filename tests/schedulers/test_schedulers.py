@@ -108,14 +108,15 @@ def test_every_promised_scheduler_makes_diffusers_pictures(pipe, diffusers_text2
             pipe.denoise("a fox", num_inference_steps=steps)
         return
     noise = np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)
-    source = Image.fromarray(noise).resize((128, 128))
-    for theirs, task in ((diffusers_text2img, {}), (diffusers_img2img, {"image": source, "strength": 1.0})):
+    source, size = Image.fromarray(noise).resize((64, 64)), {"width": 64, "height": 64}
+    tasks = ((diffusers_text2img, size, {}), (diffusers_img2img, {}, {"image": source, "strength": 1.0}))
+    for theirs, their_size, task in tasks:
         settings = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "np"} | task
         theirs.scheduler = getattr(diffusers, name).from_config(scheduler.config)
         pipe.scheduler = scheduler
         prompt = "a fox in the snow"
-        expected = theirs(prompt, generator=torch.Generator().manual_seed(5), **settings).images
-        made = pipe(prompt, seed=5, guidance_rescale=0.0, **settings).images
+        expected = theirs(prompt, generator=torch.Generator().manual_seed(5), **settings, **their_size).images
+        made = pipe(prompt, seed=5, guidance_rescale=0.0, **settings, **size).images
         assert np.abs(made - expected).max() <= 2 / 255
 
 
@@ -176,7 +177,7 @@ def test_solvers_by_the_names_that_people_know_are_diffusers(pipe, diffusers_tex
     spacing = {} if kind == "PNDMScheduler" else {"timestep_spacing": "linspace"}
     own = {key: value for key, value in pipe.scheduler.config.items() if key != "_class_name"}
     diffusers_text2img.scheduler = getattr(diffusers, kind).from_config(own, **(spacing | settings))
-    arguments = {"num_inference_steps": 6, "guidance_scale": 4.0, "output_type": "np"}
+    arguments = {"num_inference_steps": 6, "guidance_scale": 4.0, "output_type": "np", "width": 64, "height": 64}
     prompt = "a fox in the snow"
     expected = diffusers_text2img(prompt, generator=torch.Generator().manual_seed(5), **arguments).images
     made = pipe(prompt, seed=5, solver=name, **arguments).images

@@ -453,7 +453,8 @@ def test_too_many_are_told_when_to_come_back_and_whoever_leaves_is_not_served(cl
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(
-    "signals", [["SIGTERM"], ["SIGINT", "SIGINT"], pytest.param(["SIGHUP"], marks=pytest.mark.at_length)]
+    "signals",
+    [["SIGINT", "SIGINT"], *(pytest.param([name], marks=pytest.mark.at_length) for name in ("SIGTERM", "SIGHUP"))],
 )
 def test_the_command_ends_gracefully(model_dir, tmp_path, signals):
     first, *others = (getattr(signal, name) for name in signals)
