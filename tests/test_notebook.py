@@ -62,6 +62,17 @@ def test_was_committed_executed_with_pictures_that_say_what_they_show():
     assert "widget-view" not in text and "Dropdown(" not in text and not re.search(r"\d+%\|", text)
 
 
+def test_every_exercise_has_a_solution_and_is_not_solved_as_it_stands():
+    told = []
+    for cell in code_cells(NOTEBOOK):
+        if "helper.check(" in "".join(cell["source"]) or "helper.grade(" in "".join(cell["source"]):
+            lines = "".join("".join(output.get("text", [])) for output in cell["outputs"]).splitlines()
+            told.append([line for line in lines if line.startswith(("Right", "Not yet: ", "Write your answer"))])
+    assert all(len(lines) == 1 and not lines[0].startswith("Right") for lines in told), told
+    texts = "\n".join(markdown_cells(NOTEBOOK))
+    assert len(told) == texts.count("**Try it.**") == texts.count("<details><summary>A solution</summary>") >= 15
+
+
 def test_the_exported_page_asks_no_other_host():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     page = execute_notebook.to_html(notebook)
