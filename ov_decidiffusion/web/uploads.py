@@ -9,6 +9,7 @@ from PIL import Image
 from ov_decidiffusion.web.limits import MAX_PIXELS, MAX_UPLOAD, PICTURE_FORMATS
 
 MAX_SCANS = 100  # of a progressive JPEG, each of which is a pass over all pixels; cameras and editors write ten
+MAX_PASSED = 1_500_000_000  # pixels times scans of a JPEG, which bounds the seconds that one core decodes it
 MAX_CHUNKS = 20_000  # of a PNG; one of 30 MB in pieces of 8 kB has 4,000
 PNG_BEGINNING = b"\x89PNG\r\n\x1a\n"
 
@@ -29,8 +30,9 @@ def open_picture(data: bytes, most: int | None = MAX_UPLOAD) -> Image.Image:
     """
     if most is not None and len(data) > most:
         raise UploadError(f"has {len(data) / 1e6:.0f} MB; at most {most // 10**6} MB are read")
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise UploadError(f"is a JPEG of {data.count(bytes([0xFF, 0xDA]))} scans; at most {MAX_SCANS} are read")
+    scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
+    if scans > MAX_SCANS:
+        raise UploadError(f"is a JPEG of {scans} scans; at most {MAX_SCANS} are read")
     if data.startswith(PNG_BEGINNING) and _has_too_many_chunks(data):
         raise UploadError(f"is a PNG of more than {MAX_CHUNKS} chunks")
     try:
@@ -39,9 +41,13 @@ def open_picture(data: bytes, most: int | None = MAX_UPLOAD) -> Image.Image:
         raise UploadError(f"has more pixels than can be read; at most {MAX_PIXELS // 10**6} million are") from error
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
         raise UploadError(f"cannot be read as a picture; {', '.join(PICTURE_FORMATS)} are read") from error
-    if picture.width * picture.height > MAX_PIXELS:
-        size = f"{picture.width}x{picture.height}"
+    pixels, size = picture.width * picture.height, f"{picture.width}x{picture.height}"
+    if pixels > MAX_PIXELS:
         raise UploadError(f"has {size} pixels; at most {MAX_PIXELS // 10**6} million are read")
+    if pixels * scans > MAX_PASSED:
+        raise UploadError(
+            f"is a JPEG of {scans} scans of {size} pixels; at most {MAX_PASSED // pixels} of these are read"
+        )
     return picture
 
 

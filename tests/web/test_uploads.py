@@ -36,6 +36,8 @@ def chunk(name: bytes, content: bytes = b"") -> bytes:
 SMALL = written(Image.new("RGB", (8, 8), "red"))
 PROGRESSIVE = written(Image.effect_noise((64, 64), 60).convert("RGB"), "JPEG", progressive=True)
 SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+FRAME = b"\x08" + struct.pack(">HH", 64, 64)  # bits a sample, height and width
+LARGE = PROGRESSIVE.replace(FRAME, b"\x08" + struct.pack(">HH", 7900, 7900), 1)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,10 @@ SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
         (written(Image.new("1", (20000, 10000))), "has more pixels than can be read"),
         (SMALL + bytes(30_000_000), "has 30 MB; at most 30 MB are read"),
         (PROGRESSIVE[:-2] + MAX_SCANS * SCAN + b"\xff\xd9", "is a JPEG of 1.. scans; at most 100 are read"),
+        (
+            LARGE[:-2] + 20 * SCAN + b"\xff\xd9",
+            "is a JPEG of 3. scans of 7900x7900 pixels; at most 24 of these are read",
+        ),
         (SMALL[:33] + MAX_CHUNKS * chunk(b"zzZz") + SMALL[33:], "is a PNG of more than 20000 chunks"),
     ],
 )
