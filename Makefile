@@ -39,7 +39,7 @@ demo: $(VENV)/ready-for-demo
 	$(BIN)/ov-decidiffusion demo
 
 lab: $(VENV)/ready
-	$(BIN)/jupyter lab decidiffusion.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) decidiffusion.ipynb  # as in a container
 
 run: $(VENV)/ready
 	$(BIN)/python execute_notebook.py
