@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ov_decidiffusion.arguments import check_whole
 from ov_decidiffusion.generation.colours import to_srgb
 
+STRIP = 256  # rows of a large picture that are laid on a colour at a time
 RESIZE_MODES = ("crop", "fill", "stretch")
 PictureLike = Image.Image | np.ndarray | torch.Tensor
 AREA_TOLERANCE = 0.15  # of the default's area: how far a size may go to be closer to a source's shape
@@ -127,30 +128,43 @@ def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Im
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # PGM's greys
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        image = upright(image)
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
         raise ValueError(f"`{name}` cannot be read, it may be cut short or damaged: {error}") from error
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _wide_grey_to_rgb(image, sixteen_bits)
     image = to_srgb(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, behind)
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+    return _laid_on(image, behind) if image.has_transparency_data else image.convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF data says; the picture itself where nothing is to be turned, which PIL copies."""
+    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
+
+
+def _laid_on(image: Image.Image, behind: str) -> Image.Image:
+    """A transparent picture on a colour, strip by strip: as a whole it would take its own memory five times over."""
+    laid = Image.new("RGB", image.size)
+    image = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
+        ground = Image.new("RGBA", strip.size, behind)
+        laid.paste(Image.alpha_composite(ground, strip).convert("RGB"), (0, top))
+    return laid
 
 
 def _wide_grey_to_rgb(image: Image.Image, sixteen_bits: bool) -> Image.Image:
     """16 bits are 0…65535. "I" and "F" do not say their range: up to 1 (F) and up to 255 are taken for it, and for 1
     whatever scaling makes of it beyond its edges."""
-    grey = np.asarray(image, np.float32)
-    largest = grey[np.isfinite(grey)].max(initial=0)
+    grey = np.array(image, np.float32)  # changed in place: a large one takes a quarter of a gigabyte
+    largest = grey.max(initial=0, where=np.isfinite(grey))
     if image.mode == "F" and largest <= 1.5:
-        grey = grey * 255
+        grey *= 255
     elif sixteen_bits or largest > 255:
-        grey = grey / 257  # 65535 / 255
-    grey = np.nan_to_num(grey, nan=0, posinf=255, neginf=0)
-    return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        grey /= 257  # 65535 / 255
+    np.nan_to_num(grey, copy=False, nan=0, posinf=255, neginf=0)
+    np.rint(grey.clip(0, 255, out=grey), out=grey)
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
 def fit_size(width: int, height: int, area: int, factor: int) -> tuple[int, int]:
