@@ -22,8 +22,8 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV ?= $(BIN)/uv
-FIRST = if test -x $(UV); then $(UV) pip install --quiet --python $(BIN)/python $(1); else $(PIP) $(1); fi
-INSTALL = if $(FIRST); then true; else $(PIP) $(1); fi
+TRY = if test -x $(UV); then $(UV) pip install --quiet --python $(BIN)/python $(1); else $(PIP) $(1); fi
+INSTALL = if $(TRY); then true; else $(PIP) $(1); fi
 TORCH := $(shell grep -o "^torch[=>][^ ]*" $(if $(LOCKED),requirements.lock,requirements.txt))
 
 ifdef PIP_INDEX_URL
@@ -94,7 +94,7 @@ $(VENV)/torch: requirements.txt
 	@echo "Installing into $(VENV); this takes a minute or a few the first time."
 	@test -x $(UV) || $(PIP) uv || echo "uv cannot be installed: pip does everything."
 	@if test -n "$(TORCH_INDEX)" && (export UV_HTTP_TIMEOUT=15 UV_HTTP_RETRIES=1 PIP_TIMEOUT=15 PIP_RETRIES=1; \
-	  export UV_DEFAULT_INDEX="$(TORCH_INDEX)" PIP_INDEX_URL="$(TORCH_INDEX)"; $(call FIRST,"$(TORCH)") 2> /dev/null); \
+	  export UV_DEFAULT_INDEX="$(TORCH_INDEX)" PIP_INDEX_URL="$(TORCH_INDEX)"; $(call TRY,"$(TORCH)") 2> /dev/null); \
 	then touch $@; \
 	else test -z "$(TORCH_INDEX)" || echo "$(TORCH_INDEX) cannot be reached: PyTorch comes from the ordinary index."; \
 	  $(call INSTALL,"$(TORCH)") && touch $@; fi

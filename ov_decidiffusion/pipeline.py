@@ -684,7 +684,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
 
     def disable_vae_tiling(self) -> None:
         """Decode pictures whole again."""
-        self._engine.vae.tile_size = None
+        self._engine.vae.disable_tiling()
 
 
 def _import_diffusers() -> None:

@@ -142,10 +142,15 @@ def upright(image: Image.Image) -> Image.Image:
     return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
 
 
+def with_alpha(image: Image.Image) -> Image.Image:
+    """A picture in a mode with an alpha channel; itself where it has one, which PIL would copy."""
+    return image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+
+
 def _laid_on(image: Image.Image, behind: str) -> Image.Image:
     """A transparent picture on a colour, strip by strip: as a whole it would take its own memory five times over."""
     laid = Image.new("RGB", image.size)
-    image = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    image = with_alpha(image)
     for top in range(0, image.height, STRIP):
         strip = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
         ground = Image.new("RGBA", strip.size, behind)

@@ -102,8 +102,11 @@ class TextEncoder:
                 "The converted text encoder takes `input_ids` alone, and gives its last layer: leave "
                 "`attention_mask` and `output_hidden_states` out."
             )
-        (states, *_) = self._models.run("text_encoder", {"input_ids": np.asarray(input_ids)})
-        return BaseModelOutput(last_hidden_state=torch.from_numpy(states))  # type: ignore[arg-type]
+        return BaseModelOutput(last_hidden_state=self._run(np.asarray(input_ids)))  # type: ignore[arg-type]
+
+    def _run(self, input_ids: np.ndarray) -> torch.Tensor:
+        """Hidden states [b, n, d] of tokens [b, n]."""
+        return torch.from_numpy(self._models.run("text_encoder", {"input_ids": input_ids})[0])
 
     def prepare(self, texts: Sequence[Text], times: int, syntax: bool = True) -> torch.Tensor:
         """Hidden states for the loop, each ``times`` over.
@@ -127,7 +130,7 @@ class TextEncoder:
         if new:
             chunked = [self._chunks(prompt, syntax) for prompt, _ in new]
             rows = [self._row([token for token, _ in chunk]) for chunks in chunked for chunk in chunks]
-            states = torch.from_numpy(self._models.run("text_encoder", {"input_ids": np.stack(rows)})[0])
+            states = self._run(np.stack(rows))
             each = states.split([len(chunks) for chunks in chunked])
             for key, chunks, own in zip(new, chunked, each, strict=True):
                 known[key] = self._weighed(own, chunks).flatten(0, 1)

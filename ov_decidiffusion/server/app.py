@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ov_decidiffusion.arguments import check_range, check_whole, shown
 from ov_decidiffusion.errors import ModelDirError
-from ov_decidiffusion.generation.images import fit_size, resize, to_rgb, upright
+from ov_decidiffusion.generation.images import fit_size, resize, to_rgb, upright, with_alpha
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.server.batching import Batcher, ImageJob
 from ov_decidiffusion.server.schemas import ApiError, ImageRequest, answer_errors_as_openai_does, no_such_model
@@ -432,12 +432,11 @@ def _white_where_edited(mask: Image.Image) -> Image.Image:
     """A mask without transparency is taken as it is."""
     if not mask.has_transparency_data:
         return mask.convert("L")
-    return ImageOps.invert(mask.convert("RGBA").getchannel("A"))
+    return ImageOps.invert(with_alpha(mask).getchannel("A"))
 
 
 def _own_mask(picture: Image.Image) -> Image.Image | None:
     if not picture.has_transparency_data:
         return None
-    picture = upright(picture)
-    alpha = (picture if picture.mode in ("RGBA", "LA") else picture.convert("RGBA")).getchannel("A")
+    alpha = with_alpha(upright(picture)).getchannel("A")
     return None if alpha.getextrema() == (255, 255) else ImageOps.invert(alpha)
