@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -92,9 +93,11 @@ def small_checkpoint(tmp_path_factory) -> Path:
     unet["block_out_channels"] = [32] * 4
     unet["configurations"] |= SMALL_BLOCKS
     text = CLIPTextConfig.from_pretrained(folder / "text_encoder", num_hidden_layers=1)
-    FlexibleUNet2DConditionModel.from_config(unet).save_pretrained(folder / "flexible_unet")
-    AutoencoderKL.from_config(vae | {"block_out_channels": [8] * 4}).save_pretrained(folder / "vae")
-    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        FlexibleUNet2DConditionModel.from_config(unet).save_pretrained(folder / "flexible_unet")
+        AutoencoderKL.from_config(vae | {"block_out_channels": [8] * 4}).save_pretrained(folder / "vae")
+        CLIPTextModel(text).save_pretrained(folder / "text_encoder")
     return folder
 
 

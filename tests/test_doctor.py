@@ -31,6 +31,8 @@ def test_a_whole_checkpoint_is_right_and_an_interrupted_look_at_it_goes_on(check
     assert examine(checkpoint, quick=True)
     report = read_json(Path("doctor/report.json"))
     assert report["is_right"] and [check["verdict"] for check in report["checks"]] == ["right"] * 3 + ["left out"] * 2
+    # Weights of 32 bits lose some in the model folder, and that is the conversion's agreement, not a difference here.
+    assert read_json(Path("doctor/kept.json"))["difference"] < 0.5
     told = capsys.readouterr().out
     assert "no download" in told and "agreement with PyTorch: text_encoder" in told
     assert told.rstrip().splitlines()[-1] == report["line"] and "3 of 5 right" in report["line"]
