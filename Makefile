@@ -7,6 +7,7 @@
 # make quality     measure what each way to be faster costs in quality, on the embedded checkpoint; hours
 # make bulk-benchmark    many pictures, and many clients of the server; half an hour
 # make soak        kills, many clients, hundreds of pictures, fuzzing at length; an hour
+# make reference    the API reference from the docstrings, static pages in docs/reference/html
 # make lock    pin all packages with their hashes in requirements.lock (Linux, Python 3.11)
 # LOCKED=1 installs what the lock says instead of the newest that requirements.txt allows.
 # On Linux without an NVIDIA GPU, PyTorch comes from TORCH_INDEX, its builds for CPUs, which saves gigabytes of CUDA
@@ -33,7 +34,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: demo lab run notebook test lint clean benchmark quality peers lock soak bulk-benchmark
+.PHONY: demo lab run notebook test lint clean benchmark quality peers lock soak reference bulk-benchmark
 
 demo: $(VENV)/ready-for-demo
 	$(BIN)/ov-decidiffusion demo
@@ -74,6 +75,9 @@ bulk-benchmark: $(VENV)/ready-to-test peers
 soak: $(VENV)/ready-to-test
 	$(BIN)/python -m benchmarks.soak
 
+reference: $(VENV)/ready-to-test
+	$(BIN)/python -W ignore docs/reference/make.py
+
 peers: $(PEERS)/ready
 
 lock: requirements.txt tests/requirements.txt
@@ -85,7 +89,7 @@ lock: requirements.txt tests/requirements.txt
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) $(PEERS) models outputs benchmarks/work decidiffusion.html
+	rm -rf $(VENV) $(PEERS) models outputs benchmarks/work docs/reference/html decidiffusion.html
 
 # PyTorch first, and alone: TORCH_INDEX is asked for nothing else.
 $(VENV)/torch: requirements.txt
