@@ -121,6 +121,7 @@ def denoise(
     progress_bar_config: dict[str, Any],
     blend: InpaintBlend | None = None,
     postprocess: Any = None,
+    rows_at_once: int | None = None,
 ) -> Generator[DenoisingStep, None, None]:
     """The loop: predict, guide, step, yield.
 
@@ -133,13 +134,14 @@ def denoise(
         progress_bar_config: tqdm's options.
         blend: what inpainting keeps.
         postprocess: handed to each step.
+        rows_at_once: as of ``UNet.full``.
 
     Raises:
         FloatingPointError: a step ended in NaN or infinity.
     """
     config, scheduler = plan.config, plan.scheduler
     guidance = Guidance(config.guidance_scale, config.guidance_rescale, plan.guided, config.guidance_cache_interval)
-    cache = DeepCache(unet, plan.full_steps, "unet" in plan.quantized)
+    cache = DeepCache(unet, plan.full_steps, "unet" in plan.quantized, rows_at_once)
     step_options = _step_options(scheduler, plan)
     for index, timestep in enumerate(progress_bar(plan.timesteps, **{"desc": "denoising", **progress_bar_config})):
         rows, text = guidance.inputs(index, latents, prompt_embeds)

@@ -64,6 +64,7 @@ class _Run:
     latents: torch.Tensor | None  # to start from instead of drawn noise
     shape: tuple[int, ...]  # of the latents
     size: tuple[int, int]  # (width, height) in pixels
+    rows_at_once: int  # that the U-Net computes
 
 
 class Engine:
@@ -136,10 +137,10 @@ class Engine:
         plan = make_plan(config, self.scheduler, self.defaults, self.models, strength, generator)
         rows = pictures * (1 + (plan.config.guidance_scale > 1))
         coded = self.vae.decoded_at_once(size) if inputs is None else size  # sources are encoded in one piece
-        check_memory(self.models.estimated_memory(rows, size, coded))
+        rows_at_once = self.models.rows_at_once(rows, size, coded)
         width, height = size
         resolved = plan.config.with_values(seed=seeds_of(generator), width=width, height=height, strength=strength)
-        return _Run(resolved, text, inputs, latents, shape, size), plan
+        return _Run(resolved, text, inputs, latents, shape, size, rows_at_once), plan
 
     def set_default_size(self, size: tuple[int, int]) -> None:
         """Another size (width, height) in pixels of pictures when nothing else is asked for.
@@ -191,7 +192,9 @@ class Engine:
         texts = run.text if config.guidance_scale > 1 else run.text[:1]
         prompt_embeds = self.text_encoder.prepare(texts, config.num_images_per_prompt, config.prompt_syntax)
         latents, blend = prepare_latents(plan, self.vae, sources, run.latents, run.shape)
-        yield from denoise(plan, self.unet, latents, prompt_embeds, self.progress_bar_config, blend, postprocess)
+        yield from denoise(
+            plan, self.unet, latents, prompt_embeds, self.progress_bar_config, blend, postprocess, run.rows_at_once
+        )
 
     def _made_with(self, plan: Plan) -> dict[str, Any]:
         """What a picture depends on beside the arguments of the call."""

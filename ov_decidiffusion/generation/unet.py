@@ -53,6 +53,7 @@ class UNet:
         encoder_hidden_states: torch.Tensor,
         keep_features: bool = False,
         quantized: bool = False,
+        rows_at_once: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One run of the full U-Net.
 
@@ -61,6 +62,7 @@ class UNet:
             timestep: one number.
             encoder_hidden_states: of the prompts [b, 77, d], or a multiple of 77.
             keep_features: give the deeper levels' features too; after ``prepare_caching``.
+            rows_at_once: compute at most so many rows at a time, where memory is short; None for all.
 
         Returns:
             the prediction [b, 4, h, w], and the deeper levels' features [b, channels, h, w] or None.
@@ -68,15 +70,20 @@ class UNet:
         if encoder_hidden_states.shape[1] != MAX_TOKENS:
             self._models.allow_long_prompts()
         inputs = _inputs(sample, timestep) | {"encoder_hidden_states": encoder_hidden_states.numpy()}
-        outputs = self._models.run("unet", inputs, outputs=2 if keep_features else 1, quantized=quantized)
+        outputs = self._models.run("unet", inputs, 2 if keep_features else 1, quantized, rows_at_once)
         return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1]) if keep_features else None
 
     def shallow(
-        self, sample: torch.Tensor, timestep: torch.Tensor, features: torch.Tensor, quantized: bool = False
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        features: torch.Tensor,
+        quantized: bool = False,
+        rows_at_once: int | None = None,
     ) -> torch.Tensor:
         """The prediction of the top level, given the deeper levels' features of an earlier step."""
         inputs = _inputs(sample, timestep) | {DEEP_FEATURES: features.numpy()}
-        return torch.from_numpy(self._models.run(TOP_LEVEL, inputs, quantized=quantized)[0])
+        return torch.from_numpy(self._models.run(TOP_LEVEL, inputs, 1, quantized, rows_at_once)[0])
 
     def attention(
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
@@ -114,10 +121,12 @@ class DeepCache:
         unet: the U-Net, after ``prepare_caching`` unless all steps are full ones.
         full_steps: of each step, whether it is a full one; the first is.
         quantized: run it in INT8.
+        rows_at_once: as of ``UNet.full``.
     """
 
-    def __init__(self, unet: UNet, full_steps: Sequence[bool], quantized: bool):
+    def __init__(self, unet: UNet, full_steps: Sequence[bool], quantized: bool, rows_at_once: int | None = None):
         self._unet, self._full_steps, self._quantized = unet, full_steps, quantized
+        self._rows_at_once = rows_at_once
         self._keeps_features = not all(full_steps)
         self._features: torch.Tensor | None = None
 
@@ -132,10 +141,10 @@ class DeepCache:
         features = self._features
         if self._full_steps[index] or features is None or len(features) < len(sample):
             prediction, self._features = self._unet.full(
-                sample, timestep, encoder_hidden_states, self._keeps_features, self._quantized
+                sample, timestep, encoder_hidden_states, self._keeps_features, self._quantized, self._rows_at_once
             )
             return prediction
-        return self._unet.shallow(sample, timestep, features[-len(sample) :], self._quantized)
+        return self._unet.shallow(sample, timestep, features[-len(sample) :], self._quantized, self._rows_at_once)
 
 
 def _inputs(sample: torch.Tensor, timestep: torch.Tensor) -> dict[str, np.ndarray]:

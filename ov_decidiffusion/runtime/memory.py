@@ -15,7 +15,7 @@ import psutil
 from ov_decidiffusion.errors import NotEnoughMemory
 
 LIMIT_VARIABLE = "OV_DECIDIFFUSION_MEMORY_GB"
-PICTURES, SMALLER = "`width`, `height` and the number of pictures", "make smaller pictures, or fewer at a time"
+PICTURES, SMALLER = "Pictures of this `width` and `height`", "make smaller ones"
 CONTROL_GROUP = Path("/sys/fs/cgroup")  # what a container sees of its own
 MADV_PAGEOUT = 21  # since Linux 5.4; whatever lies at the addresses by then, none of it is lost
 
@@ -31,6 +31,20 @@ def check_memory(needed: int, what: str = PICTURES, instead: str = SMALLER) -> N
         NotEnoughMemory: a ValueError; says the estimate, and what to do.
         ValueError: the variable holds no number.
     """
+    free = free_memory()
+    if needed > free:
+        raise NotEnoughMemory(
+            f"{what} need about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {instead}. "
+            f"{LIMIT_VARIABLE} says how many gigabytes may be used where this is wrong."
+        )
+
+
+def free_memory() -> float:
+    """Bytes that may still be used: what the machine and the container have left, or what the variable says.
+
+    Raises:
+        ValueError: the variable holds no number.
+    """
     told = os.environ.get(LIMIT_VARIABLE)
     try:
         free = float(told) * 1e9 if told else min(psutil.virtual_memory().available, _left_in_container())
@@ -38,11 +52,7 @@ def check_memory(needed: int, what: str = PICTURES, instead: str = SMALLER) -> N
         free = math.nan
     if math.isnan(free):
         raise ValueError(f"{LIMIT_VARIABLE} must be a number of gigabytes, got {told!r}.")
-    if needed > free:
-        raise NotEnoughMemory(
-            f"{what} need about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {instead}. "
-            f"{LIMIT_VARIABLE} says how many gigabytes may be used where this is wrong."
-        )
+    return free
 
 
 def _left_in_container() -> float:

@@ -30,7 +30,7 @@ from ov_decidiffusion.model_folder.layout import (
 )
 from ov_decidiffusion.runtime.devices import needs_static_shapes, precision_hint
 from ov_decidiffusion.runtime.loading import Target, choose_target
-from ov_decidiffusion.runtime.memory import forgetting_mapped_weights, trim_heap
+from ov_decidiffusion.runtime.memory import check_memory, forgetting_mapped_weights, free_memory, trim_heap
 from ov_decidiffusion.runtime.precision import WORTH_IT, int8_speedup, runs_on_cpu
 from ov_decidiffusion.runtime.processes import LOCALE, ProcessBound
 from ov_decidiffusion.runtime.transformations import (
@@ -211,9 +211,17 @@ class Models(ProcessBound):
             self._compiling, self._reading = {}, []
 
     def run(
-        self, name: str, inputs: dict[str, np.ndarray], outputs: int | None = 1, quantized: bool = False
+        self,
+        name: str,
+        inputs: dict[str, np.ndarray],
+        outputs: int | None = 1,
+        quantized: bool = False,
+        rows_at_once: int | None = None,
     ) -> list[np.ndarray]:
         """The first outputs of a model or all (None), or of its INT8 twin, in memory of their own.
+
+        Args:
+            rows_at_once: run a longer batch in parts of at most so many rows; None in one.
 
         Raises:
             RuntimeError: in a process that was forked after loading, or after ``close``.
@@ -229,8 +237,7 @@ class Models(ProcessBound):
             start = time.perf_counter()
             try:
                 with forgetting_mapped_weights(self._weights(name, quantized)) if packs_weights else nullcontext():
-                    run = self._run_rows if self.static_shapes else _run
-                    results = run(model, inputs, outputs)
+                    results = _run_in_parts(model, inputs, outputs, 1 if self.static_shapes else rows_at_once)
             except RuntimeError:  # its one infer request may be left in a state that fails on every later call
                 self._forget(name, quantized)
                 with explaining(self._folder_of(quantized), f"running {name}"):
@@ -267,6 +274,21 @@ class Models(ProcessBound):
         with self._running:
             self._closed = True
             self._compiled.clear()
+
+    def rows_at_once(self, rows: int, size: tuple[int, int], decoded: tuple[int, int]) -> int:
+        """How many of a run's rows the U-Net computes at a time: all, or as many as free memory has room for.
+
+        Arguments as of ``estimated_memory``.
+
+        Raises:
+            NotEnoughMemory: there is no room for one.
+        """
+        free, parts = free_memory(), 1
+        while parts < rows and self.estimated_memory(-(-rows // parts), size, decoded) > free:
+            parts += 1
+        at_once = -(-rows // parts)
+        check_memory(self.estimated_memory(at_once, size, decoded))
+        return at_once
 
     def estimated_memory(self, rows: int, size: tuple[int, int], decoded: tuple[int, int]) -> int:
         """About how many bytes a run computes in, beside the weights.
@@ -307,17 +329,6 @@ class Models(ProcessBound):
                     model.release_memory()
             trim_heap()
         self._latest_part = part
-
-    def _run_rows(
-        self, model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None
-    ) -> list[np.ndarray]:
-        """A batch, one entry after the other."""
-        batch = max(len(value) for value in inputs.values())
-        rows = []
-        for i in range(batch):
-            row = {key: value[i : i + 1] if len(value) == batch else value for key, value in inputs.items()}
-            rows.append(_run(model, row, outputs))
-        return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
     def allow_long_prompts(self) -> None:
         """Compile the U-Net again when it is next asked for, for any number of hidden states: the folder's takes 77.
@@ -409,6 +420,20 @@ def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
         return frozenset()
     with explaining(folder, f"reading {QUANTIZATION_REPORT}"):
         return frozenset(part["name"] for part in quantization["parts"] if part["quantized"])
+
+
+def _run_in_parts(
+    model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None, rows: int | None
+) -> list[np.ndarray]:
+    """A batch, so many rows at a time; inputs of one row belong to all of them."""
+    batch = max(len(value) for value in inputs.values())
+    if rows is None or rows >= batch:
+        return _run(model, inputs, outputs)
+    parts = []
+    for i in range(0, batch, rows):
+        part = {key: value[i : i + rows] if len(value) == batch else value for key, value in inputs.items()}
+        parts.append(_run(model, part, outputs))
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None) -> list[np.ndarray]:

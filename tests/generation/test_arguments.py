@@ -18,6 +18,7 @@ from ov_decidiffusion.conversion.convert import convert_checkpoint
 from ov_decidiffusion.conversion.hub import find_checkpoint
 from ov_decidiffusion.model_folder.integrity import verify_model_dir
 from ov_decidiffusion.quantize import quantize_models
+from ov_decidiffusion.runtime import models
 from ov_decidiffusion.runtime.devices import devices_of, find_device
 from ov_decidiffusion.runtime.precision import runs_on_cpu
 from ov_decidiffusion.runtime.processes import KeptLocale
@@ -221,6 +222,31 @@ def test_what_needs_too_much_memory_is_refused_before_anything_runs(pipe, monkey
             pipe.denoise(PROMPT)
     monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", "inf")
     pipe.denoise(PROMPT)
+
+
+def test_a_batch_that_memory_has_no_room_for_is_computed_in_parts(pipe, monkeypatch):
+    rows_run, run = [], models._run
+
+    def counting_rows(model, inputs, outputs):
+        if "sample" in inputs:
+            rows_run.append(len(inputs["sample"]))
+        return run(model, inputs, outputs)
+
+    monkeypatch.setattr(models, "_run", counting_rows)
+    asked = {"prompt": [PROMPT, "a red ball"], "num_images_per_prompt": 3, "seed": list(range(6)), "cache_interval": 2}
+    asked |= {"num_inference_steps": 3, "output_type": "np", "guidance_scale": 2.0}
+    whole = pipe(**asked).images
+    assert set(rows_run) == {12}
+    rows_run.clear()
+    size = pipe.default_size
+    decoder = pipe.models.estimated_memory(1, size, size)
+    assert decoder < pipe.models.estimated_memory(12, size, size)
+    monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", str(1.01 * decoder / 1e9))
+    np.testing.assert_allclose(pipe(**asked).images, whole, atol=1 / 255)
+    assert set(rows_run) == {6}
+    monkeypatch.setenv("OV_DECIDIFFUSION_MEMORY_GB", str(0.99 * decoder / 1e9))
+    with pytest.raises(ValueError, match="make smaller ones"):
+        pipe(**asked)
 
 
 def test_tiles_need_the_memory_of_one(pipe, monkeypatch):
