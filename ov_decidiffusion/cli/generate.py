@@ -30,7 +30,7 @@ PATTERN = "{prompt}-{seed}.png"
 OUTPUT_HELP = f"a pattern with {{prompt}}, {{seed}} and {{index}}; by default {PATTERN} in this folder"
 EXAMPLES = """examples:
   ov-decidiffusion generate "an owl in a forest at night" -o owl.png
-  ov-decidiffusion generate "a castle at sunset" --count 4 --preset fast -o "castle-{seed}.webp"
+  ov-decidiffusion generate "a castle in a meadow at sunset" --count 4 --preset fast -o "castle-{seed}.webp"
   ov-decidiffusion generate "a red balloon" --image photo.jpg --strength 0.6
   ov-decidiffusion generate --like owl.png --seed 7
   cat prompts.txt | ov-decidiffusion generate -o "made/{index}-{prompt}.png"
