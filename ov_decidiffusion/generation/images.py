@@ -87,7 +87,7 @@ def _tensor_to_pictures(tensor: torch.Tensor, name: str) -> list[Image.Image]:
     batch = batch[(None,) * max(0, 4 - batch.ndim)] if batch.ndim > 1 else batch
     if batch.ndim != 4 or batch.shape[1] not in (1, 3) or batch.is_complex():
         raise ValueError(f"`{name}` as a tensor must be [H, W], [3, H, W] or [b, 3, H, W], got {tuple(tensor.shape)}.")
-    if batch.is_floating_point() and batch.numel() and batch.min() < -0.5 / 255:  # smaller negatives are rounding errors
+    if batch.is_floating_point() and batch.numel() and batch.min() < -0.5 / 255:  # smaller ones: rounding errors
         batch = batch / 2 + 0.5
     array = batch.permute(0, 2, 3, 1)
     return _array_to_pictures(array.float().numpy() if array.is_floating_point() else array.numpy(), name, "white")

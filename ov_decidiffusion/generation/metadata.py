@@ -82,7 +82,7 @@ def _to_exif(texts: dict[str, str]) -> bytes:
     written = exif.tobytes()
     if len(written) > MAX_EXIF:
         logger.warning(
-            "The picture's settings are left out: they take %d bytes, and this kind of file holds %d. PNG has no limit.",
+            "The picture's settings are left out: they take %d bytes, and this file format holds %d. PNG has no limit.",
             len(written),
             MAX_EXIF,
         )

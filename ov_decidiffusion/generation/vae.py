@@ -134,7 +134,7 @@ class Autoencoder:
                 )
             return pixels
 
-        own_scale = 1.0 if decoder == "tiny" else self.scaling_factor  # the tiny one takes the U-Net's latents as they are
+        own_scale = 1.0 if decoder == "tiny" else self.scaling_factor  # the tiny one takes the U-Net's latents
         scaled = (latents / own_scale).split(1)
         if self.tile_size is None:
             return torch.cat([decode_one(one) for one in scaled])
