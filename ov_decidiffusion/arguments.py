@@ -54,7 +54,7 @@ def check_prompts(prompt: str | list[str] | None, name: str = "prompt") -> list[
 
 
 def check_negative_prompts(negative_prompt: str | list[str] | None, count: int) -> list[str]:
-    """One negative prompt for each of ``count`` prompts; empty ones where there is none."""
+    """One negative prompt for each of ``count`` prompts; empty ones if none is given."""
     if negative_prompt is None:
         return [""] * count
     negatives = check_prompts(negative_prompt, "negative_prompt")

@@ -389,12 +389,12 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
             prompt_embeds, negative_prompt_embeds: hidden states [prompts, n, d], as ``encode_prompt`` makes them, in
                 place of the prompts.
             prompt_syntax: whether brackets weight words, as ``parse_weights`` says; False takes them literally.
-            preset: "exact", "balanced" or "fast". It sets ``num_inference_steps`` and those of the following
-                arguments that are None, to the values listed in ``PRESETS``.
+            preset: "exact", "balanced" or "fast". Where ``num_inference_steps`` and the following arguments are None,
+                it sets them to the values listed in ``PRESETS``.
             solver: a sampler by its common name, such as "euler a" or "dpm++ 2m karras", in place of ``scheduler`` and
                 on its noise schedule. ``SOLVERS`` lists them all. "squeezed" runs only some of the requested steps, as
                 ``SQUEEZE_MODES`` says.
-            quantized: whether to run the U-Net and the decoder in INT8, or a list of the parts to run so; needs
+            quantized: whether to run the U-Net and the decoder in INT8, or a list of the parts to run in INT8; needs
                 ``quantize_models`` first.
             cache_interval: run the full U-Net on the first step, on the last, and on as many between as are needed to
                 be at most this many steps apart if spread evenly; the other steps run its top level alone, on the

@@ -165,7 +165,7 @@ class DemoBlocks(gr.Blocks):
             logger.error("an upload could not be kept: %s", error)
             raise gr.Error("Files cannot be kept here now.", print_exception=False) from None
         except Exception:  # a program's call that does not follow the API
-            message = "These inputs are not accepted; a file has to be uploaded first."
+            message = "The inputs are not accepted; a file has to be uploaded first."
             raise gr.Error(message, print_exception=False) from None
 
     def close(self, verbose: bool = True) -> None:

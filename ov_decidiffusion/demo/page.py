@@ -24,7 +24,7 @@ LICENSE_NOTE = (
 )
 REAL_MODEL = "ov-decidiffusion demo --checkpoint Deci/DeciDiffusion-v1-0"
 PAINT = "#ff2d95"
-STORAGE = "ov_decidiffusion"  # the name and the key of the browser's storage, which holds only the visitor's token
+STORAGE = "ov_decidiffusion"  # name and key of the browser storage, which holds a token and no secrets of the server
 QUALITIES = {"exact": "Best", "balanced": "Balanced", "fast": "Fast"}  # presets, as the page names them
 SMALL_WORDS = ["a", "an", "and", "at", "break", "in", "large", "of", "on", "small", "the", "with"]  # need no hint
 

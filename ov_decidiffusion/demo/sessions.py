@@ -90,7 +90,7 @@ class Session:
         return next((one for one in self.pictures if one.id == picture_id), None)
 
     def all_in_one(self) -> Path:
-        """A ZIP file of all pictures, written anew at each request."""
+        """A ZIP file of all pictures, written again at each request."""
         with self.lock:
             file = self.folder / "pictures.zip"
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already

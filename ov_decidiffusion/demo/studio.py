@@ -34,7 +34,7 @@ PREVIEW_SECONDS = 0.15  # the shortest time between two previews: more of them w
 PREVIEW_SHARE = 0.1  # the largest share of the time that previews may take
 GRACE_SECONDS = 10  # time for a visitor to reload the page before the runs are ended
 SHAPES = {"Square": 1, "Portrait": 3 / 4, "Landscape": 4 / 3, "Wide": 16 / 9}
-AUTOMATIC = "auto"  # a size or a solver that nobody chose
+AUTOMATIC = "auto"  # a size or a solver that the visitor has not chosen
 SIZE = re.compile(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*")
 
 

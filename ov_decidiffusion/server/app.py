@@ -236,7 +236,7 @@ def rows_of(
         raise ApiError(f"`n` must be from 1 to {MAX_PICTURES}, got {count}.", param="n")
     if count * len(sources) > MAX_PICTURES:
         raise ApiError(
-            f"`n` pictures for each of {len(sources)} are {count * len(sources)}; at most {MAX_PICTURES} are made.",
+            f"`n` pictures of each of {len(sources)} are {count * len(sources)}; at most {MAX_PICTURES} are made.",
             param="n",
         )
     if body.response_format not in (None, "b64_json", "url"):
