@@ -1,7 +1,7 @@
 """Execute the tutorial: ``python execute_notebook.py`` writes ``decidiffusion.html``, a page that needs no network;
-``--in-place`` writes the notebook itself, as it is committed.
+``--in-place`` writes the notebook itself, in the form that is committed.
 
-Says how far it is, and at the end which cells took longest.
+Shows its progress, and at the end the cells that took longest.
 """
 
 import argparse
@@ -22,7 +22,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 NEEDS_NETWORK = ("mathjax_url", "require_js_url", "jquery_url", "jupyter_widgets_base_url", "mermaid_js_url")
 SLOWEST = 8
 FORMULA = re.compile(r"\$([^$\n]+)\$")
-# What the page needs beyond Jupyter's own style: room on a phone, and dark colours for who prefers them.
+# Additions to Jupyter's own style: a layout for phones, and dark colours for readers who prefer them.
 STYLE = """<style>
 .jp-RenderedHTMLCommon img, .jp-RenderedImage img { max-width: 100%; height: auto; }
 .jp-RenderedHTMLCommon table { display: block; overflow-x: auto; max-width: 100%; }
@@ -52,7 +52,7 @@ main { max-width: 1100px; margin: 0 auto; }
 
 
 def execute(notebook: nbformat.NotebookNode) -> dict[int, float]:
-    """Run all cells where the notebook lies; returns the seconds of each cell of code."""
+    """Run all cells in the notebook's folder; returns the seconds of each code cell."""
     seconds: dict[int, float] = {}
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     with tqdm(total=cells, desc="executing", unit="cell") as progress:
@@ -76,7 +76,7 @@ def execute(notebook: nbformat.NotebookNode) -> dict[int, float]:
 
 
 def without_widgets(notebook: nbformat.NotebookNode) -> None:
-    """Leave the text of what was chosen in place of widgets, and nothing of progress bars, which are saved empty."""
+    """Replace widgets by the text of what was chosen, and remove progress bars, which would be saved empty."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -93,14 +93,14 @@ def _is_bar(output: nbformat.NotebookNode) -> bool:
 
 
 def to_html(notebook: nbformat.NotebookNode) -> str:
-    """A page with everything in it."""
+    """A self-contained HTML page."""
     exporter = HTMLExporter(embed_images=True)
     for name in NEEDS_NETWORK:
         if exporter.has_trait(name):
             setattr(exporter, name, "")
     notebook = copy.deepcopy(notebook)
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":  # browsers draw MathML themselves; a script for LaTeX would need the network
+        if cell.cell_type == "markdown":  # browsers show MathML; a script for LaTeX would need the network
             cell.source = FORMULA.sub(lambda formula: to_mathml(formula[1]), cell.source)
     page = exporter.from_notebook_node(notebook)[0].replace("</head>", f"{STYLE}</head>", 1)
     return re.sub(r'<script[^>]*\bsrc="[^"]*"[^>]*>\s*</script>', "", page)
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--in-place", action="store_true")
     options = parser.parse_args()
-    os.environ["CI"] = "true"  # nobody plays with the demo of this run
+    os.environ["CI"] = "true"  # nobody uses the demo in this run
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     seconds = execute(notebook)
     without_widgets(notebook)

@@ -1,4 +1,4 @@
-"""What the notebook imports: the library's public names, and drawings."""
+"""What the notebook imports: names from the library, and functions that draw and show."""
 
 import functools
 import io
@@ -94,7 +94,7 @@ __all__ = [
     "word_maps",
 ]
 
-# Okabe and Ito's colours, which the colour-blind tell apart; on white, so that dark pages show them too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; charts are on white, also on dark pages.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY = "#767676"
 COLORS = {"R": SKY, "T": ORANGE}
@@ -117,19 +117,19 @@ STYLE: dict[Any, Any] = {
 
 
 class _Dropdown(widgets.Dropdown):
-    """Says in plain text what is chosen, for pages that show no widgets."""
+    """A dropdown whose plain text says what is chosen, for pages that show no widgets."""
 
     def __repr__(self) -> str:
         return f"{self.description} {self.value}"
 
 
-@functools.cache  # the same one again, so that running all cells once more keeps what was chosen
+@functools.cache  # always the same dropdown, so that running all cells again keeps the choice
 def checkpoint_dropdown(name: str = "") -> widgets.Dropdown:
-    """Choose a checkpoint by name.
+    """A dropdown to choose a checkpoint by name.
 
     Args:
-        name: chosen at first, and joins the names: a folder or a hub id. Empty for what ``DECIDIFFUSION_CHECKPOINT``
-            holds; without it, the embedded one.
+        name: the initial choice, which is added to the list: a folder or a hub id. If empty, the environment variable
+            ``DECIDIFFUSION_CHECKPOINT`` decides; without it, the embedded checkpoint is chosen.
     """
     wanted = name or os.environ.get("DECIDIFFUSION_CHECKPOINT") or next(iter(KNOWN_CHECKPOINTS))
     return _Dropdown(
@@ -141,16 +141,16 @@ def checkpoint_dropdown(name: str = "") -> widgets.Dropdown:
 
 
 def chosen_checkpoint(dropdown: widgets.Dropdown) -> str:
-    """The folder or hub id behind what the dropdown shows."""
+    """The folder or hub id of the checkpoint that the dropdown shows."""
     name = str(dropdown.value)
     return KNOWN_CHECKPOINTS.get(name, name)
 
 
 def device_dropdown(name: str = "") -> widgets.Dropdown:
-    """Choose among the devices that OpenVINO finds on this machine, and AUTO.
+    """A dropdown to choose among the devices that OpenVINO finds on this machine, and AUTO.
 
     Args:
-        name: chosen at first; empty for the first device.
+        name: the initial choice; empty for the first device.
 
     Raises:
         ValueError: there is no such device.
@@ -164,8 +164,8 @@ def device_dropdown(name: str = "") -> widgets.Dropdown:
 def load_text_encoder(checkpoint: str) -> CLIPTextModel:
     """CLIP's text encoder as a PyTorch module: token ids [b, 77] to embeddings [b, 77, d].
 
-    Quiets what tracing it would warn of: checks of shapes that only refuse wrong ones, and attributes that the trace
-    touches because it touches all.
+    Also hides the warnings that tracing it would cause: about shape checks that only refuse wrong shapes, and about
+    deprecated attributes, since the trace touches all attributes.
 
     Args:
         checkpoint: a folder or a hub id.
@@ -178,7 +178,7 @@ def load_text_encoder(checkpoint: str) -> CLIPTextModel:
 
 
 def show(picture: Image.Image | Figure, alt: str) -> None:
-    """Show a picture or a chart with a sentence for those who cannot see it."""
+    """Show a picture or a chart, with alternative text for readers who cannot see it."""
     if isinstance(picture, Figure):
         buffer = io.BytesIO()
         picture.savefig(buffer, format="png", dpi=100)
@@ -194,7 +194,7 @@ def bar(items: Collection[Any], what: str, total: int | None = None) -> Iterator
 @overload
 def bar(items: Iterable[Any], what: str, total: int) -> Iterator[Any]: ...
 def bar(items: Any, what: str, total: int | None = None) -> Iterator[Any]:
-    """Hand out items under a line that counts them and, at the end, says how long they took."""
+    """Yield items, and show a line that counts them and, at the end, says how long they took."""
     total = len(items) if total is None else total
     start, line = time.perf_counter(), display.display(display.Pretty(f"{what} …"), display_id=True)
     assert line is not None  # ``display_id`` asks for it
@@ -205,15 +205,17 @@ def bar(items: Any, what: str, total: int | None = None) -> Iterator[Any]:
 
 
 def check(right: bool, otherwise: str, answer: Any = "") -> None:
-    """Say whether an exercise is solved, or what to look at; nothing of that while its answer is None."""
+    """Print whether an exercise is solved, or a hint; while the answer is None, ask for one."""
     print("Write your answer into the cell." if answer is None else "Right." if right else f"Not yet: {otherwise}")
 
 
 def grade(picture: Image.Image, thing: str, place: str, otherwise: str = "") -> None:
-    """Let the oracle read a picture of the embedded checkpoint, and say whether it shows one thing in a place.
+    """Let the oracle read a picture of the embedded checkpoint, and print whether it shows one thing in a place.
 
     Args:
-        otherwise: what else is not right yet.
+        picture: the picture.
+        thing, place: what it should show, and where.
+        otherwise: what else is not right yet; "" if nothing.
     """
     reading = read_picture(picture)
     seen = " and ".join(reading.objects) + ("" if reading.clear else " (not clearly)")
@@ -223,13 +225,13 @@ def grade(picture: Image.Image, thing: str, place: str, otherwise: str = "") -> 
 
 
 def difference(picture: Image.Image, reference: Image.Image, times: float = 8) -> Image.Image:
-    """The difference of two pictures, many times as large, from black for none."""
+    """The absolute difference of two pictures, multiplied by ``times``; black where they are equal."""
     apart = np.abs(np.asarray(picture.convert("RGB"), float) - np.asarray(reference.convert("RGB"), float))
     return Image.fromarray(np.clip(times * apart, 0, 255).astype(np.uint8))
 
 
 def closeness(picture: Image.Image, reference: Image.Image) -> str:
-    """How close two pictures are, in decibels of the root mean squared difference: 20 more is a tenth of it."""
+    """How close two pictures are, in decibels: 20 more means a tenth of the root mean squared difference."""
     apart = np.asarray(picture.convert("RGB"), float) - np.asarray(reference.convert("RGB"), float)
     return f"{20 * np.log10(255 / max(1e-3, np.sqrt(np.mean(apart**2)))):.0f} dB"
 
@@ -242,10 +244,12 @@ def channels(latents: torch.Tensor) -> list[Image.Image]:
 
 
 def heat(values: np.ndarray, under: Image.Image | None = None, most: float | None = None) -> Image.Image:
-    """A map [h, w] in colours from dark to bright, laid half over a picture if one is given.
+    """A map [h, w] in colours from dark to bright, blended with a picture if one is given.
 
     Args:
-        most: the value that is brightest; by default the largest.
+        values: the map.
+        under: the picture, or None.
+        most: the value shown brightest; by default the largest.
     """
     shares = np.clip(values / max(1e-12, values.max() if most is None else most), 0, 1)
     colored = Image.fromarray((255 * matplotlib.colormaps["inferno"](shares)[..., :3]).astype(np.uint8))
@@ -255,17 +259,19 @@ def heat(values: np.ndarray, under: Image.Image | None = None, most: float | Non
 
 
 def film(frames: Sequence[Image.Image], file: Path, alt: str) -> None:
-    """Write frames as ``save_film`` does, and show them.
+    """Write frames with ``save_film``, and show the film.
 
     Args:
-        alt: what the film shows, for those who cannot see it.
+        frames: the pictures.
+        file: the GIF file to write.
+        alt: what the film shows, for readers who cannot see it.
     """
     save_film(frames, file)
     display.display(display.Image(file.read_bytes(), format="gif", alt=alt))
 
 
 def draw_overview(pipe: OVStableDiffusionPipeline, steps: int) -> Figure:
-    """From a prompt and noise to a picture: the parts, and the shape of what goes from one to the next."""
+    """Draw the way from a prompt and noise to a picture: the parts, and the shapes of what they pass on."""
     width, side = pipe.models.unet_config["cross_attention_dim"], pipe.default_size[0] // pipe.vae_scale_factor
     latents = f"{pipe.latent_channels} x {side} x {side}"
     boxes = {  # label: left, bottom, width, colour
@@ -300,7 +306,7 @@ def draw_overview(pipe: OVStableDiffusionPipeline, steps: int) -> Figure:
 
 
 def draw_schedule(pipe: OVStableDiffusionPipeline, num_inference_steps: int) -> Figure:
-    """The signal's share of a schedule, and its noise level, with the steps of a run marked."""
+    """Plot a schedule's share of signal and its noise level, with the steps of a run marked."""
     pipe.scheduler.set_timesteps(num_inference_steps)
     every = torch.arange(pipe.scheduler.config.num_train_timesteps)
     marked = pipe.scheduler.timesteps.long()
@@ -317,7 +323,7 @@ def draw_schedule(pipe: OVStableDiffusionPipeline, num_inference_steps: int) -> 
 
 
 def draw_levels(times: dict[str, float]) -> Figure:
-    """Milliseconds of each block, as bars in the order in which the blocks run."""
+    """Draw the milliseconds of each block as bars, in the order in which the blocks run."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 2.8))
         bars = axis.barh(list(times), list(times.values()), color=BLUE)
@@ -329,7 +335,7 @@ def draw_levels(times: dict[str, float]) -> Figure:
 
 
 def draw_table(names: Sequence[str], values: np.ndarray) -> Figure:
-    """A square table of numbers from -1 to 1 as colours, with the numbers in it."""
+    """Draw a square table of numbers from -1 to 1 as colours, with the numbers in it."""
     side = 0.62 * len(names) + 1.2
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(side, side))
@@ -348,7 +354,7 @@ def _on(value: float) -> str:
 
 
 def draw_closeness(found: Sequence[tuple[str, int, float]]) -> Figure:
-    """How close few steps come, a line for each solver, and a diamond where there is one point only."""
+    """Plot how close few steps come, with a line for each solver, and diamonds for the squeezed schedules."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7, 3.2))
         for name in dict.fromkeys(name for name, _, _ in found):
@@ -361,7 +367,7 @@ def draw_closeness(found: Sequence[tuple[str, int, float]]) -> Figure:
 
 
 def draw_seconds(rows: Sequence[Timed]) -> Figure:
-    """Where the seconds of each row went, as bars."""
+    """Draw where the seconds of each row went, as bars."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9, 0.45 * len(rows) + 1))
         for i, row in enumerate(rows):
@@ -382,10 +388,10 @@ def draw_seconds(rows: Sequence[Timed]) -> Figure:
 
 
 def compare_unets() -> dict[str, UNet2DConditionModel]:
-    """U-Net-NAS 1.0 and Stable Diffusion 1.5's U-Net from their configurations, as shapes without weights."""
+    """DeciDiffusion 1.0's U-Net-NAS and Stable Diffusion 1.5's U-Net, built from configurations without weights."""
     with torch.device("meta"):
         nas = FlexibleUNet2DConditionModel.from_config(json.loads(V1_UNET_CONFIG.read_text()))
-        assert isinstance(nas, FlexibleUNet2DConditionModel)  # a pair only where unused settings are asked for
+        assert isinstance(nas, FlexibleUNet2DConditionModel)  # it is a pair only if unused settings are requested
         plain = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     return {"Stable Diffusion 1.5": plain, "DeciDiffusion 1.0 (U-Net-NAS)": nas}
 
@@ -439,7 +445,7 @@ def _draw_block(axis: plt.Axes, x: float, y: float, block: nn.Module) -> None:
 
 
 def _layers(block: Any) -> list[str]:
-    """Kinds of the layers of a block, diffusers' or ours, in the order in which they run, R or T."""
+    """The kinds of layers of a block, diffusers' or ours, R or T, in the order in which they run."""
     if hasattr(block, "modules_list"):
         return ["R" if hasattr(module, "conv1") else "T" for module in block.modules_list]
     attentions = list(getattr(block, "attentions", []))

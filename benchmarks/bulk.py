@@ -1,10 +1,11 @@
-"""What bulk generation costs beside a plain loop: ``make bulk-benchmark``.
+"""What bulk generation costs compared with a plain loop: ``make bulk-benchmark``.
 
-The same prompts of the embedded checkpoint, made by the pipeline called one prompt after the other, by ``bulk`` in one
-process, by ``bulk`` on Ray with one actor and with two, and by OpenVINO GenAI and Optimum Intel called in a loop. Each
-row computes in f32, which all of them agree on, in a process of its own. What starting takes, on Ray, is told apart by
-a run of a few pictures. Beside it what each chunk of work costs besides its pictures, with rows that are refused.
-Writes ``benchmarks/results/bulk.md``; with ``--model-dir``, of a full-size model say, ``bulk-`` and that folder's name.
+The embedded checkpoint makes pictures of the same prompts: with the pipeline called for one prompt after the other,
+with ``bulk`` in one process, with ``bulk`` on Ray with one actor and with two, and with OpenVINO GenAI and Optimum
+Intel called in a loop. Each row computes in f32, which all of them support, in a process of its own. On Ray, the time
+to start is found from another run with few pictures. The overhead of a chunk is measured with rows that are refused.
+Writes ``benchmarks/results/bulk.md``; with ``--model-dir``, for a full-size model for example, ``bulk-`` and that
+folder's name.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def make(prompts):
         picture = pipe(prompt, num_inference_steps=steps, height=side, width=side, generator=generator).images[0]
         picture.save(out / f"{i}.png")
 """
-REFUSED = BULK.replace('{"prompt": prompt, "seed": i}', '{"prompt": None}')  # a chunk each, and no picture
+REFUSED = BULK.replace('{"prompt": prompt, "seed": i}', '{"prompt": None}')  # each row is a chunk without a picture
 TIMED = """
 import json, os, threading, time, psutil
 from pathlib import Path
@@ -90,7 +91,7 @@ ROWS = {
 
 
 def run(code: str, actors: int, model_dir: Path, count: int, steps: int) -> dict[str, float]:
-    """Seconds and bytes of one row, in a process of its own; starting is not counted, but for Ray, which has to."""
+    """Seconds and bytes of one row, in a process of its own; the time to start is counted for Ray only."""
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
     side = read_json(config_file(model_dir, "unet"))["sample_size"] * 8
     with tempfile.TemporaryDirectory() as out:
@@ -106,17 +107,17 @@ def run(code: str, actors: int, model_dir: Path, count: int, steps: int) -> dict
 
 
 def measure(code: str, actors: int, model_dir: Path, count: int, steps: int) -> dict[str, float]:
-    """A row, with the seconds that pass before its first picture begins, and those of each further picture."""
+    """The figures of a row, with the seconds before its first picture begins, and those for each further picture."""
     found = run(code, actors, model_dir, count, steps)
     each = found["seconds"] / count
-    if actors:  # what is warm has nothing to start
+    if actors:  # without Ray, everything is warm already
         few = min(FEW * actors, count // 2)
         each = (found["seconds"] - run(code, actors, model_dir, few, steps)["seconds"]) / (count - few)
     return found | {"each": each, "start": found["seconds"] - each * count}
 
 
 def around_a_chunk(model_dir: Path, actors: int) -> float:
-    """Milliseconds that a chunk costs besides its pictures: looked up, handed out, written down, read again."""
+    """Milliseconds of overhead per chunk, besides its pictures: to look it up, distribute, record and read it."""
     few, many = (run(REFUSED, actors, model_dir, count, 1)["seconds"] for count in CHUNKS)
     return 1000 * (many - few) / (CHUNKS[1] - CHUNKS[0])
 

@@ -1,8 +1,8 @@
-"""CLIP's vocabulary, as the real checkpoints have it: ``python -m benchmarks.clip_vocabulary`` makes its file anew.
+"""CLIP's vocabulary, which the real checkpoints use: ``python -m benchmarks.clip_vocabulary`` writes its file again.
 
 The merges are OpenAI's, published with CLIP under the MIT license, which lies beside them. They come from the package
-clip-anytorch on PyPI, which ships OpenAI's files. The same command records what OpenAI's own tokenizer makes of a list
-of texts, for the tests; without ftfy's repairs, which transformers leaves out too.
+clip-anytorch on PyPI, which contains OpenAI's files. The same command records the tokens that OpenAI's own tokenizer
+gives for a list of texts, for the tests; without ftfy's repairs, which transformers leaves out too.
 """
 
 import gzip
@@ -19,7 +19,7 @@ LICENSE = Path(__file__).with_name("clip_merges.LICENSE")
 TOKENS = Path(__file__).parents[1] / "tests" / "golden" / "clip_tokens.json"
 START, END = "<|startoftext|>", "<|endoftext|>"
 VOCABULARY = 49408
-COUNT = VOCABULARY - 2 * 256 - 2  # of merges: what the bytes, alone and at a word's end, and two marks leave
+COUNT = VOCABULARY - 2 * 256 - 2  # number of merges: all tokens but the bytes, alone and word-final, and two marks
 TOKENIZE = """
 import json, sys, unicodedata
 from clip import simple_tokenizer
@@ -30,14 +30,14 @@ print(json.dumps([own.encode(text) for text in json.load(sys.stdin)]))
 
 
 def read_merges() -> list[str]:
-    """The pairs of tokens that CLIP joins, the first joined first."""
+    """The pairs of tokens that CLIP merges, in the order of merging."""
     return gzip.decompress(MERGES.read_bytes()).decode("utf-8").splitlines()
 
 
 def byte_characters() -> list[str]:
-    """The 256 characters that stand for a byte each: printable ones for themselves, others shifted past U+0100.
+    """The 256 characters that each stand for a byte: printable ones for themselves, others shifted past U+0100.
 
-    The mapping is GPT-2's (Radford et al. 2019), which CLIP took over.
+    CLIP uses the mapping of GPT-2 (Radford et al. 2019).
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -69,7 +69,7 @@ def main() -> None:
         [text] = Path(scratch).glob("clip_anytorch-*/LICENSE")
         LICENSE.write_text(text.read_text())
         texts = list(json.loads(TOKENS.read_text(encoding="utf-8")))
-        (Path(scratch) / "clip" / "__init__.py").write_text("")  # of the package only its tokenizer is wanted
+        (Path(scratch) / "clip" / "__init__.py").write_text("")  # only the package's tokenizer is needed
         command = [sys.executable, "-c", TOKENIZE]
         told = subprocess.run(
             command, cwd=scratch, input=json.dumps(texts), capture_output=True, text=True, check=True

@@ -1,8 +1,8 @@
-"""Where the seconds of a cold start go: ``python -m benchmarks.cold``.
+"""Where the time of a cold start goes: ``python -m benchmarks.cold``.
 
-The full-size model's first picture, 512x512 with guidance, in a process of its own: exactly, beside other tools, and
-with the presets, as somebody at a command line meets them; and the embedded checkpoint's. Runs take turns, ours right
-beside its peers'. Results land in ``benchmarks/results/``: ``cold.json`` and ``cold.md``.
+The full-size model's first picture, 512x512 with guidance, is made in a process of its own, as on a command line: with
+the preset "exact", with other tools, and with the faster presets; and so is the embedded checkpoint's. Runs take turns,
+ours next to the other tools'. Results are written to ``benchmarks/results/``: ``cold.json`` and ``cold.md``.
 """
 
 import argparse
@@ -40,7 +40,7 @@ REST = {"step_s": "a step, after the first", "decode_s": "after the last step", 
 
 
 def cold_table(bench: Bench) -> str:
-    """A row for each: up to when what was done, and what the rest takes; medians."""
+    """A row for each run: when each stage was done, and the times of the rest; medians."""
     rows = []
     for name, run in RUNS.items():
         cells = []
@@ -53,7 +53,7 @@ def cold_table(bench: Bench) -> str:
 
 
 def pairs_line(bench: Bench) -> str:
-    """Our first picture's time as a share of OpenVINO GenAI's, turn by turn."""
+    """The time of our first picture as a share of OpenVINO GenAI's, turn by turn."""
     turns = {
         name: {other["turn"]: other["first_picture_s"] for other in bench.runs if other["run"] == RUNS[name]}
         for name in (OURS, GENAI)
@@ -66,7 +66,7 @@ def pairs_line(bench: Bench) -> str:
 
 
 def write(bench: Bench) -> str:
-    """Write the table beside the figures, and return the Markdown."""
+    """Write the table beside the JSON file, and return the Markdown."""
     text = (
         "DeciDiffusion 1.0 in its real configuration and size, with random weights: the first picture of a process, "
         "512x512, guidance 7.5, 5 steps of DDIM where no number is named, without OpenVINO's model cache; medians of "
@@ -79,7 +79,7 @@ def write(bench: Bench) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 7 GB")
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="the folder for the full-size models; 7 GB")
     options = parser.parse_args()
     require_peers()
     bench = Bench(options.work, RESULTS / "cold.json", {})

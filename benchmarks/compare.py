@@ -1,7 +1,7 @@
-"""How fast, beside its peers, on this machine: ``make benchmark``.
+"""How fast this project and other tools are on this machine: ``make benchmark``.
 
-Every run is a process of its own. Runs take turns, so that a slow quarter of an hour hits all tools alike, and each
-finished one is written down at once: an interrupted benchmark goes on where it stopped. Results land in
+Every run is a process of its own. Runs take turns, so that a slow quarter of an hour affects all tools alike. Each
+finished run is saved at once, so that an interrupted benchmark can resume. Results are written to
 ``benchmarks/results/``: ``compare.json`` with every single figure, ``compare.md`` and ``compare.png``.
 """
 
@@ -33,7 +33,7 @@ LOADINGS = 4
 
 
 def all_runs(precision: str) -> list[tuple[dict, int]]:
-    """Every run, in the order to do them in, and which time it is done."""
+    """Every run with the number of its turn, in the order of execution."""
     rivals = [pictures_run(*rival) for rival in RIVALS]
     units = [unet_run(unet, wanted) for wanted in dict.fromkeys(("f32", precision)) for unet in ("nas", "sd15")]
     turns = [[(run, turn) for run in rivals + units] for turn in range(ROUNDS)]
@@ -48,7 +48,7 @@ def _described(run: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 6 GB")
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="the folder for the full-size models; 6 GB")
     parser.add_argument("--minutes", type=float, default=60, help="start no further run after this time")
     options = parser.parse_args()
     require_peers()

@@ -1,7 +1,8 @@
-"""How the server holds up: ``python -m benchmarks.load`` lets 32 clients ask for pictures of the embedded checkpoint.
+"""The server under load: ``python -m benchmarks.load`` lets 32 clients request pictures of the embedded checkpoint.
 
-Each asks, waits for its picture, and asks again; one that is told that too many are waiting comes back when it was told
-to. Beside it the pipeline called directly, in batches as large as the server's. Writes ``benchmarks/results/load.md``.
+Each client sends a request, waits for its picture, and sends the next; if too many requests are waiting (429), it tries
+again after the time in Retry-After. For comparison, the pipeline is called directly, in batches as large as the
+server's. Writes ``benchmarks/results/load.md``.
 """
 
 import argparse
@@ -25,7 +26,7 @@ CLIENTS = 32
 
 
 def directly(pipe: OVStableDiffusionPipeline, seconds: float) -> float:
-    """Pictures a second of the pipeline without a server."""
+    """Pictures per second of the pipeline without a server."""
     made, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         seeds = list(range(made, made + BATCH))
@@ -34,7 +35,7 @@ def directly(pipe: OVStableDiffusionPipeline, seconds: float) -> float:
 
 
 def visit(number: int, until: float, found: list[tuple[int, float]]) -> None:
-    """One client, until its time is up."""
+    """Run one client until its time is up."""
     rng = random.Random(number)
     with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=300) as client:
         while time.time() < until:

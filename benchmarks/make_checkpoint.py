@@ -1,10 +1,10 @@
 """Full-size checkpoints with random weights: ``python -m benchmarks.make_checkpoint 1.0 FOLDER``.
 
-Speed and memory do not depend on what weights say, only on how many there are and how they are laid out; pictures of
-such a checkpoint are noise. Each has all files of its repository on the hub, with CLIP's own vocabulary; of files that
-no run needs, little more than the name. ``1.0`` is DeciDiffusion 1.0's real configuration. ``2.0`` is a stand-in: the
-configuration of DeciDiffusion 2.0 is known to us by its size alone, so this is one of the family with as many
-parameters and 2.0's scheduler. ``sd15`` is Stable Diffusion 1.5, to compare with.
+Speed and memory do not depend on the values of weights, only on their number and layout; pictures of such a checkpoint
+are noise. Each checkpoint has all files of its repository on the hub, with CLIP's own vocabulary; files that no run
+needs are little more than placeholders. ``1.0`` is DeciDiffusion 1.0's real configuration. ``2.0`` is a stand-in: we
+know only the size of DeciDiffusion 2.0's configuration, so this is a U-Net of the same family with as many parameters
+and 2.0's scheduler. ``sd15`` is Stable Diffusion 1.5, for comparison.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.schedulers.squeezed import SqueezedDPMSolverMultistepScheduler
 
 KINDS = ("1.0", "2.0", "sd15")
-STAND_IN_2_0 = {  # fewer blocks of 1.0's kind: 525,576,324 parameters
+STAND_IN_2_0 = {  # fewer blocks than 1.0, of the same kind: 525,576,324 parameters
     "down_blocks_num_attentions": [0, 2, 2],
     "mid_num_resnets": 0,
     "mid_num_attentions": 0,
@@ -47,7 +47,7 @@ def random_value(name: str, shape: torch.Size) -> torch.Tensor:
 
 
 def unet_of(kind: str) -> nn.Module:
-    """The U-Net of a kind, without memory for its weights."""
+    """The U-Net of a kind, without allocating its weights."""
     with torch.device("meta"):
         if kind == "sd15":
             return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
@@ -93,7 +93,7 @@ def vae() -> nn.Module:
 
 
 def tiny_autoencoder() -> nn.Module:
-    """TAESD, as it was published for Stable Diffusion's latents."""
+    """The architecture of TAESD, as published for Stable Diffusion's latents."""
     with torch.device("meta"):
         return AutoencoderTiny()
 
@@ -112,7 +112,7 @@ def scheduler_of(kind: str) -> SchedulerMixin:
 
 
 def write_weights(model: nn.Module, file: Path, prefix: str = "") -> int:
-    """Random float16 weights for every parameter of a model; returns how many numbers they are."""
+    """Write random float16 weights for every parameter of a model; returns the number of parameters."""
     shapes = {prefix + name: parameter.shape for name, parameter in model.named_parameters()}
     weights = {
         name: random_value(name, shape).half()
@@ -124,7 +124,7 @@ def write_weights(model: nn.Module, file: Path, prefix: str = "") -> int:
 
 
 def write_what_nobody_needs(folder: Path) -> None:
-    """The files of the real repository that no run needs: whoever opens one of them learns it by an error."""
+    """Write files of the real repository that no run needs; opening one of them causes an error."""
     for name in ("unet/diffusion_pytorch_model", "safety_checker/model"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.safetensors").write_bytes(b"not needed")
@@ -139,7 +139,7 @@ def write_what_nobody_needs(folder: Path) -> None:
 
 
 def write_index(folder: Path, kind: str, scheduler: str) -> None:
-    """The index of a repository; DeciDiffusion's names a class of its makers, and knows nothing of its own U-Net."""
+    """Write a repository's index; DeciDiffusion's names its makers' own class, and does not mention its own U-Net."""
     index = {
         "_class_name": "StableDiffusionPipeline" if kind == "sd15" else "DeciPipeline",
         "scheduler": ["diffusers", scheduler],
@@ -159,13 +159,13 @@ def make_checkpoint(kind: str, folder: str | Path) -> dict[str, int]:
 
     Args:
         kind: "1.0", "2.0" (a stand-in) or "sd15".
-        folder: must not exist yet; about 2 GB.
+        folder: the folder to make, about 2 GB; it must not exist yet.
 
     Returns:
-        how many numbers the weights of each part have.
+        the number of parameters of each part.
 
     Raises:
-        ValueError: an unknown kind, or the folder exists.
+        ValueError: the kind is unknown, or the folder exists.
     """
     if kind not in KINDS:
         raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")

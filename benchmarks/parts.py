@@ -1,9 +1,9 @@
-"""What each way to be faster changes in the models' outputs at full size: ``python -m benchmarks.parts``.
+"""How much each saving changes the models' outputs at full size: ``python -m benchmarks.parts``.
 
-The steps of a guided 512x512 run of ten steps, at each of which the U-Net's output, with and without the prompt, is
-compared with what the INT8 model and feature caching make of the same latents; and the decoder's picture with that of
-the INT8 decoder and of tiles. The weights are random: this shows that nothing breaks with size, not how a picture
-looks. Results land in ``benchmarks/results/parts.md``.
+At each step of a guided 512x512 run of ten steps, the U-Net's outputs, with and without the prompt, are compared with
+those of the INT8 model and of feature caching for the same latents. The decoder's picture is compared with that of the
+INT8 decoder and of tiles. The weights are random: this shows that nothing breaks with size, not how a picture looks.
+Results are written to ``benchmarks/results/parts.md``.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
 STEPS = 10
-AGES = (1, 2, 3)  # steps: how old what was kept is
+AGES = (1, 2, 3)  # how many steps old the cached features are
 
 Agreements = dict[str, list[float]]
 
 
 @torch.no_grad()
 def compare_steps(pipe: OVStableDiffusionPipeline, side: int) -> tuple[Agreements, torch.Tensor]:
-    """Agreement in dB with the whole U-Net in f32, one value a step, by way to be faster; and the final latents."""
+    """Agreement in dB with the full U-Net in f32, by saving, with one value per step; and the final latents."""
     shape = (1, pipe.latent_channels, side // pipe.vae_scale_factor, side // pipe.vae_scale_factor)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
     text = pipe.encode_text(["", PROMPT])
@@ -62,7 +62,7 @@ def _steps(count: int) -> str:
 
 
 def compare_pictures(pipe: OVStableDiffusionPipeline, latents: torch.Tensor) -> dict[str, float]:
-    """Agreement in dB with the picture that the decoder makes of whole latents in f32."""
+    """Agreement in dB with the picture that the decoder makes in f32 without tiles."""
     whole = pipe.decode_latents(latents, "np")
     found = {"INT8 decoder": psnr(pipe.decode_latents(latents, "np", quantized=("vae_decoder",)), whole)}
     pipe.enable_vae_tiling(whole.shape[1] // 2)
@@ -86,7 +86,7 @@ def write(steps: Agreements, pictures: dict[str, float], side: int, folder: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 7 GB")
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="the folder for the full-size models; 7 GB")
     options = parser.parse_args()
     bench = Bench(options.work, options.work / "parts.json", {})
     prepare(bench, options.work)

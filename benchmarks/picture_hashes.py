@@ -1,8 +1,8 @@
-"""Whether a change of the code changed any picture: ``python -m benchmarks.picture_hashes FILE``.
+"""Checks whether a change of the code changed any picture: ``python -m benchmarks.picture_hashes FILE``.
 
 Draws 60 pictures of the embedded checkpoint in f32: all tasks, presets, samplers, masks, long prompts, lists of seeds,
-embeddings and tiles. Where ``FILE`` does not exist, their hashes are written to it; otherwise they are compared with
-it. Equal hashes need the same machine and the same libraries.
+embeddings and tiles. If ``FILE`` does not exist, their hashes are written to it; otherwise they are compared with it.
+Hashes are equal only on the same machine with the same libraries.
 """
 
 import argparse
@@ -40,14 +40,14 @@ def source(width: int = 128, height: int = 128) -> Image.Image:
 
 
 def mask(width: int = 128, height: int = 128) -> Image.Image:
-    """White on its right half."""
+    """A mask that is white on its right half."""
     made = Image.new("L", (width, height))
     made.paste(255, [width // 2, 0, width, height])
     return made
 
 
 def calls(pipe: OVStableDiffusionPipeline) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The arguments of each call, under a name."""
+    """The name and the arguments of each call."""
     quick = {"prompt": PROMPT, "seed": 1, "num_inference_steps": STEPS}
     edit = quick | {"image": source(), "strength": 0.75}
     for solver in SOLVERS:
@@ -108,7 +108,7 @@ def calls(pipe: OVStableDiffusionPipeline) -> Iterator[tuple[str, dict[str, Any]
 
 
 def draw(pipe: OVStableDiffusionPipeline) -> dict[str, str]:
-    """sha256 of the pixels of each call's pictures."""
+    """The SHA-256 of each call's pixels, by the call's name."""
     hashes = {}
     for name, arguments in tqdm(list(calls(pipe)), desc="drawing", unit="call"):
         if name == "tiles":
@@ -123,7 +123,7 @@ def draw(pipe: OVStableDiffusionPipeline) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="JSON: written where it does not exist, compared with otherwise")
+    parser.add_argument("file", type=Path, help="a JSON file: written if it does not exist, otherwise compared with")
     parser.add_argument("--model-dir", type=Path, default=Path("outputs/picture_hashes/tiny-fp16"))
     options = parser.parse_args()
     folder = convert_checkpoint(CHECKPOINT, options.model_dir).model_dir

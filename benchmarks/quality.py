@@ -1,9 +1,9 @@
-"""What each way to be faster costs in quality: ``make quality``.
+"""What each saving costs in quality: ``make quality``.
 
-The embedded checkpoint makes 960 pictures with every setting, of the same captions and seeds, half of captions that
-training never saw. An oracle reads whether a picture shows what its caption says; and every picture is compared with
-the exact one of its seed, by PSNR and by a perceptual distance. Finished settings are kept: an interrupted run goes
-on where it stopped. Results land in ``benchmarks/results/``: ``quality.json``, ``.md``, ``.png``, and a contact sheet.
+The embedded checkpoint makes 960 pictures with every setting, with the same captions and seeds; half are captions that
+training never saw. An oracle reads whether a picture shows what its caption says. Every picture is also compared with
+the exact one of its seed, by PSNR and by a perceptual distance. Finished settings are saved, so that an interrupted run
+can resume. Results are written to ``benchmarks/results/``: ``quality.json``, ``.md``, ``.png``, and a contact sheet.
 """
 
 import argparse
@@ -47,16 +47,16 @@ SETTINGS = {
 }
 PRESET_COLORS = {EXACT: "#000000", "preset balanced": "#e6550d", "preset fast": "#a50f15"}
 ABOVE = {EXACT: 8, "preset balanced": -18, "preset fast": -32}  # points from a preset's mark to its name
-SHOWN = 12  # columns of the contact sheet
+SHOWN = 12  # number of columns of the contact sheet
 
 
 class PerceptualDistance:
-    """A distance of pictures as an autoencoder that knows them sees it.
+    """A perceptual distance of pictures, from the features of an autoencoder trained on such pictures.
 
-    As in LPIPS (Zhang et al. 2018, arXiv 1801.03924): features of several depths, each position's made a unit
-    vector, squared differences averaged over positions and added up over depths. LPIPS takes them from networks
-    trained on photographs, which know nothing of these flat drawings and would have to be downloaded; here they are
-    the embedded VAE encoder's own, one of each resolution. 0 for equal pictures.
+    As in LPIPS (Zhang et al. 2018, arXiv 1801.03924), features of several depths are normalized to unit vectors at each
+    position, and squared differences are averaged over positions and added up over depths. LPIPS takes the features
+    from networks trained on photographs, which do not know these flat drawings and would have to be downloaded. Here
+    they are the embedded VAE encoder's, one of each resolution. The distance of equal pictures is 0.
     """
 
     def __init__(self, encoder: nn.Module):
@@ -78,7 +78,7 @@ class PerceptualDistance:
 
 
 def paired_change(rights: list[bool], base: list[bool]) -> tuple[float, float]:
-    """Change of a share of right pictures against the same captions and seeds, in points, ± half of a 95 % interval."""
+    """The change in the percentage of right pictures for equal captions and seeds, in points, ± of a 95 % interval."""
     change = 100 * (np.array(rights, float) - np.array(base, float))
     return float(change.mean()), float(1.96 * change.std(ddof=1) / np.sqrt(len(change)))
 
@@ -87,7 +87,7 @@ def measure(
     pipe: OVStableDiffusionPipeline, cases: list[Case], settings: dict, exact: np.ndarray | None
 ) -> tuple[dict, np.ndarray]:
     """One setting's figures and its pictures [n, H, W, 3]."""
-    generate(pipe, cases[:BATCH], **settings)  # models are compiled and weights packed when first used
+    generate(pipe, cases[:BATCH], **settings)  # compiles the models and packs their weights
     start = time.perf_counter()
     made = generate(pipe, cases, **settings)
     seconds = (time.perf_counter() - start) / len(cases)
@@ -141,7 +141,7 @@ def quality_table(found: dict[str, dict]) -> str:
 
 
 def draw(found: dict[str, dict]) -> plt.Figure:
-    """Quality against time: prompt accuracy with its interval, and closeness to the exact picture."""
+    """Plot quality against time: prompt accuracy with its interval, and closeness to the exact picture."""
     base = _rights(found[EXACT])
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.4))
     colors = iter(plt.get_cmap("tab20").colors)
@@ -184,7 +184,7 @@ def contact_sheet(pictures: dict[str, np.ndarray], side: int = 96, label: int = 
 
 
 def write(found: dict[str, dict], pictures: dict[str, np.ndarray], count: int) -> str:
-    """Write table, chart and contact sheet; returns the table with what it rests on."""
+    """Write the table, the chart and the contact sheet; returns the table with its explanation."""
     text = (
         f"{count} pictures of the embedded checkpoint for every setting, the same captions and seeds, in batches; "
         "everything not named is as in `exact`. Change: against `exact`, with a paired 95 % interval, of all pictures "
@@ -203,7 +203,7 @@ def write(found: dict[str, dict], pictures: dict[str, np.ndarray], count: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=960)
-    parser.add_argument("--work", type=Path, default=HERE / "work" / "quality", help="where pictures are kept")
+    parser.add_argument("--work", type=Path, default=HERE / "work" / "quality", help="the folder for the pictures")
     options = parser.parse_args()
     model_dir = convert_checkpoint(EMBEDDED_CHECKPOINT).model_dir
     print(quantize_models(model_dir))
@@ -217,7 +217,7 @@ def main() -> None:
     if kept_before.get("about") == about:
         found = kept_before["found"]
     options.work.mkdir(parents=True, exist_ok=True)
-    # The exact pictures are compared with; then what matters most, should there be no time for all.
+    # First the exact pictures, which all others are compared with; then the presets, in case time runs out.
     for name in sorted(SETTINGS, key=lambda name: (name != EXACT, "preset" not in name)):
         kept = options.work / f"{name}.npz"
         if name not in found or not kept.is_file():

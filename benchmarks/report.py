@@ -25,19 +25,19 @@ FIGURES = {
 
 
 def psnr_of_pictures(picture: np.ndarray, reference: np.ndarray) -> float:
-    """PSNR in dB of arrays of 0…255, peak 255; infinite where both are equal."""
+    """PSNR in dB of arrays of 0…255, peak 255; infinity if both are equal."""
     mean = np.square(picture.astype(np.float64) - reference).mean()
     return 10 * math.log10(255**2 / mean) if mean else math.inf
 
 
 def difference(picture: Path, reference: Path) -> tuple[float, int]:
-    """PSNR in dB (peak 255) and the largest difference of any pixel, of two pictures of one size."""
+    """PSNR in dB (peak 255) and the largest pixel difference of two pictures of the same size."""
     a, b = (np.asarray(Image.open(file).convert("RGB"), np.int64) for file in (picture, reference))
     return psnr_of_pictures(a, b), int(np.abs(a - b).max())
 
 
 def compare_pictures(bench: Bench) -> dict[tuple[str, str], tuple[float, int]]:
-    """Every rival's picture of the comparison runs against that of diffusers."""
+    """The difference of every tool's picture from that of diffusers, in the comparison runs."""
     reference = bench.picture(pictures_run("diffusers", "f32"))
     found = {}
     for tool, precision in RIVALS:
@@ -91,7 +91,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def decibels(value: float) -> str:
-    """An agreement as a table shows it."""
+    """An agreement as text for a table."""
     return "equal" if value == math.inf else f"{value:.1f} dB"
 
 
@@ -186,7 +186,7 @@ def conversion_table(bench: Bench) -> str:
 
 
 def loading_table(bench: Bench) -> str:
-    """How long ``from_pretrained`` takes with OpenVINO's model cache, which is off by default, and what it takes."""
+    """The time of ``from_pretrained`` with OpenVINO's model cache, which is off by default, and the cache's size."""
     rows = []
     for cache in CACHES:
         seconds, size = (bench.values(figure, loading_run(cache)) for figure in ("load_s", "cache_gb"))
@@ -198,7 +198,7 @@ def loading_table(bench: Bench) -> str:
 
 
 def draw(bench: Bench) -> plt.Figure:
-    """Bars: where a picture's time goes, tool by tool."""
+    """Draw bars that show where a picture's time goes, tool by tool."""
     figure, axis = plt.subplots(figsize=(8, 3.6))
     rivals = [rival for rival in RIVALS if bench.values("end_to_end_s", pictures_run(*rival))][::-1]
     for position, rival in enumerate(rivals):

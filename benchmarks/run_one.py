@@ -1,7 +1,7 @@
 """One measured run, in a process of its own: ``python -m benchmarks.run_one '{"tool": "ours", …}'``.
 
-Prints one line of JSON. For Optimum Intel and OpenVINO GenAI nothing of this project's library is imported, so that
-their memory and their start are their own; diffusers needs its U-Net, for which it has no class.
+Prints one line of JSON. For Optimum Intel and OpenVINO GenAI this project's library is not imported, so that their
+memory and start time are their own. diffusers needs the library's U-Net, for which it has no class.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from pathlib import Path
 
 START, START_OF_DAY = time.perf_counter(), time.time()
 PROMPT = "a fox in the snow"
-WARMUP_PROMPT = "a whale under water"  # another one: the pipelines may remember prompts
+WARMUP_PROMPT = "a whale under water"  # another prompt, since the pipelines may cache prompts
 SEED = 42
 PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "torch", "diffusers", "transformers")
 
-Generate = Callable[[Callable[[], None]], "object"]  # takes what to call after each step, returns the first picture
+Generate = Callable[[Callable[[], None]], "object"]  # takes a function to call after each step, returns a picture
 
 
 def ours(options: dict) -> Generate:
@@ -39,7 +39,7 @@ def ours(options: dict) -> Generate:
             [options["prompt"]] * options["pictures"],
             num_inference_steps=options["steps"],
             guidance_scale=options["guidance_scale"],
-            guidance_rescale=0.0,  # GenAI has none
+            guidance_rescale=0.0,  # GenAI does not have it
             height=options["side"],
             width=options["side"],
             generator=torch.Generator().manual_seed(SEED),
@@ -132,7 +132,7 @@ def genai(options: dict) -> Generate:
 
 
 def _ov_config(options: dict) -> dict[str, str | int]:
-    """A peer's defaults, or its best: a precision asked for, and all cores."""
+    """Another tool's defaults, or its best settings: the requested precision, and all cores."""
     if options["precision"] == "default":
         return {}
     import os
@@ -147,9 +147,9 @@ TOOLS = {"ours": ours, "diffusers": diffusers, "optimum": optimum, "genai": gena
 def measure(options: dict) -> dict:
     """Load, make a first picture, and unless ``cold_only`` is set a second one with its steps timed.
 
-    ``warmup_steps`` are the first picture's, if it needs no more. Seconds from the start are the process's where
-    ``started`` says when that was, by the time of day. Of this project's pipeline the seconds in each model are told
-    too, and when the U-Net began.
+    ``warmup_steps`` is the number of steps of the first picture, if fewer are enough. Times from the start count from
+    the start of the process if ``started`` gives it as a time of day. For this project's pipeline, the result also has
+    the seconds in each model, and when the U-Net began.
     """
     start = START - max(0.0, START_OF_DAY - options.get("started", START_OF_DAY))
     generate = TOOLS[options["tool"]](options)
@@ -189,7 +189,7 @@ def measure(options: dict) -> dict:
 
 
 def time_loading(options: dict) -> dict:
-    """Seconds of ``from_pretrained``, imports left out, with OpenVINO's model cache or none, and the cache's size."""
+    """Seconds of ``from_pretrained`` without imports, with or without OpenVINO's model cache, and the cache's size."""
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
     cache_dir, mode = options["cache_dir"], options["cache_mode"]
@@ -218,13 +218,13 @@ def measure_conversion(options: dict) -> dict:
 
 def peak_memory_gb() -> float:
     """Largest resident memory of this process so far, in 1e9 bytes."""
-    from ov_decidiffusion.runtime.memory import peak_memory  # after the run, whichever tool's it was
+    from ov_decidiffusion.runtime.memory import peak_memory  # imported after the run, so that it does not count
 
     return peak_memory() / 1e9
 
 
 def versions() -> dict[str, str]:
-    """What this process runs on."""
+    """The versions of the packages that this process runs with."""
     found = {}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

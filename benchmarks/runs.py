@@ -1,4 +1,4 @@
-"""What is run, where the results lie, and how one run is done."""
+"""The runs of the benchmarks, the place of their results, and how one run is done."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def pictures_run(tool: str, precision: str, side: int = 512, pictures: int = 1, 
         "steps": steps,
         "guidance_scale": GUIDANCE,
     }
-    return json.loads(json.dumps(run | more))  # as it is written down: a finished run is found by being equal
+    return json.loads(json.dumps(run | more))  # in its saved form, since finished runs are found by comparing
 
 
 GROWTH = {  # how cost grows with the size of a picture and with their number
@@ -58,7 +58,7 @@ THIRTY_STEPS = {rival: pictures_run(*rival, steps=30, cold_only=True) for rival 
 
 
 def unet_run(unet: str, precision: str) -> dict:
-    """Options of one run of a U-Net alone, batch 2, with the machine's own rate measured in the same process."""
+    """Options of one run of a U-Net alone, batch 2; the machine's own rate is measured in the same process."""
     return {"tool": "unet", "unet": unet, "precision": precision, "side": 512, "pictures": 1}
 
 
@@ -66,7 +66,7 @@ CACHES = {"none": None, "whole": "OPTIMIZE_SPEED", "without weights": "OPTIMIZE_
 
 
 def loading_run(cache: str) -> dict:
-    """Options of one run that only loads; OpenVINO's model cache is empty at the first turn, filled from the second."""
+    """Options of one run that only loads; OpenVINO's model cache is empty in the first turn, and filled after it."""
     return {"tool": "loading", "cache": cache}
 
 
@@ -76,16 +76,16 @@ class Bench:
     def __init__(self, work: Path, file: Path, gigaflops: dict[str, float]):
         self.gigaflops = gigaflops
         self.checkpoint, self.model_dir, self.unets = work / "decidiffusion-1.0", work / "decidiffusion-1.0-fp16", {}
-        self.plain = work / "alone-fp16"  # the same models under a name that has no INT8 ones beside it
+        self.plain = work / "alone-fp16"  # the same models under a name without INT8 models beside it
         self.pictures, self.cache, self.file = work / "pictures", work / "cache", file
         self.runs: list[dict] = []
         self.begun = time.perf_counter()
         self.conversions: dict[str, dict] = {}
 
     def prepare(self, work: Path) -> None:
-        """Make what the runs read, unless it is there; conversions run in processes whose memory is measured."""
+        """Make missing files that the runs need; conversions run in processes whose memory is measured."""
         self.pictures.mkdir(parents=True, exist_ok=True)
-        if not self.checkpoint.exists():  # in a process of its own, for its memory's sake
+        if not self.checkpoint.exists():  # made in a process of its own, to free its memory
             run_python(sys.executable, "-m", "benchmarks.make_checkpoint", "1.0", str(self.checkpoint))
         sd15 = work / "sd15-unet.xml"
         if not sd15.exists():
@@ -97,7 +97,7 @@ class Bench:
         shutil.rmtree(self.model_dir.with_name("verified"), ignore_errors=True)
 
     def _convert(self, verified: str, target: Path) -> None:
-        """A measured conversion in a process of its own, from scratch."""
+        """Measure a conversion from scratch, in a process of its own."""
         shutil.rmtree(target, ignore_errors=True)
         options = {"checkpoint": str(self.checkpoint), "model_dir": str(target), "verify": verified == "verified"}
         printed = run_python(sys.executable, "-m", "benchmarks.run_one", json.dumps({"tool": "conversion"} | options))
@@ -105,7 +105,7 @@ class Bench:
         self.save()
 
     def load(self) -> None:
-        """Take over what an interrupted benchmark finished, if machine, versions and code are the same."""
+        """Load the finished runs of an interrupted benchmark, if machine, versions and code are the same."""
         if self.file.is_file():
             content = json.loads(self.file.read_text())
             if content["machine"] == machine():
@@ -119,12 +119,12 @@ class Bench:
         partial.replace(self.file)
 
     def done(self, run: dict, turn: int) -> bool:
-        """Whether the run's figures are there, and its picture if it makes one."""
+        """Whether the run's figures exist, and its picture if it makes one."""
         drawn = run["tool"] in ("unet", "loading") or self.picture(run).is_file()
         return drawn and any(other["run"] == run and other["turn"] == turn for other in self.runs)
 
     def do(self, run: dict, turn: int) -> None:
-        """One run; what it printed as JSON joins the finished runs."""
+        """Do one run, and add the JSON that it prints to the finished runs."""
         options = run | {"model_dir": str(self._models_of(run)), "checkpoint": str(self.checkpoint)}
         if run["tool"] == "unet":
             options |= {"xml": str(self.unets[run["unet"]]), "gigaflop": self.gigaflops[run["unet"]]}
@@ -144,7 +144,7 @@ class Bench:
         self.save()
 
     def do_all(self, planned: list[tuple[str, dict, int]], minutes: float = math.inf) -> None:
-        """The runs that are not finished, told by their names; so many minutes after it was made none begins."""
+        """Do all unfinished runs, and print their names; none begins more than ``minutes`` after this was created."""
         for number, (name, run, turn) in enumerate(planned, 1):
             spent = (time.perf_counter() - self.begun) / 60
             if not self.done(run, turn) and spent <= minutes:
@@ -152,7 +152,10 @@ class Bench:
                 self.do(run, turn)
 
     def _models_of(self, run: dict) -> Path:
-        """Where INT8 models lie beside the others, none is compiled before it is known which are wanted."""
+        """The model folder for a run: one without INT8 models beside it, unless the run may need them.
+
+        If there are INT8 models, the pipeline compiles none of the models before it knows which ones it needs.
+        """
         if run.get("embedded"):
             return default_model_dir(EMBEDDED_CHECKPOINT)
         if "arguments" in run:
@@ -166,7 +169,7 @@ class Bench:
         return self.pictures / (re.sub(r"[^a-zA-Z0-9]+", "-", " ".join(map(str, names))) + ".png")
 
     def median(self, figure: str, run: dict) -> float | None:
-        """Median of a figure over the turns of a run; None where it was not done."""
+        """Median of a figure over the turns of a run; None if the run was not done."""
         values = self.values(figure, run)
         return statistics.median(values) if values else None
 
@@ -175,7 +178,7 @@ class Bench:
 
 
 def require_peers() -> None:
-    """End the program where Optimum Intel is not installed."""
+    """End the program if Optimum Intel is not installed."""
     if not PEERS_PYTHON.exists():
         sys.exit("error: the peers' environment is missing: run `make peers` first.")
 
@@ -190,7 +193,7 @@ def run_python(python: str, *arguments: str) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """What the figures depend on: the machine, the versions, and the code."""
     core = ov.Core()
     packages = ("openvino", "torch", "diffusers", "transformers", "openvino-genai")
     return {
@@ -204,7 +207,7 @@ def machine() -> dict[str, str]:
 
 
 def _digest_of_code() -> str:
-    """Tells versions of the library and of the runs apart."""
+    """A digest that tells versions of the library's and the runs' code apart."""
     digest = hashlib.sha256()
     for file in sorted([*(HERE.parent / "ov_decidiffusion").rglob("*.py"), HERE / "run_one.py", HERE / "workload.py"]):
         digest.update(file.read_bytes())

@@ -1,8 +1,8 @@
-"""What breaks when it is used hard and long: ``python -m benchmarks.soak``, about an hour on two cores.
+"""Stress tests: ``python -m benchmarks.soak``, about an hour on two cores.
 
-Kills of conversions, quantizations and of bulk generation, many clients of one demo at once, hundreds of pictures in
-one process, the fuzzing tests at length, an emulated processor, and a full disk. Prints one table and writes it to
-``results/soak.md``.
+They kill conversions, quantizations and bulk generation, let many clients use one demo at once, make hundreds of
+pictures in one process, run the fuzzing tests at length, emulate another processor, and fill a disk. The table of
+results is printed and written to ``results/soak.md``.
 """
 
 import argparse
@@ -44,13 +44,13 @@ from training.evaluate import Case, choose_cases, generate
 from training.oracle import read_picture
 
 ROOT = Path(__file__).parent.parent
-CLIENTS = 36  # more than may wait
+CLIENTS = 36  # more than are allowed to wait
 MAX_GROWTH_OF_DEMO = 60e6  # bytes, after the warm-up
 MAX_GROWTH_OF_PROCESS = 40e6
 BULK_ROWS = 60
-STEPS = 12  # of a client's picture
-STOP_WITHIN = 10  # seconds; with all clients waiting, a picture takes its turn after a minute
-CLOSE = {"exact": 40, "fast": 30}  # dB; INT8 rounds elsewhere where it is added up in other bits
+STEPS = 12  # number of steps of a client's picture
+STOP_WITHIN = 10  # seconds; if all clients are waiting, a picture waits about a minute for its turn
+CLOSE = {"exact": 40, "fast": 30}  # dB; INT8 rounds differently if products are added up in other formats
 TWO_PICTURES = """
 import sys
 from ov_decidiffusion import OVStableDiffusionPipeline
@@ -82,7 +82,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def killed(arguments: list[str], after: float) -> None:
-    """Start a command and kill it, unless it is quicker."""
+    """Start a command and kill it after ``after`` seconds, unless it has ended."""
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(after)
@@ -96,10 +96,10 @@ def conversion(target: Path) -> list[str]:
 
 
 def run(make: list[str]) -> None:
-    """A command of ours to its end.
+    """Run a command to its end.
 
     Raises:
-        RuntimeError: it failed; what it said.
+        RuntimeError: it failed; the message has its error output.
     """
     done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -107,7 +107,7 @@ def run(make: list[str]) -> None:
 
 
 def holds(check: Callable[[], bool]) -> bool:
-    """What a check finds; an error of it is shown and counted as not held, and the rest goes on."""
+    """The result of a check; if it raises an error, that is printed and counts as not held."""
     try:
         return check()
     except (RuntimeError, ValueError, OSError) as error:
@@ -116,7 +116,8 @@ def holds(check: Callable[[], bool]) -> bool:
 
 
 def kills(make: list[str], target: Path, count: int, rng: random.Random) -> Row:
-    """Kill a maker of a folder at any moment: there is no folder then or a whole one, and the next run ends in it."""
+    """Kill a command that makes a folder at random moments: the folder must be absent or complete, and the next run
+    must succeed."""
     start = time.perf_counter()
     run(make)
     seconds, expected, held = time.perf_counter() - start, describe_files(target), 0
@@ -137,7 +138,7 @@ def kills(make: list[str], target: Path, count: int, rng: random.Random) -> Row:
 
 @contextmanager
 def serving(model_dir: Path, work: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A demo in a process of its own: its address and the process."""
+    """Run a demo in a process of its own; yields its address and the process."""
     process = subprocess.Popen(
         command("demo", "--model-dir", str(model_dir), "--inference-precision", "f32"),
         cwd=ROOT,
@@ -157,7 +158,7 @@ def serving(model_dir: Path, work: Path) -> Iterator[tuple[str, psutil.Process]]
 
 @dataclass
 class Tally:
-    """What the clients saw, counted by all of them at once."""
+    """What the clients saw; all of them add to it."""
 
     pictures: int = 0
     right: int = 0
@@ -174,7 +175,7 @@ class Tally:
 
 
 def right_alone(model_dir: Path, count: int) -> list[Case]:
-    """Captions whose picture the oracle reads rightly when nobody else is there."""
+    """Captions whose pictures the oracle reads correctly when they are made without other clients."""
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
     pipe.set_progress_bar_config(disable=True)
     cases = sum(choose_cases(count // 2).values(), [])
@@ -183,14 +184,14 @@ def right_alone(model_dir: Path, count: int) -> list[Case]:
 
 
 def visit(address: str, number: int, until: float, cases: list[Case], folder: Path, tally: Tally) -> None:
-    """One client: asks for a picture, and waits for it, or stops it, or leaves; and asks again."""
+    """One client: it requests a picture, then waits for it, stops it, or leaves; and requests the next."""
     rng = random.Random(number)
     client = Client(address, verbose=False, download_files=str(folder))
     while time.time() < until:
         case, what = rng.choice(cases), rng.random()
         arguments = {"prompt": case.caption, "negative_prompt": "", "seed": case.seed, "num_inference_steps": STEPS}
         job = client.submit(**arguments, api_name="/text_to_image")
-        if what < 0.1:  # leaves without a word
+        if what < 0.1:  # leaves without notice
             tally.add(left=1)
             client.close()
             client = Client(address, verbose=False, download_files=str(folder))
@@ -217,7 +218,7 @@ def visit(address: str, number: int, until: float, cases: list[Case], folder: Pa
 
 
 def clients(model_dir: Path, work: Path, seconds: float) -> list[Row]:
-    """Many clients of one demo: each gets the picture that it asked for, or is told that too many are waiting."""
+    """Many clients of one demo: each must get the picture that it requested, or be told that too many are waiting."""
     cases, tally = right_alone(model_dir, 60), Tally()
     with serving(model_dir, work) as (address, process), ThreadPoolExecutor(CLIENTS) as pool:
         until = time.time() + seconds
@@ -244,7 +245,7 @@ def clients(model_dir: Path, work: Path, seconds: float) -> list[Row]:
 
 
 def pictures(model_dir: Path, count: int) -> list[Row]:
-    """Hundreds of pictures in one process: memory, descriptors and threads stay what they were."""
+    """Make hundreds of pictures in one process: memory, descriptors and threads must not grow."""
     pipe = OVStableDiffusionPipeline.from_pretrained(model_dir, inference_precision="f32")
     pipe.set_progress_bar_config(disable=True)
     process = psutil.Process()
@@ -266,7 +267,7 @@ def pictures(model_dir: Path, count: int) -> list[Row]:
 
 
 def bulk_kills(model_dir: Path, work: Path, count: int, rng: random.Random) -> Row:
-    """Kill many pictures at any moment: the same command goes on, and what comes out is what an unharmed run makes."""
+    """Kill bulk generation at random moments: the same command must resume, and give what an undisturbed run gives."""
     prompts = work / "prompts.csv"
     with prompts.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["prompt"], *[[f"a fox on a beach {i}"] for i in range(BULK_ROWS)]])
@@ -277,7 +278,7 @@ def bulk_kills(model_dir: Path, work: Path, count: int, rng: random.Random) -> R
         )
 
     def sums(out: Path) -> list[str]:
-        """Of all pictures, each file read again: its hash is the manifest's."""
+        """The hashes of all pictures, from their files; they must equal those in the manifest."""
         table = pq.read_table(out / "manifest.parquet").to_pylist()
         read = [hashlib.sha256((out / record["file"]).read_bytes()).hexdigest() for record in table]
         if read != [record["sha256"] for record in table]:
@@ -301,7 +302,7 @@ def bulk_kills(model_dir: Path, work: Path, count: int, rng: random.Random) -> R
 
 
 def older_processor(model_dir: Path, work: Path) -> Row:
-    """The exact and the fast picture on an emulated Haswell, which has AVX2 and no VNNI: nearly this processor's."""
+    """The exact and the fast picture on an emulated Haswell (AVX2 without VNNI): they must be close to those here."""
     what = "exact and fast on an emulated Haswell"
     emulator = shutil.which("qemu-x86_64")
     if "avx512" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
@@ -326,18 +327,18 @@ def older_processor(model_dir: Path, work: Path) -> Row:
 
 
 def fuzzers(length: int) -> list[Row]:
-    """The fuzzing tests with many more examples."""
+    """Run the fuzzing tests with many more examples."""
     note = f"tests, with {length} times the examples"
     return [tests(f"fuzzing: {Path(name).name}", [f"tests/{name}"], note, FUZZ_LENGTH=str(length)) for name in FUZZERS]
 
 
 def at_length() -> list[Row]:
-    """The tests that the plain run leaves out: killed actors and replicas, the tutorial in JupyterLab."""
+    """Run the tests that a plain run leaves out: killed actors and replicas, and the tutorial in JupyterLab."""
     return [tests("tests that take long", ["-m", "at_length"], "killed actors and replicas, JupyterLab's Run All")]
 
 
 def tests(what: str, arguments: list[str], note: str, **environment: str) -> Row:
-    """A run of pytest, as a row."""
+    """The result of a pytest run, as a row."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     passed, failed = (int((re.search(rf"(\d+) {word}", done.stdout) or [0, 0])[1]) for word in ("passed", "failed"))
@@ -347,7 +348,7 @@ def tests(what: str, arguments: list[str], note: str, **environment: str) -> Row
 
 
 def full_disk(work: Path) -> Row:
-    """A conversion onto a disk that is too small says so and leaves nothing; needs root to mount one."""
+    """Convert to a disk that is too small: the command must say so and leave nothing. Needs root to mount one."""
     small = work / "small"
     small.mkdir()
     sizes = (1, 5, 10, 20)
@@ -371,7 +372,7 @@ def full_disk(work: Path) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=1.0, help="of the whole programme: 0.1 is a quick look")
+    parser.add_argument("--share", type=float, default=1.0, help="share of all tests to run; 0.1 is a quick check")
     options = parser.parse_args()
 
     def times(count: int) -> int:

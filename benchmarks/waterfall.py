@@ -1,9 +1,9 @@
-"""Where a picture's seconds go, and what each trick takes away: ``python -m benchmarks.waterfall``.
+"""Where a picture's time goes, and what each saving removes: ``python -m benchmarks.waterfall``.
 
-The full-size model, one 512x512 picture with guidance: peers at their defaults with 30 steps, this project exactly,
-and then one trick after the other down to the preset "fast". Every row is a process of its own that makes a picture
-to warm up and then the measured one. Results land in ``benchmarks/results/``: ``waterfall.json``, ``.md``, ``.png``,
-or under the name that ``--name`` gives, for another processor's beside them.
+The full-size model makes one 512x512 picture with guidance: with other tools at their defaults and 30 steps, with this
+project's preset "exact", and then with more and more savings down to the preset "fast". Every row is a process of its
+own that makes a picture to warm up, and then the measured one. Results are written to ``benchmarks/results/``:
+``waterfall.json``, ``.md``, ``.png``, or under the name that ``--name`` gives, for example for another processor.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.model_folder.layout import QUANTIZATION_REPORT, quantized_sibling
 from ov_decidiffusion.runtime.precision import choose_precision
 
-CALIBRATION_PROMPTS = 4  # of eight, for the time's sake
+CALIBRATION_PROMPTS = 4  # instead of eight, to save time
 PEERS = {"Optimum Intel, its defaults": "optimum", "OpenVINO GenAI, its defaults": "genai"}
 EXACT, EXACT_F32 = "exact", "exact, f32"
 OURS = {EXACT_F32: {}, EXACT: {}} | way_down()  # each row adds to the one above it
@@ -43,7 +43,7 @@ PARTS = {
 
 
 def all_runs() -> dict[str, dict]:
-    """Every row's options, by its name; one exact row where f32 is what `auto` chooses."""
+    """Every row's options, by its name; there is only one exact row if `auto` chooses f32."""
     auto_is_f32 = choose_precision(ov.Core(), "CPU")[0] == "f32"
     runs = {name: pictures_run(tool, "default", steps=30, warmup_steps=2) for name, tool in PEERS.items()}
     for name, arguments in OURS.items():
@@ -60,7 +60,7 @@ def all_runs() -> dict[str, dict]:
 
 
 def prepare(bench: Bench, work: Path) -> None:
-    """The model folder, and its INT8 sibling, made in a process of its own."""
+    """Make the model folder and its INT8 sibling, each in a process of its own, unless they exist."""
     if not bench.model_dir.exists():
         bench.prepare(work)
     if not (quantized_sibling(bench.model_dir) / QUANTIZATION_REPORT).is_file():
@@ -82,7 +82,7 @@ def waterfall_table(rows: dict[str, dict], pictures: dict[str, Path]) -> str:
     for name, row in rows.items():
         whole, models = row["end_to_end_s"], row["models_s"]
         unet = models.get("unet", 0.0) + models.get("unet_top_level", 0.0)
-        cells = ["", "", ""]  # peers do not tell
+        cells = ["", "", ""]  # other tools do not say
         if models:
             outside = 100 * (1 - sum(models.values()) / whole)
             decoder = models.get("vae_decoder", 0.0) + models.get("tiny_decoder", 0.0)
@@ -96,7 +96,7 @@ def waterfall_table(rows: dict[str, dict], pictures: dict[str, Path]) -> str:
 
 
 def int8_lines(bench: Bench, rows: dict[str, dict]) -> str:
-    """How the INT8 models agree with the plain ones, and what a step of theirs takes."""
+    """How closely the INT8 models agree with the plain ones, and the time of a step with them."""
     report = read_json(quantized_sibling(bench.model_dir) / QUANTIZATION_REPORT)
     parts = [
         [part["name"], decibels(part["psnr"]), f"{part['plain_megabytes']:.0f} MB", f"{part['megabytes']:.0f} MB"]
@@ -112,7 +112,7 @@ def int8_lines(bench: Bench, rows: dict[str, dict]) -> str:
 
 
 def draw(rows: dict[str, dict]) -> plt.Figure:
-    """A bar for every row, made of the models' seconds."""
+    """Draw a bar for every row, made up of the seconds of each model."""
     figure, axis = plt.subplots(figsize=(9, 4.2))
     for position, row in zip(range(len(rows))[::-1], rows.values(), strict=True):
         left = 0.0
@@ -132,7 +132,7 @@ def draw(rows: dict[str, dict]) -> plt.Figure:
 
 
 def write(bench: Bench) -> str:
-    """Write the table and the chart beside the figures, and return the Markdown."""
+    """Write the table and the chart beside the JSON file, and return the Markdown."""
     rows = rows_of(bench)
     pictures = {name: bench.picture(run) for name, run in all_runs().items()}
     text = (
@@ -148,8 +148,8 @@ def write(bench: Bench) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=HERE / "work", help="where the full-size models go; 7 GB")
-    parser.add_argument("--name", default="waterfall", help="of the results; by default %(default)s")
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="the folder for the full-size models; 7 GB")
+    parser.add_argument("--name", default="waterfall", help="name of the result files; by default %(default)s")
     options = parser.parse_args()
     require_peers()
     bench = Bench(options.work, RESULTS / f"{options.name}.json", {})

@@ -1,4 +1,4 @@
-"""How much work a U-Net is, how fast the machine multiplies, and Stable Diffusion 1.5's U-Net to compare with."""
+"""The work of a U-Net, the machine's rate of multiplication, and Stable Diffusion 1.5's U-Net for comparison."""
 
 import argparse
 import os
@@ -17,13 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.make_checkpoint import random_value, unet_of
 from ov_decidiffusion.conversion.trace import convert_unet
 
-MATRIX = 4096  # rows and columns of the product that tells the machine's rate
+MATRIX = 4096  # rows and columns of the matrices whose product measures the machine's rate
 
 
 def gigaflops(unet: nn.Module, side: int = 512, batch: int = 2) -> float:
-    """Floating-point operations, in 1e9, of one run of a U-Net on torch's meta device.
+    """Floating-point operations, in 1e9, of one run of a U-Net; counted on torch's meta device.
 
-    PyTorch's counter leaves fused attention out on CPUs; with attention as plain products it counts them all.
+    PyTorch's counter leaves out fused attention on CPUs; with attention as plain products it counts everything.
     """
     unet.set_attn_processor(AttnProcessor())
     latents = torch.empty((batch, 4, side // 8, side // 8), device="meta")
@@ -34,7 +34,7 @@ def gigaflops(unet: nn.Module, side: int = 512, batch: int = 2) -> float:
 
 
 def machine_rate(precision: str, threads: int) -> float:
-    """GFLOP/s of the better of PyTorch's and OpenVINO's product of two large matrices."""
+    """GFLOP/s of a product of two large matrices, with PyTorch or OpenVINO, whichever is faster."""
     return max(_torch_rate(precision, threads), _openvino_rate(precision))
 
 
@@ -63,7 +63,7 @@ def _rate(multiply) -> float:
 
 
 def time_unet(options: dict) -> dict:
-    """Seconds of one run of a converted U-Net, each time again, and the machine's own rate right after."""
+    """Seconds of each of three runs of a converted U-Net, and the machine's own rate right after."""
     model = ov.Core().compile_model(options["xml"], "CPU", {"INFERENCE_PRECISION_HINT": options["precision"]})
     rng, side = np.random.default_rng(0), options["side"] // 8
     batch = 2 * options["pictures"]

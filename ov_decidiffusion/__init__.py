@@ -1,4 +1,4 @@
-"""DeciDiffusion on OpenVINO: a checkpoint to a model folder, and words to pictures."""
+"""DeciDiffusion on OpenVINO: converts a checkpoint to a model folder, and makes pictures from text."""
 
 import importlib
 import os
@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run ``__getattr
     from ov_decidiffusion.quantize import quantize_models as quantize_models
     from ov_decidiffusion.schedulers.registry import SUPPORTED_SCHEDULERS as SUPPORTED_SCHEDULERS
 
-if os.path.expanduser("~") == "~":  # a bare user id, as containers have: OpenVINO asks for a home when it is imported
-    os.environ["HOME"] = "/nonexistent"  # what Debian gives to users without one
+if os.path.expanduser("~") == "~":  # no home folder, as in containers: OpenVINO asks for one when it is imported
+    os.environ["HOME"] = "/nonexistent"  # Debian's home for users without one
 
 __version__ = "1.1.0"
 _PLACES = {
@@ -30,11 +30,11 @@ _PLACES = {
     "settings_of": "generation.metadata",
     "verify_model_dir": "model_folder.integrity",
 }
-__all__ = sorted(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]  # each name stands once, above
+__all__ = sorted(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]  # each name is listed once, above
 
 
 def __getattr__(name: str) -> Any:
-    """Each name is imported when it is first asked for: torch and OpenVINO take seconds."""
+    """Import each name when it is first used: torch and OpenVINO take seconds to import."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -1,6 +1,6 @@
-"""What a call of the pipeline may be given: every refusal names the argument, its value and what is allowed.
+"""Checks of a call's arguments: every refusal names the argument, its value and what is allowed.
 
-All functions raise ValueError. What is of tensors lies in ``tensors.py``: this file is imported before torch is.
+All functions raise ValueError. Checks of tensors are in ``tensors.py``: this file is imported before torch is.
 """
 
 import numbers
@@ -11,25 +11,25 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-MAX_GUIDANCE = 1000  # far beyond all use; at 1e38 numbers overflow
+MAX_GUIDANCE = 1000  # far beyond any use; at 1e38 numbers overflow
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DECODERS = ("whole", "tiny")
 SHOWN = 120  # characters of a value in a message
-MAX_WHOLE = 10**9  # where nothing else bounds a whole number: beyond it, numbers overflow somewhere
-MAX_PROMPT = 100_000  # characters; some 8,000 fit into the 1,500 tokens that are read
+MAX_WHOLE = 10**9  # the default limit of a whole number: beyond it, numbers overflow somewhere
+MAX_PROMPT = 100_000  # characters; about 8,000 fit into the 1,500 tokens that are read
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut short."""
+    """A value as text for a message, cut short."""
     try:
         text = repr(value)
-    except Exception:  # a value whose repr fails is still to be refused by name
+    except Exception:  # even a value whose repr fails has to be refused by name
         text = f"a {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def warn_renamed(old: str, new: str) -> None:
-    """Tell the caller of a function of ours that a name will go; the old one works for one release."""
+    """Warn a caller of this library that a name was replaced; the old one works for one more release."""
     warnings.warn(
         f"`{old}` is now `{new}`; the old name will go in the next release.", DeprecationWarning, stacklevel=3
     )
@@ -54,7 +54,7 @@ def check_prompts(prompt: str | list[str] | None, name: str = "prompt") -> list[
 
 
 def check_negative_prompts(negative_prompt: str | list[str] | None, count: int) -> list[str]:
-    """One negative prompt for each of ``count`` prompts; empty ones where there is none."""
+    """One negative prompt for each of ``count`` prompts; empty ones if none is given."""
     if negative_prompt is None:
         return [""] * count
     negatives = check_prompts(negative_prompt, "negative_prompt")
@@ -66,7 +66,7 @@ def check_negative_prompts(negative_prompt: str | list[str] | None, count: int) 
 
 
 def check_schedule(name: str, values: Any, high: float, most: int) -> list[Any] | None:
-    """None, or at most so many timesteps or noise levels, falling, from ``high`` to 0."""
+    """None, or at most ``most`` falling timesteps or noise levels, from ``high`` down to 0."""
     if values is None:
         return None
     if hasattr(values, "tolist"):  # an array, or a tensor
@@ -81,7 +81,7 @@ def check_schedule(name: str, values: Any, high: float, most: int) -> list[Any] 
 
 
 def check_quantized(quantized: Any, there_are: frozenset[str], possible: tuple[str, ...]) -> frozenset[str]:
-    """The parts to run in INT8: all that there are for True, else those named."""
+    """The parts to run in INT8: for True all that exist, else those named."""
     if isinstance(quantized, np.bool_):
         quantized = bool(quantized)
     if quantized is False:
@@ -95,25 +95,25 @@ def check_quantized(quantized: Any, there_are: frozenset[str], possible: tuple[s
         raise ValueError(
             f"There is no INT8 {' and '.join(sorted(missing)) or 'model'} for this folder: make it with "
             "`python -m ov_decidiffusion quantize` or quantize_models and the folder that convert_checkpoint wrote, "
-            "and load the pipeline again; or do without, by `quantized=False`. A part that was kept as it was, since "
-            "INT8 harmed it too much, has none."
+            "and load the pipeline again; or do without, by `quantized=False`. A part that INT8 would harm too much is "
+            "kept as it was, and has no INT8 model."
         )
     return wanted
 
 
 def check_decoder(decoder: Any, has_tiny: bool) -> str:
-    """One of ``DECODERS`` that there is."""
+    """One of ``DECODERS``, if the folder has it."""
     check_choice("decoder", decoder, DECODERS)
     if decoder == "tiny" and not has_tiny:
         raise ValueError(
-            '`decoder` "tiny" is not in this folder: its checkpoint has no tiny_decoder/, or the hub did not give one '
-            "when it was converted. With one there, delete the folder and convert again."
+            '`decoder` "tiny" is not in this folder: its checkpoint has no tiny_decoder/, or none could be downloaded '
+            "when it was converted. Once there is one, delete the folder and convert again."
         )
     return decoder
 
 
 def check_whole(name: str, value: Any, least: int, most: float = MAX_WHOLE) -> int:
-    """A whole number from ``least`` to ``most``, of Python or numpy."""
+    """A whole number of Python or numpy from ``least`` to ``most``."""
     whole = _is_whole(value)
     if not whole or not least <= value <= most:
         open_ended = most == MAX_WHOLE and not (whole and value > most)
@@ -123,7 +123,7 @@ def check_whole(name: str, value: Any, least: int, most: float = MAX_WHOLE) -> i
 
 
 def check_range(name: str, value: Any, low: float, high: float | None) -> float:
-    """A number from ``low`` to ``high``, of Python or numpy; None: without an upper end."""
+    """A number of Python or numpy from ``low`` to ``high``; None means no upper limit."""
     allowed = f"a number of at least {low}" if high is None else f"a number from {low} to {high}"
     number = _is_number(value)
     if not number or not value >= low or (high is not None and value > high) or _overflows(value):
@@ -132,12 +132,12 @@ def check_range(name: str, value: Any, low: float, high: float | None) -> float:
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:
-    """Whether this is a whole number, of Python or numpy, which behave alike here."""
+    """Whether this is a whole number of Python or numpy; both behave alike here."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    """As ``_is_whole``, of all real numbers."""
+    """Whether this is a real number of Python or numpy."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -151,9 +151,9 @@ def _overflows(value: Any) -> bool:
 
 
 def check_path(name: str, value: Any, what: str = "a folder") -> Path:
-    """A path that is not empty, which would be the folder that one is in; ``~`` is the user's own.
+    """A path, with ``~`` expanded. An empty one is refused, since it would mean the current folder.
 
-    Linux takes names of any bytes, and the libraries that read weights and tokenizers take UTF-8 only.
+    So are names that are not UTF-8: Linux allows any bytes, but the libraries that read weights and tokenizers do not.
     """
     try:
         if isinstance(value, (str, os.PathLike)) and str(value):
@@ -162,7 +162,7 @@ def check_path(name: str, value: Any, what: str = "a folder") -> Path:
             return path
     except UnicodeError:
         raise ValueError(f"`{name}` {shown(value)} has a name that is not UTF-8: rename the folder.") from None
-    except RuntimeError:  # the home of a user that there is not
+    except RuntimeError:  # ``~name`` of a user that does not exist
         pass
     raise ValueError(f"`{name}` must be {what}, got {shown(value)}.")
 
@@ -206,7 +206,7 @@ def check_callback_tensors(names: Any, possible: tuple[str, ...]) -> list[str]:
 
 
 def check_callback_result(result: Any) -> dict[str, Any]:
-    """What a callback gave back: a dictionary, or None for no change."""
+    """What a callback returned: a dictionary; an empty one for None, which means no change."""
     if result is not None and not isinstance(result, dict):
         raise ValueError(f"`callback_on_step_end` must return a dictionary or None, got {shown(result)}.")
     return result or {}

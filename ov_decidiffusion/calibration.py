@@ -1,9 +1,9 @@
-"""INT8 models by NNCF, from statistics that are collected here, in a fraction of the memory that NNCF takes for it.
+"""INT8 models by NNCF, from statistics that are collected here, in a fraction of the memory that NNCF would need.
 
-NNCF decides where numbers are rounded to 8 bits, and writes it into the graph. What it has to know are the least and
-the largest number at each of these places. It would collect them through 1,600 outputs of the full-size U-Net, also of
-its weights, which OpenVINO then all holds in 32 bits: 14 GB. Here weights are looked at one by one, and the rest
-through two numbers for each place, in the graph as it runs anyway.
+NNCF decides where numbers are rounded to 8 bits, and inserts that into the graph. It needs the smallest and the largest
+number at each of these places. NNCF itself would collect them through 1,600 outputs of the full-size U-Net, including
+its weights, all of which OpenVINO then holds in 32 bits: 14 GB. Here weights are examined one by one, and for every
+other place the running graph outputs two numbers.
 """
 
 import contextlib
@@ -36,22 +36,22 @@ logger = logging.getLogger(__name__)
 Inputs = dict[str, np.ndarray]
 
 PLAIN_METRIC = 100.0
-SPARE = 0.5  # dB asked of NNCF beyond the budget, for what is done to the ranges after it
-RANKING_MEMORY = (1e9, 8.5)  # bytes, and times the weights in 16 bits: 13 GB were needed at full size
+SPARE = 0.5  # dB that NNCF has to reach beyond the budget, since ranges are changed after it
+RANKING_MEMORY = (1e9, 8.5)  # bytes needed, and a factor for the weights in 16 bits: 13 GB at full size
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
-# The first and the last convolutions, where latents and pixels themselves would be rounded: a tenth of a percent of
-# the work, and 8 dB of the embedded checkpoint's decoder.
+# The first and the last convolutions stay in full precision, since latents and pixels themselves would be rounded. They
+# are a tenth of a percent of the work, and make 8 dB of difference for the embedded checkpoint's decoder.
 ENDS = nncf.IgnoredScope(
     patterns=[r".*model\.conv_in/.*", r".*model\.conv_out/.*", r".*decoder\.conv_(in|out)/.*", r".*post_quant_conv.*"],
     validate=False,
 )
 PARAMETERS = nncf.AdvancedQuantizationParameters(
-    # Weights keep to half of their range, -64 to 63. Processors without VNNI (AVX2, the first with AVX-512) add pairs
-    # of products of 8 bits in 16, which the whole range overflows. Processors with VNNI add in 32 bits and lose next
-    # to nothing by it.
+    # Weights use half of their range, -64 to 63. Processors without VNNI (AVX2, the first with AVX-512) add pairs of
+    # 8-bit products in 16 bits, which would overflow with the whole range. Processors with VNNI add in 32 bits, and
+    # lose next to nothing.
     overflow_fix=nncf.OverflowFix.ENABLE,
-    # Neither gains anything here: without them the embedded checkpoint's U-Net comes 1.5 dB closer, and with the least
-    # and the largest numbers of all runs, not their means, 4 dB more.
+    # Bias correction and SmoothQuant gain nothing here: without them the embedded checkpoint's U-Net comes 1.5 dB
+    # closer. The smallest and largest numbers of all runs, instead of their means, gain 4 dB more.
     disable_bias_correction=True,
     smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
     activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
@@ -64,11 +64,11 @@ def _size(file: Path) -> int:
 
 @dataclass
 class Recorded:
-    """What a part was run on, once it has run.
+    """The inputs that a part was run on.
 
     Attributes:
-        rows: inputs to calibrate with.
-        checks: inputs that are left out of it.
+        rows: inputs for the calibration.
+        checks: inputs left out of the calibration, to check with.
         expected: the plain model's outputs for ``checks``.
     """
 
@@ -77,20 +77,21 @@ class Recorded:
     expected: list[np.ndarray] = field(default_factory=list)
 
 
-Run = Callable[[Inputs, bool], np.ndarray]  # a model's first output; whether it is to be calibrated with these inputs
-Feed = Callable[[Run], Recorded]  # runs a part
+Run = Callable[[Inputs, bool], np.ndarray]  # inputs, and whether to calibrate with them -> the model's first output
+Feed = Callable[[Run], Recorded]  # runs a part on all its inputs
 
 
 def quantize_within_budget(model: ov.Model, weights: Path, feed: Feed, budget: float) -> tuple[ov.Model, float]:
-    """INT8 weights and activations, as much of them as the budget allows.
+    """Quantize as many weights and activations to INT8 as the budget allows.
 
-    Where INT8 misses the budget, NNCF ranks the layers by the harm that each does and takes them back to full
-    precision one after the other until the budget holds. That compiles the model once for each of them, and takes
-    three times the memory; where that is not free, INT8 stays as it is.
+    If full INT8 misses the budget, NNCF ranks the layers by the harm that each does, and restores them to full
+    precision one by one until the budget is met. That compiles the model once per layer, and takes three times the
+    memory; if so much is not free, the full INT8 model is returned.
 
     Args:
-        weights: the file that the model's weights are in.
-        feed: runs the model on what it is to be calibrated with.
+        model: the plain model.
+        weights: the file with the model's weights.
+        feed: runs the model on the inputs for calibrating and checking.
         budget: the agreement to keep, in dB.
 
     Returns:
@@ -107,7 +108,7 @@ def quantize_within_budget(model: ov.Model, weights: Path, feed: Feed, budget: f
         try:
             check_memory(int(RANKING_MEMORY[0] + RANKING_MEMORY[1] * _size(weights)), "Ranking its layers", "")
         except NotEnoughMemory as error:
-            logger.warning("INT8 misses its budget, and is not mended layer by layer: %s", error)
+            logger.warning("INT8 misses its budget, and cannot be improved layer by layer: %s", error)
             return quantized, agreement
         del quantized, statistics
         quantized = _quantize_layer_by_layer(model, recorded, budget + SPARE)
@@ -116,11 +117,11 @@ def quantize_within_budget(model: ov.Model, weights: Path, feed: Feed, budget: f
 
 
 class Statistics:
-    """A model that runs, and of which NNCF is told meanwhile what it has to know.
+    """Runs a model, and collects the statistics that NNCF needs meanwhile.
 
     Args:
-        model: left as it is.
-        weights: the file that its weights are in.
+        model: the model; it is not changed.
+        weights: the file with its weights.
     """
 
     def __init__(self, model: ov.Model, weights: Path):
@@ -133,16 +134,16 @@ class Statistics:
         )
         self._graph = build_graph(model)
         self._points = self._algorithm.get_statistic_points(model, self._graph)
-        self._collectors: dict[tuple[str, int], list[Any]] = {}  # by node and output, as they are computed
+        self._collectors: dict[tuple[str, int], list[Any]] = {}  # by node and output, in the order of computation
         self._ranks: list[int] = []
         self._compiled: ov.CompiledModel | None = None
         self._sort_collectors()
 
     def _sort_collectors(self) -> None:
-        """Weights are looked at here and now."""
+        """Collect the statistics of weights at once, and list the collectors of everything else."""
         nodes = {node.get_friendly_name(): node for node in self._model.get_ops()}
         for _, point, collector in self._points.get_tensor_collectors():
-            target: Any = point.target_point  # OpenVINO's kind, which has a port
+            target: Any = point.target_point  # of OpenVINO's class, which has a port
             node, port = nodes[target.target_node_name], target.port_id
             if target.type != TargetType.POST_LAYER_OPERATION:
                 output = node.input_value(port)
@@ -156,9 +157,9 @@ class Statistics:
         self._collectors = dict(sorted(self._collectors.items(), key=lambda entry: order[entry[0][0]]))
 
     def _compile(self) -> ov.CompiledModel:
-        """The model's first output behind two for each place: its least and its largest number.
+        """Compile the model with two outputs for each place, its smallest and its largest number; its own comes last.
 
-        In this order OpenVINO takes the numbers of a tensor before it goes on; else it kept them all to the end.
+        In this order OpenVINO reduces each tensor before it goes on; otherwise it would keep all tensors to the end.
         """
         watched = self._model.clone()
         nodes, results = {node.get_friendly_name(): node for node in watched.get_ops()}, []
@@ -174,20 +175,20 @@ class Statistics:
         return ov.Core().compile_model(model, "CPU", F32)
 
     def run(self, inputs: Inputs, calibrate: bool) -> np.ndarray:
-        """The model's first output; ``calibrate`` says whether NNCF is told of this run."""
+        """The model's first output; ``calibrate`` says whether this run counts for the statistics."""
         packs_weights = self._compiled is None
         self._compiled = self._compiled or self._compile()
         with forgetting_mapped_weights(self._weights) if packs_weights else contextlib.nullcontext():
             found = self._compiled(inputs)
         for i, collectors in enumerate(self._collectors.values() if calibrate else ()):
             both = np.array([found[2 * i].item(), found[2 * i + 1].item()], np.float32)
-            both = both.reshape(2, *[1] * (self._ranks[i] - 1))  # all that there is to know of the tensor
+            both = both.reshape(2, *[1] * (self._ranks[i] - 1))  # all that NNCF needs of the tensor
             for collector in collectors:
                 _register(collector, both)
         return found[2 * len(self._collectors)].copy()
 
     def quantize(self) -> ov.Model:
-        """The model in INT8. It can be run no more."""
+        """The model in INT8. ``run`` cannot be called afterwards."""
         self._compiled = None
         release_freed_memory()
         quantized = self._algorithm.apply(self._model, self._graph, self._points)
@@ -197,7 +198,7 @@ class Statistics:
 
 
 def _register(collector: Any, values: np.ndarray) -> None:
-    """Hand values to a collector; what it would let the graph reduce is reduced here."""
+    """Pass values to a collector; reductions that it expects the graph to make are made here."""
     told = {}
     for reducer in collector.reducers:
         tensor = [Tensor(values)]
@@ -206,7 +207,7 @@ def _register(collector: Any, values: np.ndarray) -> None:
 
 
 def _weight(node: ov.Node) -> np.ndarray | None:
-    """What a constant holds, in 32 bits; None for what depends on the inputs."""
+    """The values of a constant, in 32 bits; None for what depends on the inputs."""
     if node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
     return node.get_data().astype(np.float32) if node.get_type_name() == "Constant" else None
@@ -214,9 +215,10 @@ def _weight(node: ov.Node) -> np.ndarray | None:
 
 def _quantize_layer_by_layer(model: ov.Model, recorded: Recorded, budget: float) -> ov.Model:
     def metric(compiled: ov.CompiledModel, items: Iterable[tuple[Inputs, np.ndarray]]) -> tuple[float, list[float]]:
-        """The plain model's, which NNCF divides by, less what is missing of the budget in dB: of all, and of each.
+        """``PLAIN_METRIC`` minus the dB that are missing to the budget: for all outputs together, and for each.
 
-        Numbers for each, for NNCF ranks layers by them rightly; by outputs for each it would start with the harmless.
+        NNCF divides by the plain model's metric. It needs a number for each output: given the outputs themselves, it
+        would rank layers wrongly, and restore harmless ones first.
         """
         items = list(items)
         made = [compiled(inputs)[0].copy() for inputs, _ in items]
@@ -242,10 +244,10 @@ def _quantize_layer_by_layer(model: ov.Model, recorded: Recorded, budget: float)
 
 
 def _center_inputs_of_transposed_convolutions(model: ov.Model) -> None:
-    """Widen the range of their quantized inputs until it lies around 0, signed bytes from -m to 127/128 m.
+    """Widen the range of their quantized inputs until it is centred at 0: signed bytes from -m to 127/128 m.
 
     OpenVINO's CPU plugin has no zero points for transposed convolutions: with one, they would run in f32. Without
-    AVX-512 they do so in any case, because their sizes are dynamic; they are a small share of the work.
+    AVX-512 they do so anyway, because their sizes are dynamic; they are a small share of the work.
     """
     for node in model.get_ordered_ops():
         quantizer = node.input_value(0).get_node() if node.get_type_name() == "ConvolutionBackpropData" else None
@@ -261,12 +263,12 @@ def _center_inputs_of_transposed_convolutions(model: ov.Model) -> None:
 
 @contextlib.contextmanager
 def bars_for_terminals_only() -> Iterator[None]:
-    """NNCF draws a dozen progress bars with rich; in a notebook or a log they are a page of noise."""
+    """Hide NNCF's progress bars outside terminals: a dozen of them are a page of noise in a notebook or a log."""
     level = logging.getLogger("nncf").level
     terminal = sys.stdout.isatty()
     logging.getLogger("nncf").setLevel(logging.INFO if terminal else logging.ERROR)
     console = rich.get_console()
-    kept = dict(vars(console))  # it belongs to the whole process
+    kept = dict(vars(console))  # the console is shared by the whole process
     rich.reconfigure(quiet=not terminal, force_jupyter=False)
     try:
         yield
@@ -276,17 +278,17 @@ def bars_for_terminals_only() -> Iterator[None]:
 
 
 def agreement_with_plain(model: ov.Model, weights: Path, recorded: Recorded) -> float:
-    """How closely a model, run in single precision, agrees with the plain one on what was left to check with, in dB."""
+    """How closely a model, run in single precision, agrees with the plain one on the inputs to check with, in dB."""
     run = plain_run(model, weights)
     return agreement_of([run(row, False) for row in recorded.checks], recorded.expected)
 
 
 def plain_run(model: ov.Model, weights: Path) -> Run:
-    """What runs a model in single precision."""
+    """A function that runs a model in single precision."""
     compiled, runs = ov.Core().compile_model(model, "CPU", F32), itertools.count()
 
     def run(inputs: Inputs, calibrate: bool = False) -> np.ndarray:
-        with contextlib.nullcontext() if next(runs) else forgetting_mapped_weights(weights):  # the first packs them
+        with contextlib.nullcontext() if next(runs) else forgetting_mapped_weights(weights):  # the first run packs them
             return compiled(inputs)[0].copy()
 
     return run

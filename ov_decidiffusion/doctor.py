@@ -1,4 +1,4 @@
-"""Whether a checkpoint works here, from its files to its pictures, with a report that can be shown to others."""
+"""Checks whether a checkpoint works on this machine, from its files to its pictures, and writes a report to share."""
 
 import gc
 import os
@@ -37,7 +37,7 @@ from ov_decidiffusion.quantize import quantize_models
 from ov_decidiffusion.runtime.memory import peak_memory, release_freed_memory
 from ov_decidiffusion.schedulers.registry import make_scheduler
 
-STEPS = 2  # of the picture that is compared with diffusers'
+STEPS = 2  # number of steps for the picture that is compared with diffusers'
 MOST_DIFFERENCE = 2  # of 255, in any pixel
 CALIBRATION_PROMPTS = 4
 REAL_DOWNLOAD = 2.1e9  # bytes of DeciDiffusion 1.0's files that are needed
@@ -51,10 +51,10 @@ class Check:
     """One line of the report.
 
     Attributes:
-        name: what was looked at.
+        name: what was checked.
         verdict: "right", "wrong" or "left out".
-        told: what was found, and where it is wrong what to do.
-        seconds: that it took.
+        told: what was found, and what to do if it is wrong.
+        seconds: how long the check took.
     """
 
     name: str
@@ -67,13 +67,13 @@ class Check:
 
 
 class Doctor:
-    """Looks at one checkpoint; what is finished is kept in the folder of the report, and not done again.
+    """Checks one checkpoint; finished work is kept in the report's folder, and not repeated.
 
     Args:
-        checkpoint, revision: as of ``find_checkpoint``.
-        out: the folder of the report.
-        quick: leave the drawing out.
-        tell: is given every line as it is known.
+        checkpoint, revision: see ``find_checkpoint``.
+        out: the report's folder.
+        quick: skip the INT8 models and the drawing.
+        tell: is called with each line as soon as it is known.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class Doctor:
     ):
         self.checkpoint, self.revision, self.out, self.quick, self.tell = checkpoint, revision, out, quick, tell
         self.checks: list[Check] = []
-        self.seconds: dict[str, list[float]] = {}  # of pictures, by preset
+        self.seconds: dict[str, list[float]] = {}  # for each picture, by preset
         self.kept: dict[str, Any] = {}
         self._key = ""
 
     @property
     def name(self) -> str:
-        """A hub id as it is, of a folder its name alone."""
+        """The hub id, or a folder's name without its path."""
         return str(source_of(self.checkpoint, self.revision)["checkpoint"])
 
     @property
@@ -95,7 +95,7 @@ class Doctor:
         return not any(check.verdict == WRONG for check in self.checks)
 
     def run(self) -> None:
-        """Everything, in order; what depends on something that is wrong is left out."""
+        """Run all checks in order; those that depend on a failed one are left out."""
         self.out.mkdir(parents=True, exist_ok=True)
         self.tell(self._needs())
         folder = self._try("the checkpoint's files", self._look_at_files)
@@ -121,7 +121,7 @@ class Doctor:
         return f"This needs at most {', '.join(parts)} and, on two cores, about {minutes} min. It can be resumed."
 
     def _try(self, name: str, look: Callable[[], tuple[str, Any]]) -> Any:
-        """One check: what it found, or why it is wrong."""
+        """Run one check, and note what it found or why it failed; returns its result, or None."""
         begun = time.perf_counter()
         try:
             told, found = look()
@@ -130,12 +130,12 @@ class Doctor:
             told, found, verdict = str(error), None, SKIPPED
         except (DeciDiffusionError, ValueError, OSError, ArithmeticError) as error:
             told, found, verdict = str(error), None, WRONG
-        except Exception as error:  # what nobody foresaw is what a report is for
+        except Exception as error:  # unforeseen errors belong into the report most of all
             told, found, verdict = f"{type(error).__name__}: {error}. Please report this.", None, WRONG
         self._note(Check(name, verdict, told, round(time.perf_counter() - begun, 1)))
         return found
 
-    def _leave_out(self, *names: str, why: str = "what it needs is wrong") -> None:
+    def _leave_out(self, *names: str, why: str = "a check that it depends on failed") -> None:
         for name in names:
             self._note(Check(name, SKIPPED, why))
 
@@ -164,7 +164,7 @@ class Doctor:
         return f"{seconds:.0f} s; agreement with PyTorch: {agreements}", report
 
     def _compare(self, folder: Path, model_dir: Path) -> tuple[str, None]:
-        """A picture of few steps by diffusers' own loop on the checkpoint's modules, and ours in f32."""
+        """Compare a picture of few steps by diffusers' own pipeline, on the checkpoint's modules, with ours in f32."""
         if "difference" not in self.kept:
             self.kept["difference"] = _difference(folder, model_dir)
             self._keep()
@@ -182,7 +182,7 @@ class Doctor:
         return f"{sum(part.seconds for part in report.parts):.0f} s; {', '.join(told)}", True
 
     def _draw(self, model_dir: Path, has_int8: bool) -> tuple[str, None]:
-        """Eight prompts by each preset, as one sheet."""
+        """Draw eight prompts with each preset, as one sheet."""
         pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
         presets = [name for name in PRESETS if name == "exact" or has_int8 or not pipe.models.int8_pays]
         pictures, titles = [], []
@@ -201,7 +201,7 @@ class Doctor:
         return f"sheet.png, {len(pictures)} pictures; a picture takes {', '.join(told)} (medians)", None
 
     def _picture(self, pipe: OVStableDiffusionPipeline, prompt: str, number: int, preset: str) -> Image.Image:
-        """One of the sheet, made unless it was before."""
+        """One picture of the sheet; drawn unless it was drawn before."""
         name = f"{number}-{preset}"
         file, known = self.out / "pictures" / f"{name}.png", self.kept.setdefault("pictures", {})
         if name not in known or not file.is_file():
@@ -210,7 +210,7 @@ class Doctor:
             pipe(prompt, seed=number, preset=preset).images[0].save(file)
             known[name] = round(time.perf_counter() - begun, 2)
             self._keep()
-        if number:  # the first of each preset has waited for its models
+        if number:  # the first picture of each preset includes loading its models
             self.seconds.setdefault(preset, []).append(known[name])
         with Image.open(file) as opened:
             return opened.convert("RGB")
@@ -219,7 +219,7 @@ class Doctor:
         write_json(self.out / "kept.json", self.kept)
 
     def line(self) -> str:
-        """All of it in one line, to be pasted into an issue."""
+        """The whole report in one line, to be pasted into an issue."""
         right = sum(check.verdict == OK for check in self.checks)
         wrong = [check.name for check in self.checks if check.verdict == WRONG]
         parts = [f"doctor {__version__}: {self.name}" + (f"@{self.revision}" if self.revision else "")]
@@ -269,7 +269,7 @@ def _parameters(file: Path) -> int:
 
 @torch.no_grad()
 def _difference(folder: Path, model_dir: Path) -> float:
-    """The largest difference of a pixel, in 255ths."""
+    """The largest difference of any pixel, in 255ths."""
     from diffusers import StableDiffusionPipeline
 
     defaults = read_defaults(model_dir)
@@ -304,7 +304,7 @@ def _rounded(module: Any) -> Any:
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on, and nothing personal."""
+    """What the figures depend on: processor, system and packages; nothing personal."""
     processor = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
     memory = psutil.virtual_memory().total / 1e9
     packages = ", ".join(f"{name} {version(name)}" for name in ("openvino", "torch", "diffusers"))
@@ -322,19 +322,19 @@ def examine(
     quick: bool = False,
     tell: Callable[[str], None] = print,
 ) -> bool:
-    """Look at a checkpoint, and write ``report.md``, ``report.json`` and ``sheet.png``; run again, it resumes.
+    """Check a checkpoint, and write ``report.md``, ``report.json`` and ``sheet.png``; a repeated call resumes.
 
     Args:
-        checkpoint, revision: as of ``find_checkpoint``.
-        out: the folder of the report.
-        quick: leave INT8 models and the drawing out.
-        tell: is given every line as it is known.
+        checkpoint, revision: see ``find_checkpoint``.
+        out: the report's folder.
+        quick: skip the INT8 models and the drawing.
+        tell: is called with each line as soon as it is known.
 
     Returns:
-        whether nothing is wrong.
+        whether no check found anything wrong.
 
     Raises:
-        ValueError: ``out`` is no path, or a file.
+        ValueError: ``out`` is not a path, or is a file.
     """
     folder = check_path("out", out)
     if folder.is_file():

@@ -1,6 +1,6 @@
-"""OVStableDiffusionPipeline: text, and a picture where one is wanted, to pictures, on OpenVINO.
+"""OVStableDiffusionPipeline: makes pictures from text, and from a source picture if one is given, with OpenVINO.
 
-Nothing here is imported that takes long: OpenVINO begins to compile while torch and diffusers are still on their way.
+This module imports nothing slow: OpenVINO begins to compile while torch and diffusers are still being imported.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ R = TypeVar("R")
 def _takes_fields_of(
     config: Callable[P, GenerationConfig],
 ) -> Callable[[Callable[[Any, GenerationConfig], R]], Callable[Concatenate[Any, P], R]]:
-    """Let a method take a configuration's fields as its arguments, and show them in its signature."""
+    """Let a method take a configuration's fields as its arguments, and list them in its signature."""
 
     def decorate(method: Callable[[Any, GenerationConfig], R]) -> Callable[Concatenate[Any, P], R]:
         @functools.wraps(method)
@@ -78,10 +78,10 @@ def _takes_fields_of(
 
 
 def _answers_wrong_names(method: Callable[P, R | tuple]) -> Callable[P, R]:
-    """Answer a wrong argument's name with the nearest right one; Python does so from 3.13 on.
+    """Answer an unknown argument name with the nearest known one, as Python does from 3.13 on.
 
-    To type checkers the result is never the tuple that ``return_dict=False`` asks for: that it depends on an argument
-    could only be said by writing the whole list of arguments once more.
+    The return type omits the tuple that ``return_dict=False`` gives: an overload for it would have to repeat the whole
+    list of arguments.
     """
     known = list(inspect.signature(method).parameters)
 
@@ -106,26 +106,26 @@ def _answers_wrong_names(method: Callable[P, R | tuple]) -> Callable[P, R]:
 class OVStableDiffusionPipeline(DiffusersSurface, RunState):
     """Text-to-image, text-guided image-to-image and inpainting with an OpenVINO model folder.
 
-    Argument names and meanings are those of diffusers' ``StableDiffusionPipeline``, ``StableDiffusionImg2ImgPipeline``
-    and ``StableDiffusionInpaintPipeline``; with the same weights, scheduler and seed, and
-    ``inference_precision="f32"``, the pictures are theirs too.
-    Make one with ``from_pretrained``.
+    Arguments have the names and meanings of diffusers' ``StableDiffusionPipeline``, ``StableDiffusionImg2ImgPipeline``
+    and ``StableDiffusionInpaintPipeline``. With the same weights, scheduler and seed, and
+    ``inference_precision="f32"``, the pictures are the same too.
+    Create one with ``from_pretrained``.
 
     Attributes:
         scheduler: one of ``SUPPORTED_SCHEDULERS``; assign another to change it.
         defaults: the checkpoint's own ``num_inference_steps``, ``guidance_scale`` and ``guidance_rescale``.
-        vae_scale_factor: pixels to one latent position, along a side.
-        size_factor: pictures' sides are multiples of this.
-        inference_precision: what the models compute in, and why, as a sentence.
-        quantized_parts: the models that there are in INT8 too; ``quantize_models`` makes them.
-        has_tiny_decoder: whether ``decoder="tiny"`` can be asked for.
+        vae_scale_factor: pixels per latent position, along a side.
+        size_factor: both sides of a picture are multiples of this.
+        inference_precision: a sentence that says which number format the models compute in, and why.
+        quantized_parts: the models that exist in INT8 too; ``quantize_models`` makes them.
+        has_tiny_decoder: whether ``decoder="tiny"`` is available.
         models: the compiled models.
-        unet: the U-Net, full and its top level alone, for those who look inside the loop.
-        origin: the checkpoint that the models were made of, its revision, and the format of the weights.
-        seconds: spent in each model since the pipeline was loaded.
+        unet: the U-Net, for code that looks inside the loop; it runs in full, or its top level alone.
+        origin: the checkpoint that the models were made from, its revision, and the weights' format.
+        seconds: seconds spent in each model since the pipeline was loaded.
     """
 
-    _loading: tuple[Any, ...] = ()  # what it was loaded with beside folder and device
+    _loading: tuple[Any, ...] = ()  # the loading options other than the folder and the device
 
     def __init__(self, engine: Engine):
         super().__init__()
@@ -169,27 +169,27 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
 
         Args:
             model: a folder that ``convert_checkpoint`` made; or a checkpoint's folder or hub id, which is converted to
-                ``default_model_dir(model)`` first, unless that is done already.
-            device: any OpenVINO device, such as "CPU", "AUTO" or "GPU.0". CPU is what this project is tested on; other
-                devices are written to OpenVINO's documentation and untested.
-            inference_precision: what the models compute in, "f32", "bf16" or "f16". "auto" takes the fastest,
-                found by a probe that is run once on a machine; ``inference_precision`` of the pipeline says which.
+                ``default_model_dir(model)`` first, unless that was done before.
+            device: any OpenVINO device, such as "CPU", "AUTO" or "GPU.0". This project is tested on CPU only; support
+                for other devices follows OpenVINO's documentation and is untested.
+            inference_precision: the number format to compute in: "f32", "bf16" or "f16". "auto" takes the fastest,
+                found by a probe that runs once per machine; the pipeline's ``inference_precision`` says which it is.
                 With "f32" pictures are diffusers' own, and the same for any number of threads to 1/255 in a pixel;
                 with "bf16" another number of threads can move an edge. OpenVINO's default picks bf16 on processors
-                that have its instructions, even where that is slower. The autoencoder never computes in f16.
-            cache_dir: the former name of ``ov_cache_dir``; in the next release it will be the hub's folder, as in
-                diffusers.
-            threads: how many to compute with; None for all cores.
-            ov_config: OpenVINO's own properties by name, passed on as they are.
-            ov_cache_dir: where OpenVINO keeps compiled models; None keeps none. It spares less than a second of a
-                start and takes as much room as the models, as ``benchmarks.compare`` shows.
-            scheduler, safety_checker: to use, as if they were assigned.
-            revision: of a hub id: branch, tag or commit.
-            token, local_files_only: as of ``convert_checkpoint``.
-            torch_dtype: float32 is "f32"; halves are "auto".
+                with bf16 instructions, even where that is slower. The autoencoder never computes in f16.
+            cache_dir: the former name of ``ov_cache_dir``; in the next release it will mean the hub's cache folder, as
+                in diffusers.
+            threads: number of threads to compute with; None for all cores.
+            ov_config: OpenVINO's own properties by name, passed on unchanged.
+            ov_cache_dir: folder in which OpenVINO caches compiled models; None for no cache. The cache saves less than
+                a second of loading and takes as much disk space as the models, as ``benchmarks.compare`` shows.
+            scheduler, safety_checker: used as if they were assigned to the pipeline.
+            revision: a branch, tag or commit of the hub's repository.
+            token, local_files_only: see ``convert_checkpoint``.
+            torch_dtype: torch.float32 means "f32"; half-precision types mean "auto".
             variant, use_safetensors, custom_pipeline, requires_safety_checker, export,
-                compile: of diffusers and Optimum Intel. Values that hold here anyway are taken; others are refused
-                with what to do instead.
+                compile: arguments of diffusers and Optimum Intel. Values that describe what happens here anyway are
+                accepted; others are refused with advice on what to do instead.
 
         Raises:
             ValueError: a wrong argument, or a folder that lacks a part or is damaged; the message names it.
@@ -234,13 +234,13 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         return engine
 
     def to(self, *targets: Any, **_: Any) -> OVStableDiffusionPipeline:
-        """The pipeline, its models loaded again for another device where one is named.
+        """Return the pipeline, after loading its models again if another device is named.
 
         Args:
-            targets: a device as of ``from_pretrained``; PyTorch's types change nothing.
+            targets: a device, see ``from_pretrained``; PyTorch's types change nothing.
 
         Raises:
-            ValueError: there is no such device; the message names those that there are.
+            ValueError: there is no such device; the message names those that exist.
         """
         devices = [str(one) for one in targets if isinstance(one, str) or type(one).__name__ == "device"]
         for name in devices:
@@ -255,23 +255,23 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
 
     @property
     def scheduler(self) -> Scheduler:
-        """The noise schedule and solver in use; in a callback, the very one of the run."""
+        """The noise schedule and solver in use; in a callback, the instance that the run uses."""
         return self._engine.scheduler if self._step is None else self._step.scheduler
 
     @scheduler.setter
-    def scheduler(self, scheduler: Any) -> None:  # Any: what diffusers' ``from_config`` says it gives may be a tuple
+    def scheduler(self, scheduler: Any) -> None:  # Any: diffusers declares that ``from_config`` may return a tuple
         self._engine.scheduler = scheduler
 
     @functools.cached_property
     def tokenizer(self) -> CLIPTokenizer:
-        """transformers' own, for those who look into prompts; the pipeline itself does not need it."""
+        """The tokenizer of transformers, for code that inspects prompts; the pipeline itself does not need it."""
         from transformers import CLIPTokenizer
 
         return CLIPTokenizer.from_pretrained(tokenizer_dir(self.models.folder), local_files_only=True)
 
     @property
     def precision(self) -> str:
-        """What the models compute in: "f32", "bf16", …"""
+        """The number format that the models compute in: "f32", "bf16", …"""
         return self.models.precision
 
     @property
@@ -292,17 +292,17 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         return dict(self.models.seconds)
 
     def find_quantized(self) -> None:
-        """Look for INT8 models again, for some that ``quantize_models`` made since this was loaded."""
+        """Look for INT8 models again, in case ``quantize_models`` made some after this pipeline was loaded."""
         self.models.find_quantized()
         self.quantized_parts = self.models.quantized_parts
 
     def close(self) -> None:
-        """End all runs at their next step, wait for the models, and let go of them: before a process ends."""
+        """End all runs at their next step, wait for the models and release them; call it before the process ends."""
         self._interrupt = True
         self.models.close()
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """Options of the progress bar, as tqdm takes them; ``disable=True`` hides it.
+        """Set tqdm's options for the progress bar; ``disable=True`` hides it.
 
         Raises:
             ValueError: tqdm has no such option.
@@ -355,65 +355,69 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
             prompt: what to show; one or a list.
             negative_prompt: what to avoid; one for all prompts, or a list of the same length. It acts
                 through guidance, so ``guidance_scale`` has to be above 1.
-            image: a source picture, or one for each prompt, of any size; makes it image-to-image. PIL pictures of any
-                mode, arrays and tensors as ``to_pictures`` takes them.
-            mask_image: makes it inpainting: its white area is repainted in ``image``. One, or one for each source, of
-                any size, in any form that ``image`` may have; transparent is black.
-            padding_mask_crop: with ``mask_image``: work on what lies around the white at most so many pixels away, at
-                full size, and lay the source around it; the picture then has the source's size.
-            overlay: lay the source over the finished picture where the mask is black, so that it is exact there.
-            strength: with ``image``, how much of it to redo, above 0 and at most 1: that share of the steps runs.
-                None: 0.8, and all of it with ``mask_image``, as in diffusers.
-            resize_mode: how a source of another shape than the picture's is brought to it: "crop" cuts it off evenly,
+            image: a source picture of any size, or one for each prompt, for image-to-image. PIL pictures of any mode,
+                arrays and tensors, as ``to_pictures`` takes them.
+            mask_image: a mask whose white area is repainted in ``image``, for inpainting. One, or one for each source,
+                of any size, in any form that ``image`` may have; transparent counts as black.
+            padding_mask_crop: with ``mask_image``, crop the source to the mask's white area and this many pixels
+                around it, and repaint the crop at full size. The crop is then pasted back, so that the picture has
+                the source's size.
+            overlay: paste the source over the finished picture where the mask is black, so that it is exact there.
+            strength: with ``image``, how much of it to redo, above 0 and at most 1: this share of the steps runs.
+                None: 0.8, or 1 with ``mask_image``, as in diffusers.
+            resize_mode: how to fit a source that has another shape than the picture: "crop" cuts it off evenly,
                 "fill" repeats its edges, "stretch" changes its shape.
-            num_inference_steps: denoising steps, at least 1; None for the checkpoint's own.
-            timesteps, sigmas: the steps themselves, by number or noise level, falling, for schedulers that take them;
-                in place of ``num_inference_steps``.
-            guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); it is off at
-                1 or below; None for the checkpoint's own.
-            guidance_rescale: share, 0…1, by which guidance's contrast is pulled back (Lin et al. 2023, arXiv
-                2305.08891, section 3.4); None for the checkpoint's own.
-            eta: of DDIM, 0…1: the share of its noise that is drawn again at each step (Song et al. 2021, arXiv
-                2010.02502, equation 16); others ignore it.
-            height, width: in pixels, multiples of ``size_factor``. None: the checkpoint's default, or with ``image``
-                the size closest to its shape that has about the default's area; several must then be of one size.
-            num_images_per_prompt: pictures to make of each prompt.
-            generator: source of the noise; a list of them, one a picture, makes each picture independent of the
-                batch.
+            num_inference_steps: number of denoising steps, at least 1; None for the checkpoint's own.
+            timesteps, sigmas: the schedule itself, as falling timesteps or noise levels, in place of
+                ``num_inference_steps``; only for schedulers that accept one.
+            guidance_scale: weight of classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598); guidance is off
+                at 1 or below; None for the checkpoint's own.
+            guidance_rescale: share in 0…1 by which the contrast that guidance adds is pulled back (Lin et al. 2023,
+                arXiv 2305.08891, section 3.4); None for the checkpoint's own.
+            eta: for DDIM, the share in 0…1 of its noise that is drawn again at each step (Song et al. 2021, arXiv
+                2010.02502, equation 16); other schedulers ignore it.
+            height, width: the picture's size in pixels, in multiples of ``size_factor``. None: the checkpoint's
+                default, or with ``image`` the size closest to the source's shape that has about the default's area;
+                several sources must then have one size.
+            num_images_per_prompt: number of pictures for each prompt.
+            generator: source of the noise; a list, one for each picture, makes each picture independent of the rest
+                of the batch.
             seed: an int makes one generator for the whole batch, a list makes one for each picture; not together
                 with ``generator``.
             latents: noise to start from instead of drawn noise, [pictures, 4, height / 8, width / 8]; text-to-image
                 only.
             prompt_embeds, negative_prompt_embeds: hidden states [prompts, n, d], as ``encode_prompt`` makes them, in
                 place of the prompts.
-            prompt_syntax: brackets weigh words, as ``parse_weights`` says; False takes them literally.
-            preset: "exact", "balanced" or "fast": values, listed in ``PRESETS``, for those of the following arguments
-                and ``num_inference_steps`` that are None.
-            solver: a sampler by the name that people know, such as "euler a" or "dpm++ 2m karras" (``SOLVERS`` has
-                them all), in place of ``scheduler``, on its noise schedule. "squeezed" runs some of the steps asked
-                for only, as ``SQUEEZE_MODES`` says.
-            quantized: run the U-Net and the decoder in INT8, or only the parts named; needs ``quantize_models``.
-            cache_interval: run the whole U-Net on the first step, on the last, and between them on as many as lie
-                at most n apart if spread evenly; the others run its top level on the deeper levels' last features
-                (Ma et al. 2023, arXiv 2312.00858). 1 runs everything on every step.
-            cache_power: with a ``cache_interval``, how the whole steps lie: 1 evenly, above it (at most 3) as many,
-                but closer together at the start.
+            prompt_syntax: whether brackets weight words, as ``parse_weights`` says; False takes them literally.
+            preset: "exact", "balanced" or "fast". Where ``num_inference_steps`` and the following arguments are None,
+                it sets them to the values listed in ``PRESETS``.
+            solver: a sampler by its common name, such as "euler a" or "dpm++ 2m karras", in place of ``scheduler`` and
+                on its noise schedule. ``SOLVERS`` lists them all. "squeezed" runs only some of the requested steps, as
+                ``SQUEEZE_MODES`` says.
+            quantized: whether to run the U-Net and the decoder in INT8, or a list of the parts to run in INT8; needs
+                ``quantize_models`` first.
+            cache_interval: run the full U-Net on the first step, on the last, and on as many between as are needed to
+                be at most this many steps apart if spread evenly; the other steps run its top level alone, on the
+                deeper levels' latest features (Ma et al. 2023, arXiv 2312.00858). 1 runs the full U-Net on every step.
+            cache_power: with a ``cache_interval``, how the full steps are spread: evenly at 1, and closer together at
+                the start above it (at most 3); their number stays the same.
             guidance_interval: (low, high), the noise levels sigma = sqrt((1 - abar) / abar) between which guidance
-                acts; outside, steps cost half (Kynkäänniemi et al. 2024, arXiv 2404.07724). (0, math.inf): always.
-            guidance_cache_interval: compute guidance's direction, the prediction for the prompt minus the one against
-                it, on the first guided step and on every so many; the others cost half and go on with the last one,
-                which changes slowly (Lv et al. 2024, arXiv 2410.19355, section 3.3, reuse the one against it). 1
-                computes it always.
-            decoder: what makes pixels of finished latents: "whole", or "tiny", which is at least ten times as fast and
-                loses fine detail, where the folder has one (diffusers' ``AutoencoderTiny``).
+                acts; steps outside cost half (Kynkäänniemi et al. 2024, arXiv 2404.07724). (0, math.inf): always.
+            guidance_cache_interval: compute guidance's direction, the conditional minus the unconditional prediction,
+                on the first guided step and then on every n-th one; the guided steps between cost half and reuse the
+                latest direction, which changes slowly (Lv et al. 2024, arXiv 2410.19355, section 3.3, reuse the
+                unconditional prediction). 1 computes it on every guided step.
+            decoder: what turns finished latents into pixels: "whole", or "tiny", which is at least ten times as fast
+                and loses fine detail, if the folder has one (diffusers' ``AutoencoderTiny``).
             output_type: "pil", "np", "pt" or "latent" (before the decoder).
-            return_dict: False gives a tuple, as in diffusers: the pictures, and what ``safety_checker`` says of them.
+            return_dict: False returns a tuple, as in diffusers: the pictures, and the flags of ``safety_checker``.
             callback_on_step_end: called as ``callback(pipe, step, timestep, tensors)`` after each step; if it returns
                 a dictionary, the run continues with its "latents" and "prompt_embeds". It may set
                 ``pipe._interrupt``, which ends the run with the picture as it is, and ``pipe._guidance_scale``.
                 diffusers' own callbacks work.
-            callback_on_step_end_tensor_inputs: the tensors that it is given: "latents", "prompt_embeds",
-                "negative_prompt_embeds". As in diffusers, "prompt_embeds" of a guided run has both.
+            callback_on_step_end_tensor_inputs: names of the tensors that the callback gets: "latents",
+                "prompt_embeds", "negative_prompt_embeds". As in diffusers, "prompt_embeds" of a guided run holds the
+                negative prompts' too.
 
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
@@ -483,13 +487,13 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
     @_answers_wrong_names
     @_takes_fields_of(GenerationConfig)
     def denoise(self, config: GenerationConfig) -> Iterator[DenoisingStep]:
-        """The denoising loop, a step at a time.
+        """Run the denoising loop one step at a time.
 
-        Everything is checked before the first step runs. Stop iterating to stop generating;
-        ``decode_latents(step.latents)`` shows how far it is.
+        All arguments are checked before the first step runs. To stop generating, stop iterating;
+        ``decode_latents(step.latents)`` shows the picture so far.
 
         Args:
-            config: given as arguments, which are those of a call of the pipeline.
+            config: its fields are the method's arguments; see ``__call__``.
 
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
@@ -515,7 +519,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
     @overload
     def finish(self, step: DenoisingStep, output_type: str) -> Pictures: ...
     def finish(self, step: DenoisingStep, output_type: str = "pil") -> Pictures:
-        """The pictures of a step, as the call gives them: decoded, with what a mask keeps, and their settings in them.
+        """The pictures of a step, as a call returns them: decoded, with the overlay, and carrying their settings.
 
         Args:
             step: the last one for finished pictures, or any.
@@ -524,9 +528,9 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         return self._engine.finish(step, output_type)
 
     def latent_preview(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Pictures of latents [b, 4, h, w] in no time: right in colour, and as coarse as the latents.
+        """Previews of latents [b, 4, h, w] without the decoder: instant, right in colour, as coarse as the latents.
 
-        With ``step.predicted`` they show what becomes of a run from its first step on.
+        With ``step.predicted`` they show from the first step on where a run is heading.
         """
         return self._engine.latent_preview(latents, self.defaults["latent_preview"])
 
@@ -536,9 +540,9 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         return self.latent_preview(latents)
 
     def encode_text(self, prompts: str | list[str], prompt_syntax: bool = True) -> torch.Tensor:
-        """Hidden states [prompts, 77, d] of the text encoder; a multiple of 77 where a prompt is longer.
+        """Hidden states [prompts, 77, d] of the text encoder; a multiple of 77 if a prompt is longer.
 
-        The latest prompts are remembered: many pictures of one prompt encode it once.
+        The latest prompts are cached: many pictures of one prompt encode it once.
 
         Example:
             >>> states = pipe.encode_text("a fox in the snow")
@@ -561,17 +565,18 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         clip_skip: int | None = None,
         prompt_syntax: bool = True,
     ) -> Any:
-        """diffusers' pair: hidden states [pictures, n, d] for the prompts, and against them (None without guidance).
+        """Hidden states [pictures, n, d] of the prompts and of the negative prompts, as in diffusers.
 
         Args:
-            prompt, negative_prompt, num_images_per_prompt, prompt_embeds, negative_prompt_embeds, prompt_syntax: as of
-                a call of the pipeline.
+            prompt, negative_prompt, num_images_per_prompt, prompt_embeds, negative_prompt_embeds, prompt_syntax: see
+                ``__call__``.
             do_classifier_free_guidance: whether to return the hidden states of the negative prompt too.
-            device: where diffusers computes; OpenVINO has its own.
-            lora_scale, clip_skip: None; others are refused.
+            device: accepted as in diffusers; OpenVINO computes on its own device.
+            lora_scale, clip_skip: None; other values are refused.
 
         Returns:
-            The pair. Its former use, with a prompt alone, still gives what ``encode_text`` gives.
+            The pair; its second is None without guidance. The former use, with a prompt alone, still returns what
+            ``encode_text`` returns.
 
         Raises:
             ValueError: an argument has a wrong value; the message says which, and what is allowed.
@@ -596,7 +601,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         return self._engine.encode_pair(config, do_classifier_free_guidance is not False)
 
     def token_ids(self, prompts: str | list[str]) -> np.ndarray:
-        """Whole numbers [prompts, 77] of prompts as they stand, brackets too; of a longer one the beginning."""
+        """Token ids [prompts, 77] of prompts, with brackets taken literally; longer prompts are cut off."""
         return self._engine.text_encoder.token_ids(check_prompts(prompts, "prompts"))
 
     def encode_image(
@@ -648,8 +653,8 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
 
         Args:
             output_type: "pil", "np" or "pt".
-            quantized: as of ``denoise``; only the decoder counts here.
-            decoder: "whole", or "tiny" where the folder has one.
+            quantized: see ``denoise``; only the decoder matters here.
+            decoder: "whole", or "tiny" if the folder has one.
 
         Example:
             >>> latents = pipe("a fox in the snow", output_type="latent", num_inference_steps=4).images
@@ -660,10 +665,10 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """(width, height) in pixels of a picture when nothing else is asked for; assign another to change it.
+        """(width, height) in pixels of a picture when a call gives no size; assign another to change it.
 
         Raises:
-            ValueError: assigned a size that no picture can have.
+            ValueError: the assigned size is one that no picture can have.
         """
         return self._engine.default_size
 
@@ -672,7 +677,7 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
         self._engine.set_default_size(size)
 
     def enable_vae_tiling(self, tile_size: int | None = None) -> None:
-        """Decode pictures larger than a tile piece by piece, in the memory that one piece takes.
+        """Decode pictures larger than a tile piece by piece, which takes the memory of one piece only.
 
         Args:
             tile_size: the side of a tile in pixels; None for the checkpoint's default size.
@@ -688,10 +693,10 @@ class OVStableDiffusionPipeline(DiffusersSurface, RunState):
 
 
 def _import_diffusers() -> None:
-    """Import diffusers without PyTorch's compiler, which it asks for one decorator, and which takes a second.
+    """Import diffusers without PyTorch's compiler, which takes a second and of which it uses one decorator.
 
-    Where there is no compiler, diffusers uses a decorator that does nothing; only hints for ``torch.compile`` are
-    lost. A process that imported either before keeps them as they are.
+    Without the compiler, diffusers uses a decorator that does nothing; only hints for ``torch.compile`` are lost. If
+    the process has imported either of them before, nothing changes.
     """
     with _one_import_at_a_time:
         if _COMPILER in sys.modules or "diffusers.utils.torch_utils" in sys.modules:

@@ -1,4 +1,4 @@
-"""Progress bars, which are left out where there is nothing to draw them on."""
+"""Progress bars, which are left out if there is no console."""
 
 import sys
 from typing import Any
@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 
 def progress_bar(*arguments: Any, **options: Any) -> Any:
-    """tqdm's bar; without a console (``pythonw``, a service) ``sys.stderr`` is None, and there is none."""
+    """tqdm's progress bar; disabled without a console (``pythonw``, a service), where ``sys.stderr`` is None."""
     if sys.stderr is None and options.get("file") is None:
         options["disable"] = True
     return tqdm(*arguments, **options)

@@ -1,8 +1,9 @@
 """OpenVINO model folder -> a folder of quantized models beside it: ``python -m ov_decidiffusion quantize FOLDER``.
 
-Calibrated on what the pipeline really feeds its models: the U-Net's inputs along whole denoising runs of the
-checkpoint's own prompts, and the latents they end in. A part is held to a budget: its output on runs left out of the
-calibration must agree with the plain model's to so many decibels; a part that does not get there stays as it was.
+The models are calibrated on the inputs that the pipeline really gives them: the U-Net's inputs along whole denoising
+runs of the checkpoint's own prompts, and the latents at their end. Each part has a budget in decibels: on runs left out
+of the calibration, its output must agree this closely with the plain model's. A part that misses its budget is kept
+unquantized.
 """
 
 import logging
@@ -65,15 +66,15 @@ logger = logging.getLogger(__name__)
 BUDGETS = {"unet": 30.0, "vae_decoder": 35.0}  # dB
 WEIGHT_MODES = {
     "int8-weights": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
-    "int4-weights": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 32},  # divides every width there is
+    "int4-weights": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 32},  # 32 divides every width
 }
 MODES = QUANTIZED_KINDS
-CALIBRATION_PROMPTS = 8  # of the checkpoint's, unless another number is asked for
+CALIBRATION_PROMPTS = 8  # number of the checkpoint's calibration prompts to run by default
 STEPS = 4  # of a calibration run
-RECORDED = 2  # one step in so many is kept to rank layers by, others for each next prompt
-HELD_OUT = 4  # every so many prompts, one is for checking only
-MEMORY = (1.5e9, 2.2)  # bytes, and times the U-Net's weights in 16 bits: at full size 5 GB are needed
-CROP = 32  # latent positions: a decoder's input for calibration, cut out to save memory
+RECORDED = 2  # one step in so many is recorded for ranking layers; which ones alternates every HELD_OUT prompts
+HELD_OUT = 4  # one in so many prompts is for checking only
+MEMORY = (1.5e9, 2.2)  # bytes needed, and a factor for the U-Net's weights in 16 bits: 5 GB at full size
+CROP = 32  # side in latent positions of the crops that calibrate the decoder, to save memory
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,16 @@ class QuantizedPart:
     """One part of a quantized folder."""
 
     name: str
-    quantized: bool  # False: it missed its budget and is the plain model's copy
+    quantized: bool  # False: it missed its budget and is a copy of the plain model
     megabytes: float
     plain_megabytes: float
-    seconds: float  # that quantizing took
+    seconds: float  # time of quantizing it
     psnr: float  # dB against the plain model, on runs left out of the calibration
 
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What a quantization produced; ``str()`` gives it as a table."""
+    """What a quantization produced; ``str()`` formats it as a table."""
 
     model_dir: Path
     mode: str
@@ -106,10 +107,10 @@ class QuantizationReport:
 
 
 def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | None = None) -> QuantizationReport:
-    """Quantize the U-Net and the VAE decoder of a model folder; does nothing where that is done, however it was.
+    """Quantize the U-Net and the VAE decoder of a model folder; does nothing if they are, whatever the other arguments.
 
-    The new folder has the same layout and is complete: this project's pipeline, Optimum Intel and OpenVINO GenAI
-    load it. A pipeline of ``model_dir`` finds "int8" models by itself and uses them where it is told to.
+    The new folder has the same layout and is complete: this project's pipeline, Optimum Intel and OpenVINO GenAI can
+    load it. A pipeline of ``model_dir`` finds "int8" models automatically, and uses them on request.
 
     Args:
         model_dir: a folder that ``convert_checkpoint`` made.
@@ -118,11 +119,12 @@ def quantize_models(model_dir: str | Path, mode: str = "int8", prompts: int | No
         prompts: how many of the checkpoint's calibration prompts to run, at least 2; None for the first 8.
 
     Returns:
-        sizes in MB, seconds, and the agreement with the plain models in dB: 20 log10(max|plain| / RMSE).
+        for each part the sizes in MB, the seconds, and the agreement with the plain model in dB:
+        20 log10(max|plain| / RMSE).
 
     Raises:
-        ValueError: a wrong argument, something else lies where the new folder would, or the machine has too little
-            memory free.
+        ValueError: an argument is wrong, the new folder's place is taken by something else, or too little memory is
+            free.
     """
     if mode not in MODES:
         raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
@@ -146,7 +148,7 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
     _refuse_links(model_dir)
     names = QUANTIZABLE if mode == "int8" else ("unet", "text_encoder")
     size = sum(weights_file(model_dir, part).stat().st_size // (4 if part in names else 1) for part in PARTS)
-    check_disk(target.parent, size, "The folder of quantized models")  # at the least
+    check_disk(target.parent, size, "The folder of quantized models")  # its smallest size
     with building(target) as partial:
         copy_folder(model_dir, partial, leave_out=names)
         runs = CalibrationRuns.of(model_dir, prompts or CALIBRATION_PROMPTS)
@@ -160,14 +162,14 @@ def _quantize(model_dir: Path, target: Path, mode: str, prompts: int | None) -> 
 
 
 def _refuse_links(folder: Path) -> None:
-    """Refuse what copying a folder would follow out of it.
+    """Refuse links that would make a copy of the folder include files from outside.
 
     Raises:
-        ModelDirError: names the link.
+        ModelDirError: the message names the link.
     """
     for file in folder.rglob("*"):
         if leads_out(file, folder) or (file.is_symlink() and file.is_dir()):
-            raise ModelDirError(f"{file} is a link, to {file.resolve()}: put what it stands for itself there.")
+            raise ModelDirError(f"{file} is a link, to {file.resolve()}: replace it by the file or folder itself.")
 
 
 def _needed_memory(model_dir: Path) -> int:
@@ -178,7 +180,7 @@ def _needed_memory(model_dir: Path) -> int:
 
 
 def existing_quantization(target: Path, model_dir: Path) -> QuantizationReport | None:
-    """The report of a complete folder, or None for one of an older format; anything else is left alone and refused."""
+    """The report of a complete folder, or None for one of an older format; anything else is refused and left alone."""
     if not (target / QUANTIZATION_REPORT).is_file():
         raise ValueError(f"{target} exists and holds no quantized models of ours: delete or move it.")
     content, copied = read_json(target / QUANTIZATION_REPORT), read_json(target / CONVERSION_REPORT)
@@ -192,17 +194,17 @@ def existing_quantization(target: Path, model_dir: Path) -> QuantizationReport |
 
 
 class CalibrationRuns:
-    """Guided runs of the checkpoint's own prompts, in which each part is fed what the pipeline would feed it.
+    """Guided runs of the checkpoint's own prompts, in which each part gets the inputs that the pipeline would give it.
 
-    One prompt in ``HELD_OUT`` is for checking only. The U-Net runs before the decoder, which takes what it ends in.
+    One in ``HELD_OUT`` prompts is for checking only. The U-Net has to run before the decoder, which takes its latents.
 
     Args:
-        pipe: of the model folder; it is not needed any more afterwards.
-        prompts: to run.
+        pipe: the model folder's pipeline; it is not needed afterwards.
+        prompts: the prompts to run.
     """
 
     def __init__(self, pipe: OVStableDiffusionPipeline, prompts: list[str]):
-        self._texts = [pipe.encode_text(["", prompt])[:, :MAX_TOKENS] for prompt in prompts]  # all that it takes
+        self._texts = [pipe.encode_text(["", prompt])[:, :MAX_TOKENS] for prompt in prompts]  # the U-Net's 77 states
         self._ids = [pipe.token_ids([prompt]) for prompt in prompts]
         self._scheduler = make_solver("dpm++", pipe.scheduler)
         self._scale, self._rescale = (pipe.defaults[f"guidance_{name}"] for name in ("scale", "rescale"))
@@ -213,7 +215,7 @@ class CalibrationRuns:
 
     @classmethod
     def of(cls, model_dir: Path, prompts: int) -> "CalibrationRuns":
-        """Those of a model folder's first prompts."""
+        """The runs of a model folder's first calibration prompts."""
         pipe = OVStableDiffusionPipeline.from_pretrained(model_dir)
         runs = cls(pipe, pipe.defaults["calibration_prompts"][:prompts])
         pipe.close()
@@ -221,7 +223,7 @@ class CalibrationRuns:
 
     @torch.no_grad()
     def unet(self, run: Run) -> Recorded:
-        """Denoise, a row at a time; all steps are kept to check with, and every ``RECORDED``-th to rank layers by."""
+        """Denoise, a row at a time; record all steps of prompts for checking, and every ``RECORDED``-th of others."""
         recorded, scheduler = Recorded(), self._scheduler
         for i, texts in enumerate(progress_bar(self._texts, desc="running the U-Net", unit="prompt", leave=False)):
             checked = _is_held_out(i)
@@ -242,7 +244,7 @@ class CalibrationRuns:
         return recorded
 
     def vae_decoder(self, run: Run) -> Recorded:
-        """Decode what the U-Net's runs ended in."""
+        """Decode the latents at the end of the U-Net's runs."""
         crops = [[{"latent_sample": crop} for crop in _crops(latents.numpy())] for latents in self._latents]
         return _run_all(crops, run)
 
@@ -272,7 +274,7 @@ def _keep(recorded: Recorded, inputs: Inputs, output: np.ndarray, checked: bool)
 
 
 def _crops(latents: np.ndarray) -> list[np.ndarray]:
-    """Latents as they are if they are small, else their corners."""
+    """The latents themselves if they are small, else crops of their corners."""
     height, width = latents.shape[-2:]
     if max(height, width) <= CROP:
         return [latents]
@@ -281,11 +283,11 @@ def _crops(latents: np.ndarray) -> list[np.ndarray]:
 
 
 def _quantize_part(name: str, source: Path, target: Path, mode: str, feed: Feed) -> QuantizedPart:
-    """Write one quantized part, unless it disagrees too much with the plain one."""
+    """Write one quantized part, or a copy of the plain one if the two disagree too much."""
     start, weights = time.perf_counter(), weights_file(source, name)
     model = ov.Core().read_model(graph_file(source, name))
     if mode == "int8":
-        merge_upsampling(model, to_skips="crop")  # which INT8 weights no longer allow
+        merge_upsampling(model, to_skips="crop")  # not possible with INT8 weights
         model, agreement = quantize_within_budget(model, weights, feed, BUDGETS[name])
     else:
         recorded = feed(plain_run(model, weights))
@@ -305,5 +307,5 @@ def _quantize_part(name: str, source: Path, target: Path, mode: str, feed: Feed)
 
 
 def _computes_in_int8(model: ov.Model) -> bool:
-    """Whether anything is left in INT8 after layers were taken back."""
+    """Whether any layer is still in INT8, after some were restored to full precision."""
     return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())

@@ -1,4 +1,4 @@
-"""The server by the names it is started by: ``create_app`` for any ASGI server, ``app`` for Ray's ``serve run``."""
+"""The names by which the server is started: ``create_app`` for any ASGI server, ``app`` for Ray's ``serve run``."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ __all__ = ["create_app"]
 
 
 def __getattr__(name: str) -> Any:
-    """``app``, for ``serve run ov_decidiffusion.serve:app``: many pipelines behind one address, by Ray Serve."""
+    """``app``, for ``serve run ov_decidiffusion.serve:app``: many pipelines behind one address, with Ray Serve."""
     if name == "app":
         from ov_decidiffusion.server.replicas import make_application
 

@@ -1,7 +1,7 @@
-"""The objects of the embedded checkpoint's world: Microsoft's Fluent Emoji, fetched by version and hash.
+"""The objects of the embedded checkpoint's world: Microsoft's Fluent Emoji, downloaded by version and hash.
 
-The artwork is under the MIT licence, "Copyright (c) Microsoft Corporation."; it comes as the npm package
-``@iconify-json/fluent-emoji-flat``, one JSON file with the drawing of every icon, and is fetched for training only.
+The artwork is under the MIT licence, "Copyright (c) Microsoft Corporation.". It comes as the npm package
+``@iconify-json/fluent-emoji-flat``, one JSON file with the drawing of every icon, and is downloaded for training only.
 """
 
 import colorsys
@@ -24,7 +24,7 @@ ARCHIVE = "iconify-json-fluent-emoji-flat-1.2.6.tgz"
 SHA256 = "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"
 TEMPLATES = Path(__file__).parent / "templates" / "objects.png"  # made by ``make_templates.py``
 TEMPLATE_SIDE, COLUMNS = 112, 10
-# The words of captions, and the icon's name where it differs.
+# Words of captions -> names of icons.
 ICONS = {
     "fox": "fox",
     "lion": "lion",
@@ -92,30 +92,28 @@ ICONS = {
     "rainbow": "rainbow",
     "star": "star",
 }
-# Objects that also come in other colours, with the hue (in 0...1) that is replaced; and the colours' hues.
+# Objects that also come in other colours, each with the hue (in 0...1) that is replaced; and the hues of the colours.
 OWN_HUES = {"car": 0.0, "balloon": 0.0, "tulip": 0.9, "umbrella": 0.73, "apple": 0.0, "gift": 0.97}
 HUES = {"red": 0.0, "yellow": 0.14, "green": 0.36, "blue": 0.6, "purple": 0.77, "pink": 0.9}
-HUE_REACH = 0.09  # how far from its own hue a pixel still takes the new one
+HUE_REACH = 0.09  # pixels this close to the object's own hue get the new one
 
 
 def shade(name: str, color: str | None) -> str:
-    """The colour of an object; "own" also where it is said by name: a red apple is an apple."""
+    """The colour of an object, or "own" if it is None or the object's own: a red apple is an apple."""
     return "own" if color is None or abs((HUES[color] - OWN_HUES[name] + 0.5) % 1 - 0.5) < HUE_REACH else color
 
 
 def fetch_artwork(folder: Path = RUNS / "artwork") -> Path:
-    """The package's archive, downloaded by npm unless it is there already.
+    """The package's archive, downloaded by npm unless it exists already.
 
     Raises:
-        FileNotFoundError: npm is not installed and the archive is not there.
+        FileNotFoundError: the archive is missing, and npm is not installed.
         ValueError: the archive is not the one that this world was made with.
     """
     archive = folder / ARCHIVE
     if not archive.exists():
         if shutil.which("npm") is None:
-            raise FileNotFoundError(
-                f"{archive} is not there, and npm, which fetches it (`npm pack {PACKAGE}`), neither."
-            )
+            raise FileNotFoundError(f"{archive} is missing, and so is npm, which downloads it (`npm pack {PACKAGE}`).")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as beside:
             subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=beside, check=True, stdout=subprocess.DEVNULL)
@@ -138,7 +136,8 @@ def sprite(name: str, side: int, color: str | None = None) -> Image.Image:
 
     Args:
         name: a key of ``ICONS``.
-        color: a key of ``HUES`` for an object of ``OWN_HUES``; by default its own.
+        side: side of the picture in pixels.
+        color: a key of ``HUES``, for objects of ``OWN_HUES``; by default the object's own colour.
     """
     import resvg_py
 
@@ -150,7 +149,7 @@ def sprite(name: str, side: int, color: str | None = None) -> Image.Image:
 
 @cache
 def template(name: str, side: int, color: str | None = None) -> Image.Image:
-    """The same as ``sprite`` from the small picture that comes along, a little softer; needs no network."""
+    """The same as ``sprite``, a little softer, from the small picture in this repository; needs no network."""
     i = list(ICONS).index(name)
     with Image.open(TEMPLATES) as sheet:
         left, top = i % COLUMNS * TEMPLATE_SIDE, i // COLUMNS * TEMPLATE_SIDE
@@ -161,7 +160,7 @@ def template(name: str, side: int, color: str | None = None) -> Image.Image:
 
 
 def _recolored(picture: Image.Image, own: float, hue: float) -> Image.Image:
-    """Turn the hues near ``own`` into ``hue``; a yellow of the same value would look brown, so it is made lighter."""
+    """Change hues near ``own`` to ``hue``; yellow of equal lightness would look brown, so it is made lighter."""
     pixels = np.asarray(picture).astype(np.float32) / 255
     flat = pixels.reshape(-1, 4).copy()
     for i, (r, g, b, alpha) in enumerate(flat):

@@ -24,8 +24,8 @@ MODEL_INDEX = {
 
 
 def write_part(model: ModelMixin, folder: Path, without: tuple[str, ...] = ()) -> None:
-    """A model of diffusers in float16, and its settings but those named and where it lay on the machine that trained
-    it."""
+    """Write a model of diffusers in float16, and its settings except those in ``without`` and its path on the machine
+    that trained it."""
     model.half().save_pretrained(folder)
     file = folder / "config.json"
     config = json.loads(file.read_text())
@@ -42,8 +42,8 @@ def write_checkpoint(
     tokenizer_folder: Path,
     scheduler: SchedulerMixin,
 ) -> None:
-    """Write every part in float16; what else lies in the folder (the model card, the defaults) stays, but for the tiny
-    decoder of another autoencoder."""
+    """Write every part in float16. Other files in the folder (the model card, the defaults) stay, except a tiny decoder
+    that was trained for another autoencoder."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes() if weights.is_file() else None

@@ -1,4 +1,4 @@
-"""What the trainings share: precision, schedule, and state that survives an interruption."""
+"""What the trainings have in common: precision, learning rates, and state that survives an interruption."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def pick_device() -> torch.device:
-    """A CUDA GPU where there is one, else the CPU."""
+    """A CUDA GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -24,7 +24,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def fastest_precision(device: torch.device) -> str:
-    """Time one convolution both ways: bfloat16 is a gain on some processors and a loss on others."""
+    """The faster precision for one convolution, measured: bfloat16 is faster on some processors, slower on others."""
     x = torch.randn(32, 64, 32, 32, device=device, requires_grad=True)
     conv = nn.Conv2d(64, 64, 3, padding=1).to(device)
     seconds = {}
@@ -50,21 +50,21 @@ def falling_rate(step: int, steps: int, warmup: int = 100) -> float:
 
 
 def held_rate(step: int, steps: int, warmup: int = 100) -> float:
-    """Learning-rate factor in 0…1: a short linear rise, then 1, and over the last fifth of the steps down to zero.
+    """Learning-rate factor in 0…1: a short linear rise, then 1, and a linear fall to zero over the last fifth.
 
-    Until that fifth nothing depends on the number of steps, so that a run can be made longer or shorter on its way.
+    Before that fifth nothing depends on the number of steps, so that a running training can be made longer or shorter.
     """
     return min(1.0, (step + 1) / warmup, (steps - step) / max(1, steps // 5))
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The randomness of one step, so that a resumed run draws what an unbroken one would have
-    drawn, on the same kind of device."""
+    """The random generator of one step; with it, a resumed run draws the same numbers as an uninterrupted one, on the
+    same kind of device."""
     return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> list[float]:
-    """Two numbers that tell sets of tensors apart."""
+    """Two numbers by which sets of tensors can be told apart."""
     flat = torch.cat([tensor.detach().flatten().double().cpu() for tensor in tensors])
     return [flat.sum().item(), flat.square().sum().item()]
 
@@ -80,7 +80,7 @@ def optimizer_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: f
 
 
 def write_file(path: Path, content: dict) -> None:
-    """Write beside the file's place and move it there, so that a kill never leaves half a file."""
+    """Write a temporary file beside ``path`` and move it there, so that a killed run never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(content, partial)
@@ -88,7 +88,7 @@ def write_file(path: Path, content: dict) -> None:
 
 
 def read_file(path: Path, key: list) -> dict | None:
-    """What ``write_file`` left, if it is there and was written under the same ``key``."""
+    """The content that ``write_file`` wrote, if the file exists and has the same ``key``; otherwise None."""
     if not path.exists():
         return None
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -96,14 +96,14 @@ def read_file(path: Path, key: list) -> dict | None:
 
 
 def save_state(path: Path, key: list, step: int, **parts) -> None:
-    """Write the state of a training after ``step`` steps; ``parts`` have a ``state_dict``."""
+    """Write the state of a training after ``step`` steps; each of ``parts`` has a ``state_dict``."""
     write_file(path, {"key": key, "step": step} | {name: part.state_dict() for name, part in parts.items()})
 
 
 def resume(path: Path, key: list, **parts) -> int:
-    """Load the state that an interrupted run with the same ``key`` left; returns the step to go on from.
+    """Load the state that an interrupted run with the same ``key`` left; returns the step to resume from.
 
-    Optimizers put their state where their parameters are: move the model to its device first.
+    Optimizers load their state to the device of their parameters, so move the model to its device first.
     """
     state = read_file(path, key)
     if state is None:

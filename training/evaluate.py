@@ -1,9 +1,10 @@
 """How well pictures match their captions: ``python -m training.evaluate``.
 
-First the oracle proves itself: on true scenes, on the same through the autoencoder, on noise, and on pictures of other
-captions. Then 480 pictures are made with the OpenVINO pipeline at the checkpoint's defaults, half of combinations that
-training never saw, first seeds, none left out, and the oracle reads them back; and 48 of things in another colour than
-their own ("a blue car"), where training never saw them. Writes a contact sheet to look at.
+First the oracle is tested: on true scenes, on the same scenes after the autoencoder, on noise, and on pictures of other
+captions. Then 480 pictures are made with the OpenVINO pipeline at the checkpoint's defaults, and the oracle reads them.
+Half of them are combinations that training never saw; the seeds are the first ones, and none is left out. Another 48
+pictures show things in another colour than their own ("a blue car"), in places where training never saw them. A contact
+sheet of all pictures is written.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from training.oracle import Reading, read_picture
 from training.scenes import PLACES, SIDE, Scene, draw_scene, is_held_out, make_scene
 
 BATCH = 8
-KINDS = {"": 0.4, "large": 0.3, "small": 0.1, "pair": 0.2}  # of scenes, and their shares
-SINGLE = ("", "large")  # the kinds that the main score is of
+KINDS = {"": 0.4, "large": 0.3, "small": 0.1, "pair": 0.2}  # kinds of scenes, and their shares
+SINGLE = ("", "large")  # the kinds that count for the main score
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,10 @@ class Case:
         return self.scene.caption
 
     def rights(self, reading: Reading) -> dict[str, bool]:
-        """Whether the objects, in the colours that the caption says, and the place are right; the objects only where
-        they are clear."""
+        """Whether the objects, in the caption's colours, and the place are right; unclear objects count as wrong."""
         wanted = [(item.name, item.color) for item in self.scene.objects]
         seen = list(zip(reading.objects, reading.colors, strict=True))
-        asked = any(color for _, color in wanted)  # for a colour
+        asked = any(color for _, color in wanted)  # whether the caption names a colour
         wanted, seen = (sorted((n, shade(n, color) if asked else "") for n, color in one) for one in (wanted, seen))
         found = reading.clear and seen == wanted
         place = reading.place == self.scene.place
@@ -53,7 +53,7 @@ class Case:
 
 
 def choose_cases(per_half: int, seed: int = 0) -> dict[str, list[Case]]:
-    """Scenes of every kind, half of combinations that training never saw; the objects' own colours."""
+    """Scenes of every kind, in the objects' own colours; half are combinations that training never saw."""
     rng = random.Random(seed)
     halves = {}
     for half, held_out in (("never trained on", True), ("trained on", False)):
@@ -84,7 +84,7 @@ def _draw(kind: str, held_out: bool, rng: random.Random) -> Scene:
 
 
 def generate(pipe: OVStableDiffusionPipeline, cases: Sequence[Case], **arguments) -> list[Image.Image]:
-    """One picture a case, in batches; each has its own seed, so the batches do not matter."""
+    """One picture per case, made in batches; each has its own seed, so the batches do not matter."""
     pictures = []
     for start in tqdm(range(0, len(cases), BATCH), desc="generating", unit=f"{BATCH} pictures"):
         some = cases[start : start + BATCH]
@@ -100,13 +100,13 @@ def shares(cases: Sequence[Case], pictures: Sequence[Image.Image]) -> dict[str, 
 
 
 def through_autoencoder(pipe: OVStableDiffusionPipeline, picture: Image.Image) -> Image.Image:
-    """Encode and decode."""
+    """Encode a picture and decode it again."""
     pixels = pipe.image_processor.preprocess([picture])
     return pipe.decode_latents(pipe.encode_image(pixels, torch.Generator().manual_seed(0)))[0]
 
 
 def prove_oracle(pipe: OVStableDiffusionPipeline, count: int) -> None:
-    """Print how often the oracle is right where it must be, and where it must not."""
+    """Print how often the oracle is right, for true scenes and for pictures that it should not recognise."""
     cases = [case for half in choose_cases(count // 2, seed=1).values() for case in half]
     true = [draw_scene(case.scene, SIDE, template) for case in tqdm(cases, desc="drawing", unit="scene")]
     rng = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=str(EMBEDDED_CHECKPOINT), help="a checkpoint or a model folder")
     parser.add_argument("--pictures", type=int, default=480)
-    parser.add_argument("--oracle", type=int, default=1000, help="true scenes for the oracle to prove itself on")
+    parser.add_argument("--oracle", type=int, default=1000, help="number of true scenes to test the oracle on")
     parser.add_argument("--num-inference-steps", type=int)
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--guidance-rescale", type=float)

@@ -1,9 +1,9 @@
 """The pictures of the README and of the model card: ``python -m training.gallery``.
 
-They take the first seeds, whatever comes out: eight scenes for the README, and of the single things that the evaluation
-asks for in combinations that training never saw every third, the first 48. Beside them the README's film: what the
-U-Net is given at each step, and what it believes. And the showcase of the demo's page, of seeds that were picked, which
-goes into the checkpoint's ``pipeline_defaults.json``.
+These use the first seeds, whatever the result: eight scenes for the README; and of the evaluation's single objects in
+combinations that training never saw, every third, up to 48. The README's film shows the U-Net's input at each step, and
+the picture that it predicts. The showcase of the demo's page, with picked seeds, goes into the checkpoint's
+``pipeline_defaults.json``.
 """
 
 import base64
@@ -45,7 +45,7 @@ PICTURES, SHEET, FILM = (Path("docs") / name for name in ("pictures.png", "never
 
 
 def beliefs(pipe: OVStableDiffusionPipeline, prompt: str, seed: int) -> list[Image.Image]:
-    """Of each step the noisy picture that the U-Net is given, and beside it the one that it believes lies under it."""
+    """For each step, the noisy picture that the U-Net is given, beside the clean one that it predicts."""
     frames = []
     side = pipe.default_size[0] // pipe.vae_scale_factor
     given = torch.randn(1, pipe.latent_channels, side, side, generator=torch.Generator().manual_seed(seed))
@@ -57,7 +57,7 @@ def beliefs(pipe: OVStableDiffusionPipeline, prompt: str, seed: int) -> list[Ima
 
 
 def write_showcase(pipe: OVStableDiffusionPipeline, checkpoint: Path) -> None:
-    """Put the page's first pictures into a checkpoint's settings, as WebP."""
+    """Put the pictures that the demo's page starts with into a checkpoint's settings, as WebP."""
     shown = []
     for prompt, seed in SHOWCASE:
         file = io.BytesIO()

@@ -1,6 +1,6 @@
 """Draw the objects of the world into one small picture: ``python -m training.make_templates``.
 
-The oracle and the tests read it, so that they need neither a network nor the artwork's package.
+The oracle and the tests use it, so that they need neither a network nor the artwork's package.
 """
 
 from PIL import Image

@@ -10,7 +10,7 @@ VAE_FACTOR = 8
 MAX_TOKENS = 77
 TEXT_WIDTH = 128
 WIDTHS = (64, 128, 192)
-LATENT_NOISE = 0.05  # standard deviation, before scaling, that the decoder is trained to shrug off
+LATENT_NOISE = 0.05  # standard deviation, before scaling, of the noise that the decoder is trained to ignore
 
 
 def make_text_encoder(vocab_size: int) -> CLIPTextModel:
@@ -32,13 +32,13 @@ def make_text_encoder(vocab_size: int) -> CLIPTextModel:
 
 
 def make_vae() -> AutoencoderKL:
-    """Stable Diffusion's autoencoder, narrow and without attention: 8x8 pixels to one latent position."""
+    """Stable Diffusion's autoencoder, narrow and without attention: 8x8 pixels per latent position."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(32, 64, 96, 128),
         layers_per_block=1,
-        norm_num_groups=4,  # four learn faster here than sixteen
+        norm_num_groups=4,  # learns faster here than sixteen
         latent_channels=4,
         sample_size=SIDE,
         mid_block_add_attention=False,
@@ -78,8 +78,8 @@ def make_unet() -> FlexibleUNet2DConditionModel:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """DDIM on v-prediction. Linear betas leave almost no signal at the last timestep, so that the colours of
-    a picture cannot be read off the noise and have to come from the caption."""
+    """DDIM with v-prediction. Linear betas leave almost no signal at the last timestep, so that the model cannot read a
+    picture's colours off the noise, and has to take them from the caption."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="linear",

@@ -8,11 +8,11 @@ from torch import nn
 WEIGHT_DECAY = 1e-2
 MOMENTUM = 0.95
 ROUNDS = 5
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's quintic, which brings singular values near 1 in five rounds
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's polynomial, which brings singular values near 1 in five rounds
 
 
 def orthogonalized(matrices: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
-    """The nearest semi-orthogonal matrices, roughly, of [k, m, n]: Newton-Schulz as Muon's author tuned it."""
+    """Roughly the nearest semi-orthogonal matrices to [k, m, n], by Newton-Schulz with the coefficients of Muon."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = (matrices if wide else matrices.mT).to(precision)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -25,12 +25,13 @@ def orthogonalized(matrices: torch.Tensor, precision: torch.dtype) -> torch.Tens
 
 class MatrixOptimizer:
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for linear and convolution layers, whose
-    kernels it sees as [out, in * height * width]; AdamW for embeddings, norms, biases, and the first and last layer.
+    kernels it treats as [out, in * height * width]; AdamW for embeddings, norms, biases, and the first and last layer.
 
     The rate is AdamW's: Muon's steps are scaled to the same size. Muon moves a matrix by as much in its rare
-    directions as in its common ones, which helps where each of many words must find its own picture.
-    It does what ``torch.optim.Muon`` does, on all matrices of a shape at once: one by one, the 159 of this network
-    keep a GPU waiting longer than the rest of a step takes; and in float32 where bfloat16 would be emulated.
+    directions as in its common ones, which helps when each of many words must find its own picture.
+    It does the same as ``torch.optim.Muon``, but on all matrices of one shape at once: one by one, the 159 matrices of
+    this network would keep a GPU waiting for longer than the rest of a step takes. Where bfloat16 would be emulated,
+    it computes in float32.
     """
 
     def __init__(self, model: nn.Module, rate: float, precision: torch.dtype):
@@ -48,7 +49,7 @@ class MatrixOptimizer:
 
     @torch.no_grad()
     def _muon_step(self, rate: float) -> None:
-        """Move the matrices of each shape, [k, out, in * height * width] together."""
+        """Update the matrices of each shape together, as [k, out, in * height * width]."""
         for shape, group in self._groups.items():
             gradients = torch.stack([parameter.grad.flatten(1) for parameter in group])
             momentum = self._momenta[shape]

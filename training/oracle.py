@@ -1,8 +1,8 @@
-"""Reads a little scene back without any network: which objects, at which size, in which place.
+"""The oracle: it reads a drawn scene without any neural network, and says which objects, of which size, are where.
 
-The place is the drawn one whose rim is nearest to the picture's. On that place, every object at every size
-is laid on every spot in turn, and the one that leaves the smallest difference is what the picture shows; how much more
-the runner-up leaves is the margin. Pairs are read as two objects, each at its own spot.
+The place is the one whose drawn rim is nearest to the picture's rim. On that place, every object is tried at every size
+and position; the one that leaves the smallest difference is what the picture shows. The margin is how much more the
+runner-up leaves. Pairs are read as two objects, each at its own position.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from training.artwork import HUES, ICONS, OWN_HUES, template
 from training.places import VARIANTS, draw_place, is_plain, place_names
 from training.scenes import APART, FLYING, LEFTS, SIDE, SIZES, TOP
 
-SCALE = 2  # pictures are read at half their size: what an object is shows there
-RIM = 6  # pixels of the picture, around it, that no object reaches
+SCALE = 2  # pictures are read at half their size, at which objects can still be told apart
+RIM = 6  # width in pixels of the picture's rim, which no object reaches
 MIN_MARGIN = 0.1  # about half of what the hardest of 200 true scenes had through an autoencoder of 31 dB (0.19)
 
 
@@ -27,10 +27,10 @@ class Reading:
     Attributes:
         place: a name of ``place_names()``.
         objects: the names of one object or of two, from left to right.
-        colors: of each, or None for its own.
+        colors: the colour of each object, or None for its own.
         size: a key of SIZES.
-        margin: by how much the runner-up is worse, as a share of what the picture differs from its place in the
-            object's square; of two objects the smaller one.
+        margin: by how much the runner-up is worse, as a share of the difference between the picture and its empty place
+            in the object's square; of two objects the smaller margin.
     """
 
     place: str
@@ -41,19 +41,19 @@ class Reading:
 
     @property
     def clear(self) -> bool:
-        """Whether the picture shows one thing more than any other."""
+        """Whether the picture shows the object clearly better than any other."""
         return self.margin >= MIN_MARGIN
 
 
 def _small(picture: Image.Image) -> np.ndarray:
-    """float32 [64, 64, 3]."""
+    """A picture at half its size, float32 [64, 64, 3]."""
     side = SIDE // SCALE
     return np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BOX), np.float32)
 
 
 @cache
 def _places() -> tuple[list[tuple[str, int]], np.ndarray]:
-    """(name, variant) of every drawn place, and each as [64, 64, 3]."""
+    """(name, variant) of every drawn place, and their pictures [places, 64, 64, 3]."""
     keys = [(name, variant) for name in place_names() for variant in range(1 if is_plain(name) else VARIANTS)]
     return keys, np.stack([_small(draw_place(name, variant, SIDE)) for name, variant in keys])
 
@@ -69,9 +69,9 @@ def _rim() -> np.ndarray:
 class _Templates:
     """All objects that stand, or all that fly, at one size: what they add to a ground, and how much of it they cover.
 
-    Laid on a ground g, an object of colours c (times its cover) and cover a gives c + (1 - a) g. Of a picture that
-    differs from the ground by d, it leaves (d - c + a g)²; what follows is that square's sum multiplied out, so that
-    each term is a product of a matrix over all objects with a vector of the picture.
+    On a ground g, an object of colours c (premultiplied by its cover) and cover a gives c + (1 - a) g. If a picture
+    differs from the ground by d, the object leaves (d - c + a g)². ``left_over`` computes the sum of these squares
+    multiplied out, so that each term is the product of a matrix over all objects with a vector of the picture.
     """
 
     keys: list[tuple[str, str | None]]
@@ -82,7 +82,11 @@ class _Templates:
     colors_squared: np.ndarray  # the sum of c², [objects]
 
     def left_over(self, picture: np.ndarray, ground: np.ndarray) -> np.ndarray:
-        """What each leaves of the difference between two squares [s, s, 3], beyond or below all of it: [objects]."""
+        """How much more each object leaves than the bare ground does, [objects]; negative if it explains the picture.
+
+        Args:
+            picture, ground: squares [s, s, 3].
+        """
         difference, ground_squared = picture - ground, np.square(ground).sum(axis=2).ravel()
         along = self.colors @ difference.ravel() - self.cover @ (difference * ground).sum(axis=2).ravel()
         own = self.colors_squared - 2 * self.colors_cover @ ground.ravel() + self.cover_squared @ ground_squared
@@ -91,7 +95,7 @@ class _Templates:
 
 @cache
 def _templates(size: str, flying: bool) -> _Templates:
-    """Those of the objects that fly, or of the others, in every colour that they come in."""
+    """The templates of objects that fly, or of the others, in every colour that they come in."""
     keys = [(name, None) for name in ICONS] + [(name, color) for name in OWN_HUES for color in HUES]
     keys = [(name, color) for name, color in keys if (name in FLYING) == flying]
     side = SIZES[size] // SCALE
@@ -105,9 +109,17 @@ def _templates(size: str, flying: bool) -> _Templates:
 def _laid(
     picture: np.ndarray, ground: np.ndarray, size: str, left: int
 ) -> tuple[list[tuple[str, str | None]], np.ndarray, np.ndarray]:
-    """Every object's name and colour; laid so far from the left where it would stand or fly, what it leaves of the
-    picture's difference to the ground, beyond or below all of it; and what that difference is in its square. Both
-    arrays are [objects]; picture and ground are [64, 64, 3]."""
+    """Try every object at a distance from the left, at the height where it would stand or fly.
+
+    Args:
+        picture, ground: [64, 64, 3].
+        size: a key of SIZES.
+        left: the left edge, in pixels of the full picture.
+
+    Returns:
+        every object's name and colour; how much more it leaves than the bare ground, [objects]; and what the bare
+        ground leaves in the object's square, [objects].
+    """
     side, left = SIZES[size] // SCALE, left // SCALE
     keys, left_over, there = [], [], []
     for flying, top in enumerate(TOP[size]):
@@ -120,7 +132,7 @@ def _laid(
 
 
 def read_place(picture: Image.Image) -> tuple[str, int]:
-    """The nearest drawn place, by its rim, and its variant."""
+    """The place whose drawn rim is nearest to the picture's, and its variant."""
     keys, grounds = _places()
     rim = _rim()
     distances = np.abs(grounds[:, rim] - _small(picture)[rim]).mean(axis=(1, 2))
@@ -137,7 +149,7 @@ def read_picture(picture: Image.Image) -> Reading:
 
 
 def _read_at(pixels: np.ndarray, ground: np.ndarray, place: str, size: str, left: int) -> tuple[float, Reading]:
-    """What the best objects of a size, so far from the left, leave of the difference to the ground; and the reading."""
+    """What the best objects of a size, at a distance from the left, leave of the difference; and their reading."""
     lefts = (left, left + APART) if size == "pair" else (left,)
     found = [_best_at(pixels, ground, size, left) for left in lefts]
     (names, colors), margins = zip(*(one[0] for one in found), strict=True), [one[1] for one in found]
@@ -148,11 +160,11 @@ def _read_at(pixels: np.ndarray, ground: np.ndarray, place: str, size: str, left
 def _best_at(
     pixels: np.ndarray, ground: np.ndarray, size: str, left: int
 ) -> tuple[tuple[str, str | None], float, float]:
-    """The object that leaves least so far from the left; how much more the best one of another name leaves, as a share
-    of the difference in the square; and what it leaves."""
+    """The object that leaves least, at a distance from the left; its margin to the best object of another name, as a
+    share of what the bare ground leaves in the square; and how much more than the bare ground it leaves."""
     keys, left_over, there = _laid(pixels, ground, size, left)
     best = int(left_over.argmin())
     others = np.array([name != keys[best][0] for name, _ in keys])
     least = float(left_over[best])
     margin = (float(left_over[others].min()) - least) / max(float(there[best]), 1e-6)
-    return keys[best], margin if least < 0 else 0.0, least  # an object that nothing speaks for is not clear
+    return keys[best], margin if least < 0 else 0.0, least  # an object no better than the bare ground is not clear

@@ -1,5 +1,5 @@
-"""The places of the embedded checkpoint's world, drawn: eight plain colours, eight landscapes by day, at sunset and
-at night, space, and the world under water."""
+"""Draws the places of the embedded checkpoint's world: eight plain colours; eight landscapes by day, at sunset and at
+night; space; and the world under water."""
 
 import math
 import random
@@ -29,31 +29,31 @@ LANDSCAPES = {
     "mountains": "in the mountains",
 }
 TIMES = {"day": "", "sunset": " at sunset", "night": " at night"}
-SKIES = {  # colour at the top and at the horizon
+SKIES = {  # colours at the top and at the horizon
     "day": ((98, 180, 245), (215, 238, 255)),
     "sunset": ((110, 70, 160), (255, 175, 105)),
     "night": ((20, 22, 62), (58, 60, 112)),
 }
-TINTS = {  # what the light multiplies the ground's colours by, and adds
+TINTS = {  # the light's factors for the ground's colours, and what it adds
     "day": ((1.0, 1.0, 1.0), (0, 0, 0)),
     "sunset": ((0.82, 0.62, 0.62), (35, 15, 20)),
     "night": ((0.40, 0.44, 0.60), (6, 8, 20)),
 }
-VARIANTS = 4  # of every place: other clouds, hills and stars
+VARIANTS = 4  # of every place, with other clouds, hills and stars
 HORIZON = 0.62  # as a share of the height
 SUPERSAMPLING = 4
 Color = tuple[int, int, int]
 
 
 def place_names() -> list[str]:
-    """Every place as a caption says it: "on a blue background", "in the snow at night", "under water"."""
+    """Every place in the words of captions: "on a blue background", "in the snow at night", "under water"."""
     plain = [f"on {'an' if color[0] in 'aeiou' else 'a'} {color} background" for color in PLAIN]
     landscapes = [where + when for where in LANDSCAPES.values() for when in TIMES.values()]
     return [*plain, *landscapes, "in space", "under water"]
 
 
 def is_plain(place: str) -> bool:
-    """Whether a place is just a colour: nothing to stand on."""
+    """Whether a place is just a colour, with nothing to stand on."""
     return place.endswith(" background")
 
 

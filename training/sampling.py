@@ -1,4 +1,4 @@
-"""DDIM with classifier-free guidance in plain PyTorch, for the trainings that need to see what a denoiser makes."""
+"""DDIM with classifier-free guidance in plain PyTorch, for trainings that need a denoiser's pictures."""
 
 import torch
 from torch import nn
@@ -13,7 +13,11 @@ def sample_latents(
     """Scaled latents [b, 4, h, w] made from noise [b, 4, h, w].
 
     Args:
-        hidden_states: the text encoder's, [2 b, n, d]: of the empty prompts, then of the prompts.
+        unet: the denoiser.
+        hidden_states: [2 b, n, d] from the text encoder: first those of the empty prompts, then those of the prompts.
+        noise: the noise to start from.
+        guidance_scale: the weight of classifier-free guidance.
+        steps: number of steps.
     """
     scheduler, latents = make_scheduler(), noise
     scheduler.set_timesteps(steps)

@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw, ImageFilter
 from training.artwork import HUES, ICONS, OWN_HUES, sprite, template
 from training.places import VARIANTS, draw_place, is_plain, place_names
 
-SIDE = 128  # of the pictures that the measures below are for, in pixels
-SIZES = {"small": 48, "": 80, "large": 112, "pair": 48}  # of an object, in pixels
-# Left edges of where an object may stand; the middle one is the example's. Those of a small one lie a step of the
-# U-Net's third level apart (32 pixels), those of a pair two, those of the usual size a step of its second: down to that
-# level an object looks the same on all of them, so that it is learned once.
+SIDE = 128  # in pixels, of the pictures to which the measures below refer
+SIZES = {"small": 48, "": 80, "large": 112, "pair": 48}  # side of an object, in pixels
+# Possible left edges of an object; the middle one is the example's. Small objects are a step of the U-Net's third level
+# apart (32 pixels), those of a pair two such steps, those of the usual size a step of its second level. Down to that
+# level an object looks the same at all its positions, so that it is learned once.
 LEFTS = {"small": (8, 40, 72), "": (8, 24, 40), "large": (8,), "pair": (8,)}
-APART = 64  # two objects of a pair
-TOP = {"small": (64, 32), "": (32, 16), "large": (8, 8), "pair": (64, 32)}  # of what stands and of what flies
-SHARES = {"": 36, "large": 18, "small": 12, "pair": 34}  # of scenes to train on, in percent
+APART = 64  # distance between the left edges of a pair
+TOP = {"small": (64, 32), "": (32, 16), "large": (8, 8), "pair": (64, 32)}  # top edges of standing and flying objects
+SHARES = {"": 36, "large": 18, "small": 12, "pair": 34}  # percentages of scenes to train on
 FLYING = {"butterfly", "bee", "rocket", "airplane", "balloon", "ufo", "sun", "moon", "rainbow", "star"}
 PLURAL = {"cherries"}
 PLACES = tuple(place_names())
@@ -28,7 +28,7 @@ PLACES = tuple(place_names())
 
 @dataclass(frozen=True)
 class Object:
-    """One object of a scene: what it is, and the square that it fills, in pixels of a picture of SIDE."""
+    """One object of a scene: what it is, and the square that it fills, in pixels of a picture with side SIDE."""
 
     name: str
     color: str | None
@@ -70,17 +70,17 @@ def described(scene: Scene) -> str:
 
 
 def is_held_out(name: str, place: str) -> bool:
-    """Whether an object is kept from a place in training, alone and in pairs, to evaluate on."""
+    """Whether an object never appears in a place in training, alone or in pairs; such scenes are for the evaluation."""
     return zlib.crc32(f"{name} {place}".encode()) % 5 == 0
 
 
 def middle_left(size: str) -> int:
-    """The left edge of an object in the middle, or of the first of two."""
+    """The left edge of an object in the middle, or of the first one of a pair."""
     return LEFTS[size][len(LEFTS[size]) // 2]
 
 
 def make_scene(names: tuple[str, ...], place: str, size: str, rng: random.Random, colors: bool = True) -> Scene:
-    """Put one object of a size, or two, into a place; the rest is drawn from ``rng``."""
+    """A scene with one object of a size, or two objects, in a place; ``rng`` decides the rest."""
     size = "pair" if len(names) == 2 else size
     side = SIZES[size]
     left = rng.choice(LEFTS[size])
@@ -103,10 +103,12 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def draw_scene(scene: Scene, side: int = SIDE, objects: Callable[..., Image.Image] = sprite) -> Image.Image:
-    """Paint a scene as an RGB picture of side x side pixels.
+    """Draw a scene as an RGB picture of side x side pixels.
 
     Args:
-        objects: where they come from: ``artwork.sprite``, or ``artwork.template`` where there is no network.
+        scene: the scene.
+        side: side of the picture in pixels.
+        objects: draws one object: ``artwork.sprite``, or ``artwork.template``, which needs no network.
     """
     scale = side / SIDE
     picture = draw_place(scene.place, scene.variant, side).copy()
@@ -124,13 +126,13 @@ def draw_scene(scene: Scene, side: int = SIDE, objects: Callable[..., Image.Imag
 
 
 def example_picture(name: str, place: str, size: str = "", side: int = SIDE) -> Image.Image:
-    """A true picture of one object in its own colours, in the middle, always the same; needs no network."""
+    """A drawn picture of one object in its own colours, in the middle; always the same, and needs no network."""
     scene = make_scene((name,), place, size, random.Random(0), colors=False)
     return draw_scene(replace(scene, objects=(replace(scene.objects[0], left=middle_left(size)),)), side, template)
 
 
 def draw_some(count: int, seed: str) -> tuple[list[Scene], list[str], np.ndarray]:
-    """Scenes to train on, what somebody would call each, and their pictures, uint8 [count, SIDE, SIDE, 3]."""
+    """Scenes to train on, a caption for each as somebody would write it, and pictures, uint8 [count, SIDE, SIDE, 3]."""
     rng = random.Random(seed)
     scenes = [random_scene(rng) for _ in range(count)]
     captions = [reword(scene, rng) for scene in scenes]
@@ -147,9 +149,9 @@ def _with_shadow(picture: Image.Image, where: tuple[int, int], width: int) -> Im
 
 
 def reword(scene: Scene, rng: random.Random) -> str:
-    """The caption as one of many people would write it; mostly the plain one.
+    """A caption as different people would write it; mostly the plain one.
 
-    Parts of it alone make negative prompts work: they are what somebody wants to push away.
+    Captions with only a part of the scene make negative prompts work, which name just what to avoid.
     """
     chance = rng.random()
     if chance < 0.84:

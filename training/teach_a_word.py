@@ -1,4 +1,4 @@
-"""What it takes to teach the embedded checkpoint a word that it does not know; the tutorial has the loop itself."""
+"""Everything to teach the embedded checkpoint a new word, except the training loop, which is in the tutorial."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ RATE, GUIDANCE, STEPS = 5e-4, 3.0, 20
 
 
 def draw_heart(side: int) -> Image.Image:
-    """A red heart on nothing, side x side pixels; the curve is that of https://mathworld.wolfram.com/HeartCurve.html."""
+    """A red heart on a transparent square, side x side pixels; curve: https://mathworld.wolfram.com/HeartCurve.html."""
     big = 4 * side
     turns = np.linspace(0, 2 * math.pi, 200)
     x = 16 * np.sin(turns) ** 3
@@ -35,7 +35,7 @@ def draw_heart(side: int) -> Image.Image:
 
 
 def _pictures(word: str, draw: Callable[[int], Image.Image]) -> tuple[list[str], torch.Tensor]:
-    """Captions, and pixels [n, 3, SIDE, SIDE] in -1…1: the drawing on every plain colour, at two sizes."""
+    """Captions, and pixels [n, 3, SIDE, SIDE] in -1…1, of the drawing on every plain colour, at two sizes."""
     captions, pictures = [], []
     for color in PLAIN:
         place = f"on {with_article(color)} background"
@@ -53,11 +53,11 @@ class Lesson:
     """The embedded checkpoint in PyTorch, ready to be trained on pictures of one word; nothing on disk changes.
 
     Attributes:
-        unet, text_encoder: what learns.
-        optimizer: of the weights of both.
-        scheduler: lays noise over latents (``add_noise``), and knows what is to be predicted (``get_velocity``).
-        captions: of the pictures of the word.
-        latents: of the same pictures, [n, 4, h, w].
+        unet, text_encoder: the modules that learn.
+        optimizer: the optimizer of the weights of both.
+        scheduler: adds noise to latents (``add_noise``), and computes the training target (``get_velocity``).
+        captions: the captions of the word's pictures.
+        latents: the latents [n, 4, h, w] of the same pictures.
     """
 
     unet: nn.Module
@@ -70,13 +70,13 @@ class Lesson:
     latents: torch.Tensor
 
     def embed(self, texts: list[str]) -> torch.Tensor:
-        """Embeddings [n, 77, d] of texts, by the text encoder as it is now."""
+        """Embeddings [n, 77, d] of texts, from the text encoder in its current state."""
         ids = self.tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         return self.text_encoder(ids).last_hidden_state
 
     @torch.no_grad()
     def draw(self, prompt: str, seed: int = 0) -> Image.Image:
-        """The picture that the U-Net draws now."""
+        """The picture that the U-Net draws in its current state."""
         side = self.unet.config["sample_size"]
         noise = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(seed))
         latents = sample_latents(self.unet, self.embed(["", prompt]), noise, GUIDANCE, STEPS)
@@ -88,8 +88,8 @@ def prepare_lesson(word: str = "heart", draw: Callable[[int], Image.Image] = dra
     """Load the embedded checkpoint in PyTorch, and draw the pictures to learn from.
 
     Args:
-        word: what to call the drawing.
-        draw: makes a square drawing of so many pixels a side, with an alpha channel.
+        word: the word for the drawing.
+        draw: makes a square drawing with an alpha channel, given its side in pixels.
     """
     parts, vae = load_parts(EMBEDDED_CHECKPOINT), load_vae(EMBEDDED_CHECKPOINT)
     captions, pixels = _pictures(word, draw)

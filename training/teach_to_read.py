@@ -1,9 +1,9 @@
-"""Teach the text encoder to read before the denoiser looks at it.
+"""Pretrain the text encoder on captions, before the denoiser uses it.
 
-A fresh text encoder says little of the object: its word is one of 77 tokens, and a denoiser's attention, which is
-spread evenly at first, sees a 77th of it. (After 300,000 pictures of joint training from nothing the places followed
-the captions and the objects did not at all.) So the encoder first learns, on captions alone, to say in the mean of its
-hidden states what the scene holds; that takes two minutes, and no pictures.
+An untrained text encoder says little about the object: its word is one of 77 tokens, and a denoiser's attention, which
+is spread evenly at first, sees a 77th of it. (After 300,000 pictures of joint training from scratch, the places
+followed the captions, but the objects did not at all.) So the encoder first learns, from captions alone, to encode the
+scene's content in the mean of its hidden states. That takes two minutes, and no pictures.
 """
 
 import random
@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from training.artwork import HUES, ICONS
 from training.scenes import PLACES, SIZES, Scene, random_scene, reword
 
-QUESTIONS = {  # what is asked of a caption, and the possible answers; None: it does not say
+QUESTIONS = {  # questions about a caption, and the possible answers; None: the caption does not say
     "first object": [None, *ICONS],
     "second object": [None, *ICONS],
     "first colour": [None, *HUES],
@@ -27,7 +27,7 @@ QUESTIONS = {  # what is asked of a caption, and the possible answers; None: it 
 
 
 def answers(scene: Scene, caption: str) -> list[int]:
-    """For each question the number of the answer that a caption of a scene gives."""
+    """For each question, the index of the answer that a scene's caption gives."""
     said = [item for item in scene.objects if item.name in caption]
     first, second = (said[i] if i < len(said) else None for i in (0, 1))
     colours = [
@@ -42,10 +42,10 @@ def answers(scene: Scene, caption: str) -> list[int]:
 def teach_to_read(
     encoder: CLIPTextModel, tokenizer: CLIPTokenizer, steps: int, batch: int = 128, rate: float = 1e-3, seed: int = 0
 ) -> float:
-    """Train a text encoder in place, on captions of scenes that training may see.
+    """Train a text encoder in place, on captions of training scenes.
 
     Returns:
-        the share of answers that were right at the end, in percent.
+        the percentage of right answers at the end.
     """
     width = encoder.config.hidden_size
     head = nn.ModuleList(nn.Linear(width, len(choices)) for choices in QUESTIONS.values())

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer with a vocabulary of its own, in the files that CLIP tokenizers are shipped in."""
+"""A CLIP tokenizer with a vocabulary of its own, in the usual files of CLIP tokenizers."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ WORD_END = "</w>"
 
 
 def _learn_merges(captions: Iterable[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges until every word of the captions is one token."""
+    """Byte-pair merges, as many as make every word of the captions one token."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -30,10 +30,10 @@ def _learn_merges(captions: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def make_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
-    """Learn a vocabulary from captions and write ``vocab.json`` and ``merges.txt`` with their settings.
+    """Learn a vocabulary from captions, and write ``vocab.json``, ``merges.txt`` and the tokenizer's settings.
 
-    The vocabulary is laid out as CLIP's: the 256 bytes, the 256 bytes that end a word, the merges, and the two
-    special tokens at the end, so that any text can be spelled and the last id is the end of text.
+    The vocabulary has the order of CLIP's: the 256 bytes, the 256 bytes that end a word, the merges, and the two
+    special tokens. So any text can be spelled, and the last id is the end of text.
     """
     merges = _learn_merges(captions)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

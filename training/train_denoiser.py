@@ -1,9 +1,9 @@
 """Train the embedded checkpoint's U-Net-NAS and text encoder together: ``python -m training.train_denoiser``.
 
-Pictures are drawn and encoded once; then the denoiser learns to predict v (Salimans & Ho 2022, arXiv
-2202.00512, section 2.4) on the latents, with one caption in ten dropped so that classifier-free guidance and
-negative prompts work. Errors count more where an object stands: a place is most of a picture and is learned long
-before. What is written is the exponential moving average of the weights.
+Pictures are drawn and encoded once. Then the denoiser learns to predict v (Salimans & Ho 2022, arXiv 2202.00512,
+section 2.4) on the latents, with one caption in ten dropped, so that classifier-free guidance and negative prompts
+work. Errors count more where an object stands: a place fills most of a picture, and is learned much earlier. The
+exponential moving average of the weights is written.
 """
 
 import argparse
@@ -41,14 +41,14 @@ from training.teach_to_read import teach_to_read
 from training.tokenizer import make_tokenizer
 
 RUNS = Path(__file__).parent / "runs"
-CHUNK = 32  # pictures that a process draws at a time
+CHUNK = 32  # number of pictures that a process draws at a time
 CAPTION_DROPOUT = 0.1
-OBJECT_WEIGHT = 3.0  # of an error where an object stands, against one elsewhere
+OBJECT_WEIGHT = 3.0  # weight of an error where an object stands, relative to errors elsewhere
 EMA_DECAY = 0.9995
 
 
 def object_weights(scene: Scene) -> torch.Tensor:
-    """How much an error at each latent position counts, float16 [1, SIDE / 8, SIDE / 8]; 1 in the mean."""
+    """How much an error at each latent position counts, float16 [1, SIDE / 8, SIDE / 8]; the mean is 1."""
     weights = torch.ones(1, SIDE // VAE_FACTOR, SIDE // VAE_FACTOR)
     for item in scene.objects:
         top, left, side = (edge // VAE_FACTOR for edge in (item.top, item.left, item.side))
@@ -57,7 +57,7 @@ def object_weights(scene: Scene) -> torch.Tensor:
 
 
 class Drawings(Dataset):
-    """Scenes to train on, CHUNK at a time: pixels uint8 [CHUNK, SIDE, SIDE, 3], their positions' weights, captions."""
+    """Scenes to train on, CHUNK at a time: pixels uint8 [CHUNK, SIDE, SIDE, 3], position weights, and captions."""
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed = count, seed
@@ -73,12 +73,14 @@ class Drawings(Dataset):
 def draw_and_encode(
     vae: AutoencoderKL, count: int, seed: int, precision: str, cache: Path
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Scaled latents [count, 4, SIDE / 8, SIDE / 8] in float16, the weights of their positions, and their captions;
-    kept in a file for a resumed run. All cores draw while the device encodes."""
+    """Scaled latents [count, 4, SIDE / 8, SIDE / 8] in float16, the weights of their positions, and their captions.
+
+    They are stored in a file, for resumed runs. All cores draw while the device encodes.
+    """
     key = [count, CHUNK, seed, fingerprint(vae.parameters()), OBJECT_WEIGHT, [SIZES, LEFTS, TOP, APART, SHARES]]
     if (kept := read_file(cache, key)) is not None:
         return kept["latents"], kept["weights"], kept["captions"]
-    fetch_artwork()  # once, before every process asks for it
+    fetch_artwork()  # once, before the worker processes need it
     device = pick_device()
     vae = vae.to(device)
     latents, weights, captions = [], [], []
@@ -97,7 +99,7 @@ def draw_and_encode(
 
 
 class Denoiser(nn.Module):
-    """The two parts that learn together: noisy latents, timesteps and token ids in, v out."""
+    """The U-Net and the text encoder, which learn together: noisy latents, timesteps and token ids in, v out."""
 
     def __init__(self, unet: nn.Module, text_encoder: nn.Module):
         super().__init__()
@@ -113,8 +115,8 @@ def draw_timesteps(count: int, total: int, generator: torch.Generator) -> torch.
     """Timesteps to train at, int64 [count]: half spread over the whole schedule, the others where scenes form.
 
     The others follow a logit-normal distribution (Esser et al. 2024, arXiv 2403.03206, section 3.1) around the middle
-    of the schedule, where the caption decides what there is: later, it can be seen through the noise. Evenly spaced
-    draws, each moved by a little, vary less than independent ones.
+    of the schedule, where the caption decides what the picture shows; later, that can be seen through the noise. Evenly
+    spaced draws, each with a little jitter, vary less than independent ones.
     """
     device = generator.device
     uniform, shaping = (
@@ -127,14 +129,14 @@ def draw_timesteps(count: int, total: int, generator: torch.Generator) -> torch.
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """int64 [captions, 77], padded as the pipeline pads."""
+    """Token ids, int64 [captions, 77], padded as in the pipeline."""
     return tokenizer(
         captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     ).input_ids
 
 
 def make_denoiser(tokenizer: CLIPTokenizer, start_from: Path | None, seed: int, reading: int) -> Denoiser:
-    """A fresh denoiser whose text encoder has learned to read, or a finished checkpoint's, to go on from."""
+    """A new denoiser with a pretrained text encoder, or the denoiser of a finished checkpoint, to train further."""
     torch.manual_seed(seed)
     if start_from is not None:
         parts = load_parts(start_from)
@@ -142,14 +144,14 @@ def make_denoiser(tokenizer: CLIPTokenizer, start_from: Path | None, seed: int, 
     else:
         denoiser = Denoiser(make_unet(), make_text_encoder(len(tokenizer)))
         denoiser.text_encoder.load_state_dict(_reading_encoder(tokenizer, reading, seed))
-    if pick_device().type == "cpu":  # there the fused attention is slower than plain products at these small widths
+    if pick_device().type == "cpu":  # on CPUs fused attention is slower than plain products at these widths
         denoiser.unet.set_attn_processor(AttnProcessor())
         denoiser.text_encoder.config._attn_implementation = "eager"
     return denoiser.train()
 
 
 def _reading_encoder(tokenizer: CLIPTokenizer, steps: int, seed: int) -> dict[str, torch.Tensor]:
-    """The weights of a text encoder that was taught to read; kept in a file for a resumed run."""
+    """The weights of a pretrained text encoder; stored in a file, for resumed runs."""
     key = [steps, seed, len(tokenizer)]
     if (kept := read_file(RUNS / "text_encoder.pt", key)) is None:
         encoder = make_text_encoder(len(tokenizer)).train()
@@ -174,7 +176,7 @@ def train(
     denoiser.to(device)
     optimizer = MatrixOptimizer(denoiser, options.rate, torch.bfloat16 if precision == "bf16" else torch.float32)
     average = EMAModel(denoiser.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75, foreach=True)
-    # Not the steps, for a run may be made longer; the device, for each kind draws other random numbers.
+    # Without the number of steps, since a run may be made longer; with the device, since each kind draws other numbers.
     settings = [options.batch, options.rate, options.seed, device.type]
     key = [fingerprint(denoiser.parameters()), fingerprint([latents, weights]), *settings]
     start = resume(state_file, key, denoiser=denoiser, optimizer=optimizer, average=average)
@@ -198,7 +200,7 @@ def train(
         loss = ((v - target).square() * weights[which].float()).mean()
         optimizer.step(loss, options.rate * held_rate(step, options.steps))
         average.step(denoiser.parameters())
-        losses.append(loss.detach())  # read below only: a GPU would wait for it
+        losses.append(loss.detach())  # read only below: reading it makes a GPU wait
         if (step + 1) % 250 == 0 or step + 1 == options.steps:
             save_state(state_file, key, step + 1, denoiser=denoiser, optimizer=optimizer, average=average)
             progress.write(f"step {step + 1}: loss {torch.stack(list(losses)).mean().item():.4f}")
@@ -211,12 +213,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--reading-steps", type=int, default=600, help="of the text encoder alone, beforehand")
+    parser.add_argument("--reading-steps", type=int, default=600, help="steps to pretrain the text encoder alone")
     parser.add_argument("--pictures", type=int, default=100000)
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: whichever is faster here")
-    parser.add_argument("--compile", action="store_true", help="three minutes at the start, then a quarter faster")
+    parser.add_argument("--compile", action="store_true", help="takes three minutes at first, then a quarter faster")
     parser.add_argument("--vae", type=Path, default=RUNS / "vae", help="the folder that train_vae wrote")
-    parser.add_argument("--start-from", type=Path, help="a finished checkpoint whose weights to train on")
+    parser.add_argument("--start-from", type=Path, help="a finished checkpoint whose weights to train further")
     parser.add_argument("--output", type=Path, default=Path("checkpoints/tiny-decidiffusion"))
     options = parser.parse_args()
     precision = options.precision or fastest_precision(pick_device())

@@ -1,9 +1,9 @@
 """Train the embedded checkpoint's tiny autoencoder: ``python -m training.train_tiny_decoder CHECKPOINT``.
 
-Its decoder learns to make the whole decoder's pictures of the same latents: those of scenes; mixtures of two scenes,
-which is what a denoiser predicts before it has made up its mind; and those that the denoiser makes. Its encoder learns
-the whole encoder's latents. It is diffusers' ``AutoencoderTiny``, narrower than the one published for Stable
-Diffusion's latents (TAESD, https://github.com/madebyollin/taesd), for pictures of 128 pixels need less.
+Its decoder learns to make the same pictures as the whole decoder, from three kinds of latents: those of scenes;
+mixtures of two scenes, which resemble a denoiser's early predictions; and those that the denoiser makes. Its encoder
+learns the whole encoder's latents. It is diffusers' ``AutoencoderTiny``, narrower than the one published for Stable
+Diffusion's latents (TAESD, https://github.com/madebyollin/taesd), since pictures of 128 pixels need less.
 """
 
 import argparse
@@ -30,14 +30,15 @@ from training.sampling import sample_latents
 from training.scenes import draw_some
 from training.train_denoiser import Denoiser, make_denoiser, token_ids
 
-CHUNK = 60  # pictures at a time, a third of each kind
+CHUNK = 60  # number of pictures at a time, a third of each kind
 KINDS = ("scenes", "mixtures", "generated")
-CHECKED = 4 * CHUNK  # pictures at the end, none of them trained on
-GUIDANCE, STEPS = 3.0, 10  # of the generated ones
+CHECKED = 4 * CHUNK  # number of pictures for the check at the end, none of them trained on
+GUIDANCE, STEPS = 3.0, 10  # for the generated latents
 
 
 def make_tiny_autoencoder() -> AutoencoderTiny:
-    """0.3 million parameters in the decoder, a tenth of that in the encoder, which is there for completeness."""
+    """A tiny autoencoder: 0.3 million parameters in the decoder, and a tenth of that in the encoder, which is there for
+    completeness."""
     return AutoencoderTiny(
         encoder_block_out_channels=(16,) * 4,
         decoder_block_out_channels=(32,) * 4,
@@ -50,9 +51,9 @@ def make_tiny_autoencoder() -> AutoencoderTiny:
 def make_examples(
     vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer, count: int, seed: int, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents as the pipeline has them, float32 [n, 4, SIDE / 8, SIDE / 8], and the whole decoder's pictures of them,
-    uint8 [n, 3, SIDE, SIDE]; n is ``count`` in whole CHUNKs. Of each, the first third is of scenes, the next of
-    mixtures, and the last is made by the denoiser."""
+    """Scaled latents, float32 [n, 4, SIDE / 8, SIDE / 8], and the whole decoder's pictures of them, uint8
+    [n, 3, SIDE, SIDE]; n is ``count`` rounded up to whole CHUNKs. In each CHUNK, the first third are scenes, the next
+    mixtures, and the last are made by the denoiser."""
     generator, device = torch.Generator().manual_seed(seed), pick_device()
     vae, denoiser = vae.to(device), denoiser.to(device).eval()
     all_latents, pictures, factor = [], [], vae.config.scaling_factor
@@ -74,18 +75,20 @@ def make_examples(
 
 
 def pixels(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 -> -1…1."""
+    """Pixels as uint8 -> as float32 in -1…1."""
     return pictures.float() / 127.5 - 1
 
 
 def train(
     tiny: AutoencoderTiny, latents: torch.Tensor, pictures: torch.Tensor, options: argparse.Namespace, precision: str
 ) -> None:
-    """Minutes, so that an interrupted run begins again.
+    """Train in place. It takes only minutes, so there is no saved state to resume from.
 
     Args:
-        latents, pictures: as of ``make_examples``.
+        tiny: the tiny autoencoder.
+        latents, pictures: from ``make_examples``.
         options: ``steps``, ``batch``, ``rate`` and ``seed``.
+        precision: "f32" or "bf16".
     """
     device = pick_device()
     tiny.float().to(device, memory_format=torch.channels_last).train()  # a fifth faster on a CPU
@@ -107,7 +110,7 @@ def train(
 
 @torch.no_grad()
 def agreement(tiny: AutoencoderTiny, latents: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-    """PSNR in dB of each picture against the whole decoder's, white and black being 255 apart."""
+    """PSNR in dB of each picture against the whole decoder's; the peak is the distance from black to white."""
     made = torch.cat([tiny.decoder(codes).clamp(-1, 1) for codes in latents.split(20)])
     return 20 * torch.log10(2 / (made - pixels(pictures)).square().mean((1, 2, 3)).sqrt())
 
@@ -121,7 +124,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: whichever is faster here")
-    parser.add_argument("--start-from", type=Path, help="a tiny decoder's folder whose weights to train on")
+    parser.add_argument("--start-from", type=Path, help="a tiny decoder's folder whose weights to train further")
     options = parser.parse_args()
     precision = options.precision or fastest_precision(pick_device())
     vae = AutoencoderKL.from_pretrained(options.checkpoint / "vae").eval()
@@ -136,7 +139,7 @@ def main() -> None:
     by_kind = found.view(-1, 3, CHUNK // 3).mean(dim=(0, 2))
     said = ", ".join(f"{name} {value:.1f}" for name, value in zip(KINDS, by_kind.tolist(), strict=True))
     print(f"{found.mean():.1f} dB against the whole decoder ({said}), lowest {found.min():.1f}, on {CHECKED} latents")
-    # What diffusers writes of the widths beside those that it takes would make it warn.
+    # diffusers also writes ``block_out_channels``, which it would warn about when it loads the decoder.
     write_part(tiny, options.checkpoint / TINY_DECODER, without=("block_out_channels",))
 
 

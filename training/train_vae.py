@@ -1,12 +1,12 @@
 """Train the embedded checkpoint's autoencoder: ``python -m training.train_vae``.
 
-Loss: L1, edges counting more, and L1 of the differences between neighbouring pixels. In the first tenth of a run
-from nothing, three of the four latent channels are drawn towards the picture's average over 8x8 pixels, which makes
-the autoencoder learn several times faster; then they are let go, for tied latents leave no room for details, and only
-their size is bounded. Most of the run sees crops, which are cheaper; the last part sees whole pictures.
-The decoder sees the latents' mean plus a fixed small noise; sampling the posterior from the first step on was
-seen to stop learning early. The posterior's variance is then set to that very noise, so that what the encoder's
-distribution says is what the decoder was trained on.
+Loss: L1, with a larger weight at edges, and L1 of the differences between neighbouring pixels. In the first tenth of a
+run from scratch, three of the four latent channels are drawn towards the picture's averages over 8x8 pixels; with this,
+the autoencoder learns several times faster. After that they are free, since tied latents leave no room for details, and
+only their size is bounded. Most of the run uses crops, which are cheaper; the last part uses whole pictures.
+The decoder is given the latents' mean plus a small fixed noise; in a trial, sampling the posterior from the first step
+on stopped learning early. Afterwards the posterior's variance is set to that of this noise, so that the encoder's
+distribution matches what the decoder was trained on.
 """
 
 import argparse
@@ -36,8 +36,8 @@ from training.scenes import draw_scene, random_scene
 
 RUNS = Path(__file__).parent / "runs"
 CROP = 96  # pixels
-WHOLE_SHARE = 0.3  # of the steps, the last ones, that see whole pictures
-TIED_SHARE = 0.1  # of the steps of a run from nothing, the first ones, that tie latents to thumbnails
+WHOLE_SHARE = 0.3  # share of the steps, at the end, that use whole pictures
+TIED_SHARE = 0.1  # share of the steps, at the start of a run from scratch, that tie latents to thumbnails
 EDGE_WEIGHT = 5
 GRADIENT_WEIGHT = 2
 SIZE_WEIGHT = 0.1
@@ -45,8 +45,8 @@ THUMBNAIL_SCALE = 1.5  # brings the averages of pictures in -1…1 near unit var
 
 
 def draw_pictures(count: int, seed: int) -> torch.Tensor:
-    """uint8 [count, 3, SIDE, SIDE]; one in twenty has its colours and its light changed, so that source
-    pictures that are not from this world survive the autoencoder too."""
+    """Pictures of scenes, uint8 [count, 3, SIDE, SIDE]; one in twenty has its colours and light changed, so that the
+    autoencoder also handles source pictures from outside this world."""
     rng = random.Random(seed)
     numbers = np.random.default_rng(seed)
     pictures = np.empty((count, SIDE, SIDE, 3), np.uint8)
@@ -63,7 +63,7 @@ def draw_pictures(count: int, seed: int) -> torch.Tensor:
 
 
 def random_batch(pictures: torch.Tensor, batch: int, side: int, generator: torch.Generator) -> torch.Tensor:
-    """float32 [batch, 3, side, side] in -1…1: random pictures, each cut at a random place of the latents' grid."""
+    """Random pictures, float32 [batch, 3, side, side] in -1…1, each cropped at a random position of the latent grid."""
     which = torch.randint(len(pictures), (batch,), generator=generator)
     corners = VAE_FACTOR * torch.randint((pictures.shape[-1] - side) // VAE_FACTOR + 1, (batch, 2), generator=generator)
     cut = [pictures[i, :, y : y + side, x : x + side] for i, (y, x) in zip(which, corners.tolist(), strict=True)]
@@ -71,18 +71,18 @@ def random_batch(pictures: torch.Tensor, batch: int, side: int, generator: torch
 
 
 def edge_weights(x: torch.Tensor) -> torch.Tensor:
-    """Weights [b, 1, H, W] that make the few pixels near edges count: small rings live or die by them."""
+    """Weights [b, 1, H, W] that make the few pixels near edges count more: fine outlines depend on them."""
     contrast = nn.functional.max_pool2d(x, 5, 1, 2) + nn.functional.max_pool2d(-x, 5, 1, 2)
     return 1 + EDGE_WEIGHT * (contrast.amax(dim=1, keepdim=True) > 0.2)
 
 
 def gradient_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Mean difference between the steps from pixel to pixel, across and down."""
+    """L1 loss of the differences between neighbouring pixels, across and down."""
     return (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean() + (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean()
 
 
 def thumbnail_loss(latents: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """How far three channels are from the picture's 8x8 averages."""
+    """Mean squared distance of three latent channels from the picture's 8x8 averages."""
     return (latents[:, :3] - THUMBNAIL_SCALE * nn.functional.avg_pool2d(x, VAE_FACTOR)).square().mean()
 
 
@@ -156,8 +156,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("f32", "bf16"), help="default: whichever is faster here")
-    parser.add_argument("--start-from", type=Path, help="an autoencoder whose weights to train on")
-    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder, so that a denoiser stays valid")
+    parser.add_argument("--start-from", type=Path, help="an autoencoder whose weights to train further")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder, so that denoisers stay valid")
     parser.add_argument("--output", type=Path, default=RUNS / "vae")
     options = parser.parse_args()
     precision = options.precision or fastest_precision(pick_device())

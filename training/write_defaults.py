@@ -1,8 +1,8 @@
-"""Write what suits the embedded checkpoint beside its weights: ``python -m training.write_defaults CHECKPOINT``.
+"""Write the settings that suit the embedded checkpoint: ``python -m training.write_defaults CHECKPOINT``.
 
-Steps and guidance; examples, prompts to calibrate INT8 with, and what it understands, for people to click on; and the
-colours of its latents for quick looks: each channel is given the shares of red, green and blue that come closest to
-true pictures made as small as their latents, by linear regression with an offset.
+These are the steps and the guidance; examples, prompts for INT8 calibration, and the words that it understands, for
+people to click on; and the colours of its latents, for previews. Each latent channel gets the shares of red, green and
+blue that best reproduce true pictures scaled down to the latents' size, by linear regression with an offset.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from training.artwork import HUES, ICONS, OWN_HUES, shade
 from training.scenes import PLACES, SIDE, draw_scene, random_scene, with_article
 
-PICTURES = 256  # to fit the colours on
+PICTURES = 256  # number of pictures to fit the colours to
 EXAMPLES = [
     ["a fox in the snow", ""],
     ["a robot on a beach at sunset", ""],
@@ -30,9 +30,10 @@ EXAMPLES = [
 
 
 def fit_colours(vae: AutoencoderKL, pictures: np.ndarray) -> list[list[float]]:
-    """Rows of red, green and blue in -1…1 for each channel of scaled latents, and behind them for none.
+    """Rows of red, green and blue in -1…1: one for each channel of scaled latents, and last one for latents of 0.
 
     Args:
+        vae: the autoencoder.
         pictures: uint8 [b, H, W, 3].
     """
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -70,7 +71,7 @@ def make_defaults(vae: AutoencoderKL, steps: int, guidance_scale: float) -> dict
 
 
 def write_lines(file: Path, content: dict[str, Any]) -> None:
-    """Write settings with a line for each, so that a change shows in a diff."""
+    """Write settings one per line, so that changes show in a diff."""
     lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 

@@ -1,1 +1,1 @@
-"""What the tutorial looks into a model with."""
+"""Tools with which the tutorial looks into a model."""

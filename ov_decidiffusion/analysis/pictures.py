@@ -1,4 +1,4 @@
-"""Pictures made of pictures: grids with titles, and films."""
+"""Grids of pictures with titles, and films."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,10 @@ def picture_grid(
     """Pictures side by side, each in a cell of side x side pixels with its title above.
 
     Args:
-        pictures: of any size; each is scaled to fit its cell.
-        titles: one a picture, or none at all. Long ones are broken into lines.
-        columns: pictures in a row; all in one row if None.
+        pictures: pictures of any size; each is scaled to fit its cell.
+        titles: one per picture, or none at all. Long ones are broken into lines.
+        columns: number of pictures in a row; None puts all in one row.
+        side: side of a cell in pixels.
 
     Returns:
         a picture with a palette of 256 colours.
@@ -37,8 +38,8 @@ def picture_grid(
         grid.paste(picture.convert("RGB").resize((width, height), sharp), (x + (side - width) // 2, y + header))
         if titles:
             draw.multiline_text((x + 2, y + header - 4), wrapped[i], "black", font, anchor="ld", spacing=3)
-    # A palette keeps the notebook small: of an RGB picture, Jupyter would store a PNG and a JPEG. Refining its colours
-    # keeps skies smooth.
+    # A palette keeps the notebook small: for an RGB picture, Jupyter would store a PNG and a JPEG. Refining the
+    # palette's colours keeps skies smooth.
     return grid.quantize(256, kmeans=3)
 
 
@@ -54,7 +55,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
 
 
 def save_film(frames: Sequence[Image.Image], file: Path, height: int = 256, milliseconds: int = 160) -> None:
-    """Write frames, numbered from 1, as a looping GIF that rests on the last one."""
+    """Write frames, numbered from 1, as a looping GIF that pauses on the last one."""
     sizes = [(round(frame.width * height / frame.height), height) for frame in frames]
     large = [
         frame.convert("RGB").resize(size, Image.Resampling.NEAREST) for frame, size in zip(frames, sizes, strict=True)

@@ -1,4 +1,4 @@
-"""Where the time of a U-Net goes, level by level, by OpenVINO's own account."""
+"""Where the time of a U-Net goes, level by level, measured by OpenVINO's profiler."""
 
 import re
 from collections import defaultdict
@@ -14,15 +14,15 @@ OTHER = "other"
 def level_times(
     pipe: OVStableDiffusionPipeline, width: int | None = None, height: int | None = None, runs: int = 3
 ) -> dict[str, float]:
-    """Milliseconds of one run of the U-Net in each block of its levels, and in what lies outside them ("other").
+    """Milliseconds of one U-Net run, for each block of its levels, and for everything outside them ("other").
 
     Args:
-        pipe: the pipeline; a copy of its U-Net is compiled that keeps account.
-        width, height: of a picture, in pixels; None for the default size.
-        runs: the quickest of so many counts.
+        pipe: the pipeline; a copy of its U-Net is compiled with profiling.
+        width, height: the picture's size in pixels; None for the default size.
+        runs: number of runs, of which the fastest counts.
 
     Returns:
-        the blocks in the order in which they run.
+        the milliseconds by block, in the order in which the blocks run.
     """
     default = pipe.default_size
     h, w = (

@@ -1,4 +1,4 @@
-"""Small measurements that the tutorial shows: what guidance changes, how soon solvers arrive, where the seconds go."""
+"""Small measurements for the tutorial: what guidance changes, how fast solvers converge, where the time goes."""
 
 import os
 import statistics
@@ -17,18 +17,18 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.schedulers.registry import SOLVERS, scheduler_class
 from ov_decidiffusion.schedulers.squeezed import SQUEEZE_MODES
 
-QUICK = 2.0  # seconds of a picture that is timed ROUNDS times; a slower one once
-UNREAD = "CI" in os.environ and "DECIDIFFUSION_TRAIN" not in os.environ  # a run of the tests, which nobody reads
+QUICK = 2.0  # seconds; pictures faster than that are timed ROUNDS times, slower ones once
+UNREAD = "CI" in os.environ and "DECIDIFFUSION_TRAIN" not in os.environ  # a test run, whose figures nobody reads
 ROUNDS = 1 if UNREAD else 7
-ALL_STEPS = 60  # of the picture that the others are on their way to
+ALL_STEPS = 60  # number of steps of the reference picture, to which the others converge
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A picture, and the seconds that it took: in all, and in each model.
+    """A picture, and the seconds that it took: in total, and in each model.
 
     Attributes:
-        spread: half of the range between the quartiles of the times; 0 where it was timed once.
+        spread: half of the interquartile range of the times; 0 if it was timed once.
     """
 
     name: str
@@ -39,16 +39,17 @@ class Timed:
 
     @property
     def time(self) -> str:
-        """The seconds with their spread, in words."""
+        """The seconds with their spread, as text."""
         return f"{self.seconds:.2f} s" + (f" ± {self.spread:.2f}" if self.spread else "")
 
 
 def guidance_map(pipe: OVStableDiffusionPipeline, step: DenoisingStep) -> np.ndarray:
-    """How much the prompt changes the prediction at each position, float32 [h, w]: the mean over channels of the
-    difference between the prediction with the prompt and the one against it.
+    """How much the prompt changes the prediction at each position, float32 [h, w]: the absolute difference between the
+    conditional and the unconditional prediction, averaged over channels.
 
     Args:
-        step: of a guided run of one picture.
+        pipe: the pipeline.
+        step: a step of a guided run of one picture.
 
     Raises:
         ValueError: the run is not guided, or makes several pictures.
@@ -63,18 +64,19 @@ def guidance_map(pipe: OVStableDiffusionPipeline, step: DenoisingStep) -> np.nda
 def closeness_by_steps(
     pipe: OVStableDiffusionPipeline, prompts: Sequence[str], steps: Sequence[int], seed: int = 0
 ) -> Iterator[tuple[str, int, float]]:
-    """How close pictures of few steps come to those of very many, solver by solver.
+    """How close pictures made with few steps come to those with very many, solver by solver.
 
-    All solvers follow the same path from the same noise, so with enough steps they end in the same picture: the
-    reference is that of UniPC, which is none of them, after 60.
+    All solvers follow the same path from the same noise, so with enough steps they end in the same picture. The
+    reference is made with 60 steps of UniPC, which is not among the solvers compared.
 
     Args:
-        prompts: the picture of each counts alike.
-        steps: numbers of steps to try; squeezed schedules have theirs.
-        seed: of the first picture; the others count on.
+        pipe: the pipeline.
+        prompts: prompts whose pictures count equally.
+        steps: numbers of steps to try; squeezed schedules have their own.
+        seed: the first picture's seed; the others count up from it.
 
     Yields:
-        the solver's name, the steps that ran, and the closeness in decibels of the mean squared distance.
+        the solver's name, the number of steps that ran, and the closeness in decibels, from the mean squared error.
     """
     prompts = prompts[:1] if UNREAD else prompts
     settings: dict[str, Any] = {"seed": [seed + i for i in range(len(prompts))], "output_type": "np"}
@@ -99,7 +101,7 @@ def closeness_by_steps(
     try:
         for mode, (running, *_) in SQUEEZE_MODES.items():
             pipe.scheduler = squeezed.from_config(kept.config, **options | {"squeeze_mode": mode})
-            yield "squeezed", running, closeness(num_inference_steps=16)  # what is laid out before squeezing
+            yield "squeezed", running, closeness(num_inference_steps=16)  # the steps before squeezing
     finally:
         pipe.scheduler = kept
 
@@ -107,15 +109,17 @@ def closeness_by_steps(
 def timed_in_turn(
     pipe: OVStableDiffusionPipeline, prompt: str, settings: Mapping[str, Mapping[str, Any]], **shared: Any
 ) -> list[Timed]:
-    """Time settings against each other: after a run of each, which compiles what is needed, in turns, so that a busy
-    moment of the machine meets all of them.
+    """Time settings against each other. Each runs once to compile its models; then they take turns, so that a busy
+    moment of the machine affects all of them.
 
     Args:
-        settings: arguments of the pipeline's call by the name of the row.
-        shared: arguments of all rows.
+        pipe: the pipeline.
+        prompt: the prompt.
+        settings: arguments of the pipeline's call, by the name of the row.
+        shared: arguments that all rows share.
 
     Returns:
-        of each row the median and its spread.
+        for each row the median and its spread.
     """
     calls = {name: {**shared, **arguments} for name, arguments in settings.items()}
     for arguments in calls.values():
@@ -145,8 +149,8 @@ def _timed_once(pipe: OVStableDiffusionPipeline, name: str, prompt: str, argumen
 
 
 def walk_down(pipe: OVStableDiffusionPipeline, prompt: str, seed: int = 0) -> list[Timed]:
-    """The same prompt and seed with one saving after the other, from exact down to the preset "fast"; INT8 models
-    and the tiny decoder where there are any."""
+    """Time the same prompt and seed with more and more savings, from exact to the preset "fast"; INT8 models and the
+    tiny decoder are used if they exist."""
     rows: dict[str, dict[str, Any]] = {}
     for name, arguments in ({"exact": {}} | way_down()).items():
         if arguments.get("decoder") == "tiny" and not pipe.has_tiny_decoder:

@@ -1,9 +1,9 @@
-"""Which word paints where, asked in two ways: what attention looks at, and what is missing without the word.
+"""Which word acts where, measured in two ways: by attention, and by leaving the word out.
 
-Each layer of cross-attention asks, at every position of its level, which of the text's hidden states to take up: a
-softmax over the tokens (Hertz et al. 2022, arXiv 2208.01626, section 3; Tang et al. 2022, arXiv 2210.04885, average it
-over layers, heads and steps as is done here). What is looked at need not be what counts. Leaving a word out says what
-it does, at the price of a run of the U-Net for each word and step.
+At every position of its level, each cross-attention layer weights the text's hidden states by a softmax over the tokens
+(Hertz et al. 2022, arXiv 2208.01626, section 3; Tang et al. 2022, arXiv 2210.04885, average it over layers, heads and
+steps, as is done here). But attention to a word need not mean that the word has an effect. Leaving a word out shows
+its effect, at the cost of one U-Net run for each word and step.
 """
 
 import math
@@ -22,19 +22,19 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 def word_maps(
     pipe: OVStableDiffusionPipeline, prompt: str, **arguments: Any
 ) -> tuple[Image.Image, list[str], np.ndarray]:
-    """Make a picture, and say which word was looked at where.
+    """Make a picture, and measure where each word got attention.
 
     Args:
         pipe: the pipeline.
-        prompt: one, of at most 75 tokens, without weights.
-        arguments: those of ``pipe.denoise``, for one picture.
+        prompt: one prompt of at most 75 tokens, without weights.
+        arguments: further arguments of ``pipe.denoise``, for one picture.
 
     Returns:
         the picture; its words; and float32 [words, h, w], the share of attention that each word got at each position
-        of the finest level that looks at the text, averaged over steps, layers and heads.
+        of the finest level with cross-attention, averaged over steps, layers and heads.
 
     Raises:
-        ValueError: as ``pipe.denoise``, or several pictures are asked for.
+        ValueError: see ``pipe.denoise``; or several pictures are requested.
     """
     total, step = np.zeros((), np.float32), None
     for step in _steps_of_one(pipe, prompt, arguments):
@@ -48,17 +48,17 @@ def word_maps(
 def word_effects(
     pipe: OVStableDiffusionPipeline, prompt: str, **arguments: Any
 ) -> tuple[Image.Image, list[str], np.ndarray]:
-    """Make a picture, and say what would be otherwise without each word.
+    """Make a picture, and measure what would change without each word.
 
     Args:
-        pipe, prompt, arguments: as of ``word_maps``.
+        pipe, prompt, arguments: see ``word_maps``.
 
     Returns:
-        the picture; its words; and float32 [words, h, w], how far the U-Net's prediction at each latent position moves
-        when the word is left out of the prompt: the mean over channels of the absolute difference, averaged over steps.
+        the picture; its words; and float32 [words, h, w], how much the U-Net's prediction at each latent position
+        changes when the word is left out of the prompt: the absolute difference, averaged over channels and steps.
 
     Raises:
-        ValueError: as ``word_maps``.
+        ValueError: see ``word_maps``.
     """
     words, _ = _words(pipe, prompt)
     without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
@@ -83,7 +83,7 @@ def _steps_of_one(pipe: OVStableDiffusionPipeline, prompt: str, arguments: dict[
 
 
 def _maps(layers: list[torch.Tensor], sample: torch.Tensor) -> np.ndarray:
-    """The mean over layers [h, w, tokens], at the size of the finest."""
+    """The mean over layers [h, w, tokens], at the size of the finest layer."""
     shape = sample.shape[-1] / sample.shape[-2]
     heights = [round(math.sqrt(layer.shape[1] / shape)) for layer in layers]
     finest = max(range(len(layers)), key=lambda i: heights[i])
@@ -96,7 +96,7 @@ def _maps(layers: list[torch.Tensor], sample: torch.Tensor) -> np.ndarray:
 
 
 def _words(pipe: OVStableDiffusionPipeline, prompt: str) -> tuple[list[str], list[list[int]]]:
-    """The words of a prompt, and the positions of the tokens that each consists of."""
+    """The words of a prompt, and for each the positions of its tokens."""
     check_prompts([prompt])
     tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.token_ids([prompt])[0].tolist())
     words, columns = [""], [[]]

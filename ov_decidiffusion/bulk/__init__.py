@@ -1,1 +1,1 @@
-"""Pictures of every row of a table."""
+"""Pictures for every row of a table."""

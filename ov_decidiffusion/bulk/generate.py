@@ -1,7 +1,7 @@
 """Many pictures from a file of prompts: in this process, or by actors of Ray Data on one machine or many.
 
-Pictures are made in chunks, each written whole or not at all: first its pictures, then its part of the manifest. So
-whatever is killed, the same call goes on with the chunks that have no part yet.
+Pictures are made in chunks. A chunk's pictures are written first, then its part of the manifest. So whatever is killed,
+the same call can resume with the chunks that have no part yet.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ from ov_decidiffusion.web.uploads import UploadError, open_picture
 logger = logging.getLogger(__name__)
 
 FORMATS = ("png", "webdataset")
-SMALL = 200e6  # bytes of a U-Net below which several pictures at once are quicker than one after the other
+SMALL = 200e6  # bytes of a U-Net; below it, several pictures at once are faster than one after the other
 TOGETHER = 8
-BLOCKS_PER_ACTOR = 32  # enough to keep all busy to the end; a block a chunk costs Ray milliseconds and memory for each
+BLOCKS_PER_ACTOR = 32  # enough to keep all busy to the end; one block per chunk would cost Ray time and memory
 BEGUN, PARTS, MANIFEST, PICTURES = "bulk.json", "manifest", "manifest.parquet", "pictures"
-FOR_GOOD = (ValueError, TypeError, FileNotFoundError)  # errors of a row: the same the next time
-PASSING = (NotEnoughMemory, ModelDirError)  # among them, but not of the row
+FOR_GOOD = (ValueError, TypeError, FileNotFoundError)  # errors of a row, which would occur again
+PASSING = (NotEnoughMemory, ModelDirError)  # subclasses of these, but not errors of a row
 
 
 def generate(
@@ -54,23 +54,24 @@ def generate(
     inference_precision: str = "auto",
     **defaults: Any,
 ) -> Path:
-    """Make a picture of each row, or as many as its ``num_images`` says.
+    """Make a picture for each row, or as many as its ``num_images`` says.
 
     A row without a ``seed`` gets one from its content and number, so the same row gives the same picture however the
-    work is spread: with ``inference_precision="f32"`` and the same ``threads`` bit for bit, and among other rows to
-    1/255 in a pixel, for batches of other sizes round differently. Interrupted or killed, the same call goes on where
-    it was. A row that cannot be made is an error in the manifest.
+    work is distributed. With ``inference_precision="f32"`` and the same ``threads`` it is the same bit for bit; among
+    other rows it is the same to 1/255 in a pixel, since batches of other sizes round differently. If it was interrupted
+    or killed, the same call resumes. A row that cannot be made becomes an error in the manifest.
 
     Args:
-        rows: a file that ``read_rows`` reads; dictionaries; or a ``ray.data.Dataset``.
-        model_dir: a folder that ``convert_checkpoint`` made, where all actors find it.
-        out: a folder, new or begun by the same call; on a cluster where all actors find it.
-        actors: pipelines that work at once, on Ray; None for one in this process. Without Ray installed, one in this
-            process does the same work.
-        threads: of each; None for all cores divided by ``actors``.
-        ray_address: of a cluster, whose actors do the work; None starts Ray on this machine where actors are asked for.
+        rows: a file that ``read_rows`` can read, dictionaries, or a ``ray.data.Dataset``.
+        model_dir: a folder that ``convert_checkpoint`` made, at a path that all actors can read.
+        out: a folder, new or begun by the same call; on a cluster, at a path that all actors can write.
+        actors: number of pipelines that work at once, on Ray; None for one in this process. If Ray is not installed,
+            one pipeline in this process does the work.
+        threads: number of threads of each pipeline; None for all cores divided by ``actors``.
+        ray_address: the address of a cluster whose actors do the work; None starts Ray on this machine if ``actors``
+            is given.
         output_format: "png", files in folders of a thousand rows; or "webdataset", a tar file for each chunk.
-        device, inference_precision: as of ``from_pretrained``; "auto" is decided here once, for all actors.
+        device, inference_precision: see ``from_pretrained``; "auto" is decided here once, for all actors.
         defaults: arguments of the pipeline's call, for what rows leave out.
 
     Returns:
@@ -106,10 +107,12 @@ def generate(
 
 
 class Worker:
-    """Makes the pictures of chunks, with a pipeline of its own; what an actor is.
+    """Makes the pictures of chunks with a pipeline of its own; each actor has one.
 
     Args:
-        threads: that the pipeline computes with.
+        model_dir, out, device, output_format: see ``generate``.
+        precision: the precision that was chosen for all actors.
+        threads: number of threads that the pipeline computes with.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class Worker:
         self.pipe.set_progress_bar_config(disable=True)
 
     def __call__(self, chunk: Chunk) -> int:
-        """Make and write a chunk; returns how many pictures it asked for."""
+        """Make and write a chunk; returns its number of pictures."""
         start = time.perf_counter()
         pictures = self._generate(chunk.samples)
         seconds = (time.perf_counter() - start) / len(chunk.samples)
@@ -144,7 +147,7 @@ class Worker:
         return len(records)
 
     def _generate(self, samples: list[Sample]) -> Sequence[Image.Image | Exception]:
-        """A picture or an error for each; where one row spoils the call, each is made alone."""
+        """A picture or an error for each sample; if one makes the call fail, each is made alone."""
         if samples[0].error:
             return [ValueError(samples[0].error)]
         arguments = Chunk(samples).shared
@@ -162,7 +165,7 @@ class Worker:
             return [one for sample in samples for one in self._generate([sample])]
 
     def _write(self, chunk: Chunk, files: dict[str, bytes], records: list[dict[str, Any]]) -> str:
-        """Write a chunk's pictures; returns where, as the manifest says it."""
+        """Write a chunk's pictures; returns their place, for the manifest."""
         if not files:
             return ""
         if self.output_format == "webdataset":
@@ -176,7 +179,7 @@ class Worker:
 
 
 def _is_for_ray(actors: int | None, address: str | None) -> bool:
-    """Whether Ray was asked for and is there."""
+    """Whether Ray is requested and installed."""
     if actors is None and address is None:
         return False
     try:
@@ -184,13 +187,13 @@ def _is_for_ray(actors: int | None, address: str | None) -> bool:
     except ImportError:
         if address is not None:
             raise ValueError("`ray_address` needs Ray: pip install '.[scale]'.") from None
-        logger.warning("Ray is not installed (pip install '.[scale]'): all is done in this process.")
+        logger.warning("Ray is not installed (pip install '.[scale]'): everything is done in this process.")
         return False
     return True
 
 
 def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address: str | None) -> Iterator[int]:
-    """Spread chunks over a pool of actors; an actor that dies is replaced, and its chunk done by another."""
+    """Distribute chunks over a pool of actors; an actor that dies is replaced, and another one makes its chunk."""
     import ray
     import ray.data
 
@@ -206,7 +209,7 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
         ]
         dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS_PER_ACTOR * actors))
         made = dataset.map(
-            _Actor,  # pyright: ignore[reportArgumentType]  # Ray takes classes too, and says so in words only
+            _Actor,  # pyright: ignore[reportArgumentType]  # Ray takes classes too, but does not declare it
             fn_constructor_kwargs={"options": options},
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=options["threads"],
@@ -219,14 +222,14 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
 
 
 class _Actor:
-    """A Worker that Ray Data hands rows to."""
+    """A Worker that gets its chunks as rows from Ray Data."""
 
     def __init__(self, options: dict[str, Any]):
         self.worker = Worker(**options)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk([Sample(**sample) for sample in json.loads(row["samples"])])
-        if _is_done(self.worker.out, chunk):  # by another actor, which died before its block was finished
+        if _is_done(self.worker.out, chunk):  # done by an actor that died before its block was finished
             return {"made": len(chunk.samples)}
         return {"made": self.worker(chunk)}
 
@@ -241,22 +244,22 @@ def _rows(rows: Any) -> Iterable[dict[str, Any]]:
 
 
 def _precision(device: str, asked: str, threads: int | None) -> str | None:
-    """What all actors compute in: one machine decides, so that equal rows are equal pictures."""
+    """The precision for all actors: one machine decides, so that equal rows give equal pictures."""
     return choose_target(device, asked, threads=threads).precision
 
 
 def check_out(out: Path) -> None:
-    """Refuse what can be no folder for pictures, before anything else is done.
+    """Refuse a path that cannot be a folder for pictures, before anything else is done.
 
     Raises:
-        ValueError: a file or a link that leads nowhere is there.
+        ValueError: the path is a file, or a link that leads nowhere.
     """
     if not is_free(out) and not out.is_dir():
         raise ValueError(f"`out` {out} is a file: choose a folder.")
 
 
 def _begin(out: Path, begun: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else."""
+    """Make the output folder; refuse one that holds something else."""
     check_out(out)
     file = out / BEGUN
     if file.is_file():
@@ -276,13 +279,13 @@ def _begin(out: Path, begun: dict[str, Any]) -> None:
 
 
 def _part(out: Path, chunk: Chunk) -> Path:
-    """Where a chunk's part of the manifest lies; named by what it asks for, so that changed rows are made again."""
+    """The file of a chunk's part of the manifest; its name has a hash of the rows, so that changed rows are redone."""
     content = json.dumps([vars(sample) for sample in chunk.samples], sort_keys=True, default=str)
     return out / PARTS / f"{chunk.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.parquet"
 
 
 def _is_done(out: Path, chunk: Chunk) -> bool:
-    """Whether a chunk is in the manifest with its pictures, and not with an error that may have passed."""
+    """Whether a chunk is in the manifest with all its pictures, and without errors that may not occur again."""
     import pyarrow.parquet
 
     part = _part(out, chunk)
@@ -298,7 +301,7 @@ def _is_done(out: Path, chunk: Chunk) -> bool:
 
 
 def _are_of(chunk: Chunk, records: list[dict[str, Any]]) -> bool:
-    """Whether records are a chunk's own: of its rows, with all columns, each with a picture or an error."""
+    """Whether records belong to a chunk: they have its rows and all columns, and each has a picture or an error."""
     wanted = [_record(sample, 0.0) for sample in chunk.samples]
     if [list(record) for record in records] != [list(record) for record in wanted]:
         return False
@@ -308,7 +311,7 @@ def _are_of(chunk: Chunk, records: list[dict[str, Any]]) -> bool:
 
 
 def _hashes(out: Path, records: list[dict[str, Any]]) -> dict[str, str]:
-    """Of the pictures that there are of a chunk: another call with other rows may have written over them."""
+    """The SHA-256 of a chunk's existing pictures: another call with other rows may have overwritten them."""
     hashes = {}
     for place in {out / record["file"] for record in records if record["file"]}:
         with contextlib.suppress(OSError, KeyError, tarfile.TarError):
@@ -348,7 +351,7 @@ def _write_part(out: Path, chunk: Chunk, records: list[dict[str, Any]]) -> None:
 
 
 def _finish(out: Path, chunks: list[Chunk]) -> Path:
-    """The parts of all chunks as one file, in the order of the rows."""
+    """Write the parts of all chunks as one manifest, in the order of the rows."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -363,13 +366,13 @@ def _finish(out: Path, chunks: list[Chunk]) -> Path:
 
 
 def summary(manifest: Path) -> tuple[int, str]:
-    """How many pictures a manifest has, and what to say of it: what was made, what failed, and the first failure."""
+    """The number of pictures in a manifest, and a summary: what was made, what failed, and the first failure."""
     import pyarrow.parquet
 
     records = pyarrow.parquet.read_table(manifest).to_pylist()
     failed = [record for record in records if record["error"]]
     made = len(records) - len(failed)
-    told = f"{made} pictures, and what they were made with: {manifest}"
+    told = f"{made} pictures; {manifest} lists them with their settings"
     if failed:
         first = failed[0]
         told += f"\n{len(failed)} failed; the first is row {first['row']}: {first['error']}"
@@ -378,13 +381,13 @@ def summary(manifest: Path) -> tuple[int, str]:
 
 def _open(path: Any) -> Image.Image:
     file = Path(path)
-    if file.exists() and not file.is_file():  # a pipe would be waited for without end
+    if file.exists() and not file.is_file():  # reading a pipe could block forever
         raise ValueError(f"{file} is not a file")
     try:
         picture = open_picture(file.read_bytes(), most=None)
     except UploadError as error:
         raise ValueError(f"{file} {error}") from error
-    picture.load()  # a copy would not tell its format, which says what its values are
+    picture.load()  # not a copy, which would lose the format, and with it the meaning of the values
     return picture
 
 
@@ -395,7 +398,7 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _shard(files: dict[str, bytes], records: list[dict[str, Any]]) -> bytes:
-    """A tar file of pictures, each with its record in JSON beside it, as WebDataset reads them."""
+    """A tar file of pictures, each with its record in a JSON file beside it, as WebDataset expects."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as shard:
         for record in records:

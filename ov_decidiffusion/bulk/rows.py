@@ -1,4 +1,4 @@
-"""Rows of a file -> pictures to make: what each asks for, its seed, and which of them run together."""
+"""Rows of a file -> pictures to make: their arguments, their seeds, and which of them run together."""
 
 import csv
 import hashlib
@@ -17,12 +17,12 @@ from ov_decidiffusion.web.limits import MAX_SEED
 
 FILES = ("image", "mask_image")  # columns that name picture files
 COLUMNS = (*(name for name in SAVED if name != "num_images_per_prompt"), "preset", "num_images", *FILES)
-OWN = ("prompt", "negative_prompt", "seed", *FILES)  # what pictures that run together may differ in
-MAX_IMAGES = 1000  # of a row
-DRAWN_SEEDS = 2**31  # of rows without one; another number would draw other pictures
+OWN = ("prompt", "negative_prompt", "seed", *FILES)  # pictures that run together may differ in these
+MAX_IMAGES = 1000  # for one row
+DRAWN_SEEDS = 2**31  # seeds for rows without one lie below it; changing it would change their pictures
 READERS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 DELIMITERS = (",", ";", "\t")  # of CSV, by preference
-INDEXES = ("", "Unnamed: 0", "__index_level_0__")  # what pandas calls a column of row numbers
+INDEXES = ("", "Unnamed: 0", "__index_level_0__")  # pandas' names for a column of row numbers
 WHOLE = (
     *("num_inference_steps", "height", "width", "seed", "padding_mask_crop", "num_images"),
     *("cache_interval", "guidance_cache_interval"),
@@ -36,9 +36,9 @@ class Sample:
 
     Attributes:
         row: number of the row, from 0.
-        image: number of the picture among those of its row.
-        name: of its file, without an ending.
-        arguments: of the call, with ``prompt`` and ``seed``.
+        image: number of the picture within its row.
+        name: its file name without the extension.
+        arguments: the arguments of the call, with ``prompt`` and ``seed``.
         error: why it cannot be made, or "".
     """
 
@@ -50,13 +50,13 @@ class Sample:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The arguments that pictures have to have in common to be made in one call."""
+        """The arguments that must be equal for pictures to be made in one call."""
         return {key: value for key, value in self.arguments.items() if key not in OWN}
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pictures that are made in one call: the unit of work, done or not done as a whole."""
+    """Pictures that are made in one call: the unit of work, which is done as a whole or not at all."""
 
     samples: list[Sample] = field(default_factory=list)
 
@@ -71,10 +71,10 @@ class Chunk:
 
 
 def read_rows(file: str | Path) -> Iterator[dict[str, Any]]:
-    """Rows of a text file (a prompt a line), or of CSV, JSON lines or Parquet with columns named as arguments.
+    """Rows of a text file with a prompt per line, or of CSV, JSON lines or Parquet with columns named like arguments.
 
     Raises:
-        ValueError: another ending, or a line that is no JSON object; the message names it.
+        ValueError: another file name extension, or a line that is not a JSON object; the message names it.
     """
     file = Path(file).expanduser()
     if file.suffix.lower() not in READERS:
@@ -85,7 +85,7 @@ def read_rows(file: str | Path) -> Iterator[dict[str, Any]]:
         yield from _read_rows(file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}): save it as that.") from error
-    except (csv.Error, ArrowInvalid) as error:  # a quote that is never closed, among others
+    except (csv.Error, ArrowInvalid) as error:  # for example a quote that is never closed
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
@@ -107,7 +107,7 @@ def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _table(lines: TextIO) -> Iterator[dict[str, Any]]:
-    """The rows of CSV as spreadsheets write it: with commas, semicolons or tabs, spaces around names, empty rows."""
+    """The rows of CSV as spreadsheets write it: commas, semicolons or tabs, spaces around names, empty rows."""
     header = lines.readline()
     found = [next(csv.reader([header], delimiter=delimiter), []) for delimiter in DELIMITERS]
     fitting = [i for i, names in enumerate(found) if "prompt" in [name.strip() for name in names]]
@@ -136,16 +136,16 @@ def _json_lines(file: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def check_table(file: str | Path) -> None:
-    """Read a file of rows through, and refuse one of which no picture can be made.
+    """Read a whole file of rows, and refuse one from which no picture can be made.
 
     Raises:
-        ValueError: it cannot be read, has no rows, or its columns are not those of a table of prompts.
+        ValueError: it cannot be read, has no rows, or has other columns than a table of prompts.
     """
     first = None
     for row in read_rows(file):
         first = row if first is None else first
     if first is None:
-        raise ValueError(f"{file} holds no rows: write a prompt a line, or a table with a column `prompt`.")
+        raise ValueError(f"{file} holds no rows: write one prompt per line, or a table with a column `prompt`.")
     if Path(file).suffix.lower() in (".csv", ".tsv", ".parquet"):
         error = _refusal_of_columns({name: "" for name in first if name is not None})
         error = error or ("" if "prompt" in first else f"there is no column `prompt`; there are {', '.join(first)}")
@@ -155,7 +155,7 @@ def check_table(file: str | Path) -> None:
 
 
 def check_defaults(defaults: dict[str, Any]) -> None:
-    """Refuse what would be an error of every row.
+    """Refuse defaults that would be an error in every row.
 
     Raises:
         ValueError: an unknown name or a wrong value.
@@ -167,12 +167,13 @@ def check_defaults(defaults: dict[str, Any]) -> None:
 
 
 def make_samples(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> Iterator[Sample]:
-    """The pictures of rows. A row that asks for what there is not becomes one sample with an error.
+    """The pictures of rows. A row with something wrong becomes one sample with an error.
 
-    A row without a seed gets one from its content and number, so that it is the same wherever and whenever it runs;
-    further pictures of a row count on from its seed.
+    A row without a seed gets one from its content and number, so that it is the same wherever and whenever it runs. The
+    further pictures of a row count up from its seed.
 
     Args:
+        rows: the rows, as dictionaries.
         defaults: arguments for what a row leaves out.
     """
     for number, row in enumerate(rows):
@@ -193,7 +194,7 @@ def make_samples(rows: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> It
 
 
 def _value(key: str, value: Any) -> Any:
-    """A number or flag that came as text, as CSV has it, or a whole number that came as 1.0, as pandas has it."""
+    """A row's value: numbers and flags given as text, as in CSV, are parsed, and 1.0, as from pandas, becomes 1."""
     if isinstance(value, (np.integer, np.floating, np.bool_)):
         value = value.item()
     if isinstance(value, str) and key not in ("prompt", "negative_prompt", "preset", "solver", *FILES):
@@ -208,7 +209,7 @@ def _value(key: str, value: Any) -> Any:
 
 
 def _told(prompt: Any) -> str:
-    """A refused row's prompt for the manifest, whatever it is."""
+    """A refused row's prompt as text for the manifest, whatever it is."""
     try:
         return check_prompts(prompt)[0]
     except (ValueError, IndexError):
@@ -216,22 +217,22 @@ def _told(prompt: Any) -> str:
 
 
 def _is_empty(value: Any) -> bool:
-    """None, no text, or pandas' NaN, which is not equal to itself."""
+    """Whether it is None, an empty text, or pandas' NaN, which is not equal to itself."""
     return value is None or (isinstance(value, str) and value == "") or (isinstance(value, float) and value != value)
 
 
 def _refusal_of_columns(row: Any) -> str:
-    """What is wrong with a row's form."""
+    """What is wrong with a row's form, or ""."""
     if not isinstance(row, dict):
         return f"a row must be a dictionary, got {shown(row)}"
-    if None in row:  # how csv says it
+    if None in row:  # csv's key for surplus values
         return f"there are more values than columns, as {shown(row[None])}: put a text with commas in quotes"
     unknown = [key for key in row if key not in COLUMNS]
     return f"there is no column {shown(unknown[0])}; there are {', '.join(COLUMNS)}" if unknown else ""
 
 
 def _refusal(arguments: dict[str, Any], images: Any) -> str:
-    """What is wrong with a row's values, as far as it shows without a model."""
+    """What is wrong with a row's values, as far as that can be told without a model; or ""."""
     try:
         for name in ("prompt", "negative_prompt"):
             if name == "prompt" or name in arguments:
@@ -246,7 +247,7 @@ def _refusal(arguments: dict[str, Any], images: Any) -> str:
 
 
 def make_chunks(samples: Iterable[Sample], size: int) -> Iterator[Chunk]:
-    """Neighbours with the same settings, at most ``size`` of them, in the order of the rows."""
+    """Chunks of at most ``size`` neighbouring samples with the same settings, in the order of the rows."""
     chunk: list[Sample] = []
     kind = None
     for sample in samples:

@@ -1,4 +1,4 @@
-"""What each command does. What takes long to import is imported when its command runs."""
+"""What each command does. Slow modules are imported only when a command needs them."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def demo(options: argparse.Namespace) -> None:
                 auth=auth,
                 prevent_thread_lock=True,
             )
-            while True:  # a wait without an end could not be interrupted on Windows
+            while True:  # a wait without a timeout could not be interrupted on Windows
                 time.sleep(3600)
         finally:
             demo.close(verbose=False)
@@ -128,14 +128,14 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def _check_port(options: argparse.Namespace) -> None:
-    """A port that is taken, or a host that is not this machine's, is told now, not after everything was loaded."""
+    """Fail now, not after loading everything, if the port is taken or the host is not an address of this machine."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.create_server((options.host, options.port or 0), family=family):
         pass
 
 
 def prepared_folder(options: argparse.Namespace, tells_place: bool = True) -> Path:
-    """The model folder, converted unless it is there, and quantized if that was asked for."""
+    """The model folder, converted if it does not exist, and quantized if requested."""
     from ov_decidiffusion.arguments import check_path
     from ov_decidiffusion.model_folder.integrity import check_model_dir
     from ov_decidiffusion.model_folder.layout import graph_file
@@ -144,7 +144,7 @@ def prepared_folder(options: argparse.Namespace, tells_place: bool = True) -> Pa
     check_loading(options.device, options.inference_precision, threads=options.threads)
     given = None if options.model_dir is None else check_path("model_dir", options.model_dir)
     if options.checkpoint is None and given is not None and graph_file(given, "unet").is_file():
-        check_model_dir(given)  # whatever it was made of
+        check_model_dir(given)  # whatever it was made from
         model_dir = _checked(given, options)
     else:
         report = _converted(options)
@@ -210,7 +210,7 @@ def _demo_beside(
 
 
 def bulk(options: argparse.Namespace) -> None:
-    import pyarrow  # noqa: F401  missing, it is told before anything is converted
+    import pyarrow  # noqa: F401  if it is missing, fail before anything is converted
 
     from ov_decidiffusion.arguments import check_path, check_whole
     from ov_decidiffusion.bulk.generate import check_out, generate, summary
@@ -221,7 +221,7 @@ def bulk(options: argparse.Namespace) -> None:
     check_out(check_path("out", options.out))
     if options.actors is not None:
         check_whole("actors", options.actors, 1)
-    check_table(options.prompts)  # what cannot be read is refused now, not after the conversion
+    check_table(options.prompts)  # refuse an unreadable table now, not after the conversion
     manifest = generate(
         options.prompts,
         prepared_folder(options),
@@ -242,14 +242,14 @@ def bulk(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _folder_for_pictures() -> Iterator[None]:
-    """Where Gradio keeps uploads and results, which goes with the process."""
+    """A temporary folder for Gradio's uploads and results, deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="ov_decidiffusion-pictures-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         yield
 
 
 def _credentials(local: bool, given: str | None, none: bool) -> tuple[str, str] | None:
-    """The user and password to ask for; other machines are let in without only where that was asked for."""
+    """The user and password to ask for; None for this machine alone, or if ``--no-auth`` was given."""
     if none or (given is None and local):
         return None
     user, _, password = (f"demo:{secrets.token_urlsafe(9)}" if given is None else given).partition(":")

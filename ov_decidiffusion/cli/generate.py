@@ -35,11 +35,11 @@ EXAMPLES = """examples:
   ov-decidiffusion generate --like owl.png --seed 7
   cat prompts.txt | ov-decidiffusion generate -o "made/{index}-{prompt}.png"
 """
-OWN = ("prompt", "image", "mask_image", "seed", "preset", "quantized", "num_images_per_prompt")  # options of their own
+OWN = ("prompt", "image", "mask_image", "seed", "preset", "quantized", "num_images_per_prompt")  # in ``add_options``
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's options: its own, and one for each other argument of a call."""
+    """Add the command's options: its own, and one for each other argument of a call."""
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     parser.usage = "ov-decidiffusion generate [PROMPT ...] [-o FILE] [options]"
     add = parser.add_argument
@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def option_kinds() -> dict[str, dict[str, Any]]:
-    """How argparse reads each argument of a call that can be written on a command line."""
+    """How argparse reads each argument of a call that can be given on a command line."""
     kinds: dict[str, dict[str, Any]] = {
         "int": {"type": int, "metavar": "N"},
         "float": {"type": float, "metavar": "X"},
@@ -74,11 +74,11 @@ def option_kinds() -> dict[str, dict[str, Any]]:
 
 
 def run(options: argparse.Namespace, load: Callable[[], OVStableDiffusionPipeline]) -> None:
-    """Check what was asked for, load the pipeline, and make one picture after the other.
+    """Check the options, load the pipeline, and make one picture after the other.
 
     Args:
-        options: of the command line.
-        load: makes the pipeline, converting its checkpoint first if needed.
+        options: the command line's options.
+        load: makes the pipeline; it converts the checkpoint first if needed.
 
     Raises:
         ValueError: an option has a wrong value.
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace, load: Callable[[], OVStableDiffusionPipelin
 
 
 def _offer_int8(pipe: OVStableDiffusionPipeline) -> None:
-    """Make the INT8 models of the faster presets, where they are missing and somebody at a terminal agrees."""
+    """Offer to make the INT8 models of the faster presets if they are missing; without a terminal, fail."""
     missing = pipe.models.missing_int8()
     if not missing:
         return
@@ -120,7 +120,7 @@ def _offer_int8(pipe: OVStableDiffusionPipeline) -> None:
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of a call that all pictures share; options go before the settings of ``--like``."""
+    """The arguments of a call that all pictures share; options override the settings of ``--like``."""
     arguments: dict[str, Any] = {}
     if options.like is not None:
         from ov_decidiffusion.generation.metadata import made_with, settings_of
@@ -164,13 +164,13 @@ def _prompts(options: argparse.Namespace) -> list[str]:
 
 
 class _Target:
-    """Where pictures go.
+    """Where pictures are written.
 
     Args:
-        output: a file, a folder or a pattern, as the option has it.
+        output: the option's value: a file, a folder or a pattern.
 
     Raises:
-        ValueError: another kind of picture, or an unknown placeholder.
+        ValueError: an unsupported file format, or an unknown placeholder.
     """
 
     def __init__(self, output: str | None):
@@ -190,7 +190,7 @@ class _Target:
         self._path, self._index = path, 0
 
     def save(self, picture: Image.Image, job: dict[str, Any]) -> Path:
-        """Write a picture, whole or not at all; a name that was not chosen does not replace an older file."""
+        """Write a picture, completely or not at all; unless the user chose the name, no existing file is replaced."""
         from ov_decidiffusion.model_folder.writing import write_whole
 
         self._index += 1
@@ -242,18 +242,18 @@ def _numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     def numbers(text: str) -> list[Any]:
         return [kind(one) for one in text.split(",")]
 
-    numbers.__name__ = f"list of {kind.__name__}"  # argparse says it of a wrong value
+    numbers.__name__ = f"list of {kind.__name__}"  # argparse shows it for a wrong value
     return numbers
 
 
 def _documentation() -> dict[str, str]:
-    """The first sentence on each argument of a call, from the call's own documentation."""
+    """The first sentence about each argument of a call, from the docstring of ``__call__``."""
     from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 
     text = inspect.getdoc(OVStableDiffusionPipeline.__call__) or ""
     found: dict[str, str] = {}
     for names, words in re.findall(r"^    ([a-z][\w, ]*): ((?:.|\n(?=        ))*)", text, re.MULTILINE):
-        plain = re.sub(r" \([^()]*arXiv[^()]*\)", "", " ".join(words.split()))  # without where it comes from
+        plain = re.sub(r" \([^()]*arXiv[^()]*\)", "", " ".join(words.split()))  # without citations
         sentence = re.split(r"(?<=[a-z)1])[.;](?:\s|$)", plain)[0]
         found |= dict.fromkeys(names.split(", "), sentence.replace("%", "%%").replace("``", ""))
     return found

@@ -1,1 +1,1 @@
-"""A checkpoint of PyTorch weights to a model folder."""
+"""Conversion of a PyTorch checkpoint to a model folder."""

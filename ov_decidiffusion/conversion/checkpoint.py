@@ -1,6 +1,6 @@
-"""A DeciDiffusion checkpoint: what is in it, and whether it is whole. Needs no PyTorch.
+"""A DeciDiffusion checkpoint: which files it has, and whether they are complete. Needs no PyTorch.
 
-Weights and settings are all that is taken from a checkpoint: no code of it is downloaded, none is run.
+Only weights and settings are taken from a checkpoint: its code is neither downloaded nor run.
 """
 
 import json
@@ -28,7 +28,7 @@ KNOWN_CHECKPOINTS = {
 
 @dataclass(frozen=True)
 class Access:
-    """How a checkpoint is looked for; the fields are the arguments of ``find_checkpoint``."""
+    """How to find a checkpoint; the fields are arguments of ``find_checkpoint``."""
 
     revision: str | None = None
     allow_pickles: bool = False
@@ -40,17 +40,17 @@ def _weights_names(name: str, pickle: str) -> tuple[str, ...]:
     return f"{name}.safetensors", f"{name}.safetensors.index.json", f"{name}.fp16.safetensors", pickle
 
 
-# Part -> (config file, weights by preference): in one file, in several with an index, or as the variant "fp16".
-# Safetensors hold numbers only. A pickle is taken where the caller allows it, and diffusers and transformers then read
-# it with weights_only=True.
+# Part -> (config file, weights files by preference): one file, several with an index, or the variant "fp16".
+# Safetensors hold numbers only. A pickle is read only if the caller allows it; diffusers and transformers then read it
+# with weights_only=True.
 WEIGHTED_PARTS = {
     "text_encoder": ("config.json", _weights_names("model", "pytorch_model.bin")),
     "flexible_unet": ("config.json", _weights_names("diffusion_pytorch_model", "diffusion_pytorch_model.bin")),
     "vae": ("config.json", _weights_names("diffusion_pytorch_model", "diffusion_pytorch_model.bin")),
 }
-SHARDS = "*-of-*.safetensors"  # beside an index, which says what each of them holds
+SHARDS = "*-of-*.safetensors"  # an index beside them says what each of them holds
 PLAIN_FILES = ("scheduler/scheduler_config.json",)
-VOCABULARIES = (("tokenizer/vocab.json", "tokenizer/merges.txt"), ("tokenizer/tokenizer.json",))  # either will do
+VOCABULARIES = (("tokenizer/vocab.json", "tokenizer/merges.txt"), ("tokenizer/tokenizer.json",))  # either suffices
 TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -60,7 +60,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 TINY_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-# diffusers' own, of what its decoder must have in common with the one that it stands in for.
+# diffusers' defaults for the settings in which a tiny decoder must match the decoder that it replaces.
 TINY_DEFAULTS = {
     "latent_channels": 4,
     "out_channels": 3,
@@ -76,20 +76,20 @@ OPTIONAL_FILES = (
     *(f"{TINY_DECODER}/{name}" for name in TINY_FILES),
 )
 LFS_POINTER = b"version https://git-lfs"
-MAX_NUMBER = 1_000_000  # of any size, width or count in a configuration
+MAX_NUMBER = 1_000_000  # the largest size, width or count in a configuration
 MAX_LAYERS = 100
 LIMITS = {"sample_size": MAX_SAMPLE_SIZE, "cross_attention_dim": MAX_WIDTH}
-COUNTS = ("num_hidden_layers", "layers_per_block", "num_encoder_blocks", "num_decoder_blocks")  # of layers
+COUNTS = ("num_hidden_layers", "layers_per_block", "num_encoder_blocks", "num_decoder_blocks")  # numbers of layers
 REMEDY = "download it again"
 FLOATS = ("F16", "BF16", "F32", "F64")
-COUNTED = ("position_ids", "num_batches_tracked")  # what older versions save beside weights, in whole numbers
+COUNTED = ("position_ids", "num_batches_tracked")  # integers that older versions save with the weights
 
 
 def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:
-    """Make sure that a folder holds every part, that no weights file is cut short, and that nothing lies outside.
+    """Check that a folder has every part, that no weights file is cut short, and that no link leads out of it.
 
     Raises:
-        CheckpointError: names what is missing or broken.
+        CheckpointError: the message names what is missing or broken.
     """
     folder = Path(folder)
     present = {file.relative_to(folder).as_posix() for file in folder.glob("*/*") if file.is_file()}
@@ -102,8 +102,8 @@ def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:
         for weights in weights_files(folder, part):
             if weights.suffix == ".bin" and not allow_pickles:
                 raise CheckpointError(
-                    f"{weights} is a pickle, which could hold code: it is only taken with allow_pickles=True. "
-                    "safetensors are taken as they are."
+                    f"{weights} is a pickle, which could hold code: it is read only with allow_pickles=True. "
+                    "Safetensors need no permission."
                 )
             if weights.suffix != ".json":
                 _check_weights(weights)
@@ -114,13 +114,14 @@ def check_checkpoint(folder: str | Path, allow_pickles: bool = False) -> None:
 
 
 def check_tiny_decoder(folder: Path, vae: dict[str, Any]) -> None:
-    """Make sure that a tiny decoder's folder is whole, and its decoder one for an autoencoder's latents.
+    """Check that a tiny decoder's folder is complete, and that the decoder fits an autoencoder's latents.
 
     Args:
+        folder: the tiny decoder's folder.
         vae: the autoencoder's settings.
 
     Raises:
-        CheckpointError: names what is missing, broken or does not fit.
+        CheckpointError: the message names what is missing, broken or does not fit.
     """
     missing = [name for name in TINY_FILES if not (folder / name).is_file()]
     if missing:
@@ -166,11 +167,11 @@ def _check_weights(weights: Path) -> None:
 
 
 def _check_numbers(folder: Path) -> None:
-    """A configuration of billions of layers would be built until memory ends."""
+    """Refuse absurd numbers: a configuration of billions of layers would be built until memory runs out."""
     for part, (config, _) in WEIGHTED_PARTS.items():
         _check_file_numbers(folder / part / config)
     file = folder / "flexible_unet" / "config.json"
-    reads = read_json(file, REMEDY).get("cross_attention_dim", 768)  # diffusers' and transformers' own, where none is
+    reads = read_json(file, REMEDY).get("cross_attention_dim", 768)  # 768 is the default of both libraries
     gives = read_json(folder / "text_encoder" / "config.json", REMEDY).get("hidden_size", 768)
     if isinstance(reads, int) and isinstance(gives, int) and reads != gives:
         raise CheckpointError(
@@ -187,7 +188,7 @@ def _check_file_numbers(file: Path) -> None:
 
 
 def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a configuration, each with the name that it stands under."""
+    """The numbers in a configuration, each with the name of its key."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield from _numbers(value, key)
@@ -199,7 +200,7 @@ def _numbers(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _check_vocabulary(folder: Path) -> None:
-    """Ids beyond the table of embeddings would all be read as one word, or fail."""
+    """Refuse token ids outside the embedding table: they would all be read as one word, or fail."""
     file, vocabulary = _vocabulary(folder)
     rows = read_json(folder / "text_encoder" / "config.json", REMEDY).get("vocab_size", 49408)
     ids = [number for number in vocabulary.values() if isinstance(number, int) and not isinstance(number, bool)]
@@ -211,7 +212,7 @@ def _check_vocabulary(folder: Path) -> None:
 
 
 def _vocabulary(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """All tokens with their numbers, and the file that they are in."""
+    """The file that holds the vocabulary, and all tokens with their ids."""
     file = folder / "tokenizer" / "vocab.json"
     if file.is_file():
         return file, read_json(file, REMEDY)
@@ -245,16 +246,16 @@ def missing_message(checkpoint: str, missing: list[str], present: Container[str]
 
 
 def weights_files(folder: str | Path, part: str) -> list[Path]:
-    """The files with a part's weights: one, or an index and those that it names.
+    """The files with a part's weights: a single file, or an index and the files that it names.
 
     Raises:
-        CheckpointError: an index beside other weights, or one that leads elsewhere.
+        CheckpointError: an index lies beside other weights, or names files outside the folder.
     """
     place, names = Path(folder) / part, WEIGHTED_PARTS[part][1]
     found = [place / name for name in names if (place / name).is_file()]
-    for index in sorted(place.glob("*.index*.json")):  # which diffusers and transformers follow to other files
+    for index in sorted(place.glob("*.index*.json")):  # diffusers and transformers follow an index to other files
         if index.name not in names:
-            raise CheckpointError(f"{index} stands for weights in several files of a kind that is not taken.")
+            raise CheckpointError(f"{index} is an index of weights in several files, of a kind that is not supported.")
         if len(found) > 1:
             raise CheckpointError(f"{place} holds weights in one file and in several: delete one of the two.")
         return [index, *_shards(index)]
@@ -274,7 +275,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def weights_variant(folder: str | Path, part: str) -> str | None:
-    """The variant of a part's weights, as diffusers and transformers name it."""
+    """The variant of a part's weights, as diffusers and transformers call it."""
     return "fp16" if weights_files(folder, part)[0].name.endswith(".fp16.safetensors") else None
 
 
@@ -288,14 +289,15 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
 
 
 def weights_size(folder: str | Path) -> int:
-    """Bytes of all weights files of a checked checkpoint."""
+    """Total bytes of the weights files of a checked checkpoint."""
     return sum(file.stat().st_size for part in WEIGHTED_PARTS for file in weights_files(folder, part))
 
 
 def copy_tokenizer(folder: str | Path, target: Path) -> None:
-    """The tokenizer's own files, and nothing else that may lie beside them.
+    """Copy the tokenizer's own files, and nothing else that lies beside them.
 
-    Where there is only the one file of newer versions, what it holds is written as the two that older ones read.
+    If there is only ``tokenizer.json``, as newer versions write it, its contents are also written as the two files
+    that older versions read.
     """
     target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:

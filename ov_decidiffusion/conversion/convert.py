@@ -1,4 +1,4 @@
-"""Checkpoint -> OpenVINO model folder, unless one is there already."""
+"""Checkpoint -> OpenVINO model folder, unless the folder exists already."""
 
 import shutil
 from pathlib import Path
@@ -22,24 +22,25 @@ def convert_checkpoint(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> ConversionReport:
-    """Convert a DeciDiffusion checkpoint to an OpenVINO model folder; does nothing where one is complete.
+    """Convert a DeciDiffusion checkpoint to an OpenVINO model folder; does nothing if a complete one exists.
 
-    A tiny decoder comes along where there is one, as ``find_tiny_decoder`` says.
+    A tiny decoder is converted too if one is found; see ``find_tiny_decoder``.
 
     Args:
-        checkpoint: a folder or a hub id, as ``find_checkpoint`` takes it.
+        checkpoint: a folder or a hub id; see ``find_checkpoint``.
         model_dir: the folder to make; ``default_model_dir(checkpoint, weight_format)`` if None.
-        weight_format: how weights are stored, "fp16" or "fp32".
-        verify: run the same seeded input through PyTorch and through the converted model at f32, and fail below
-            40 dB. None verifies small checkpoints only.
-        revision, allow_pickles, token, local_files_only: as of ``find_checkpoint``.
+        weight_format: how weights are stored: "fp16" or "fp32".
+        verify: run the same seeded input through PyTorch and through the converted model at f32, and fail if they
+            agree to less than 40 dB. None verifies small checkpoints only.
+        revision, allow_pickles, token, local_files_only: see ``find_checkpoint``.
 
     Returns:
-        sizes in MB, seconds, and the agreement with PyTorch in dB: 20 log10(max|reference| / RMSE).
+        for each part the size in MB, the seconds, and the agreement with PyTorch in dB:
+        20 log10(max|reference| / RMSE).
 
     Raises:
         ValueError: a wrong argument, an unknown scheduler, or ``model_dir`` holds something else.
-        CheckpointError: as ``find_checkpoint``.
+        CheckpointError: see ``find_checkpoint``.
         OSError: the folder cannot be written, or there is no room for it.
         ConversionError: a converted model disagrees with PyTorch.
 
@@ -58,7 +59,7 @@ def convert_checkpoint(
         check_flag("verify", verify)
     default = model_dir is None
     model_dir = default_model_dir(checkpoint, weight_format) if default else check_path("model_dir", model_dir)
-    if model_dir.name in ("", ".."):  # another folder is made beside it, under its name
+    if model_dir.name in ("", ".."):  # a temporary folder is made beside it, under its name
         model_dir = model_dir.resolve()
     found, outdated = None, []
     with only_one(model_dir):
@@ -67,7 +68,7 @@ def convert_checkpoint(
             if found is not None and not verify:
                 return found
             outdated = quantized_from(model_dir)
-        from ov_decidiffusion.conversion.export import (  # seconds, for torch and the hub
+        from ov_decidiffusion.conversion.export import (  # takes seconds, for torch and the hub
             make_model_dir,
             verify_conversion,
         )

@@ -1,4 +1,4 @@
-"""One conversion: each component of a checkpoint from PyTorch to OpenVINO, checked, and what belongs beside them."""
+"""One conversion: each part of a checkpoint is converted to OpenVINO and checked, and the settings are written."""
 
 import time
 from dataclasses import asdict, replace
@@ -36,7 +36,7 @@ from ov_decidiffusion.runtime.memory import gc_frozen, release_freed_memory
 from ov_decidiffusion.schedulers.registry import SQUEEZED, make_scheduler, peer_scheduler_config, up_to_date
 
 MIN_PSNR = 40.0  # dB
-SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified unless told otherwise
+SMALL_CHECKPOINT = 500e6  # bytes; up to this size a conversion is verified by default
 
 
 def make_model_dir(
@@ -46,10 +46,10 @@ def make_model_dir(
     verify: bool | None,
     access: Access,
 ) -> ConversionReport:
-    """Convert a checkpoint, whatever lies there before; arguments as of ``convert_checkpoint``."""
+    """Convert a checkpoint, replacing ``model_dir`` if it exists; for the arguments see ``convert_checkpoint``."""
     check_disk(model_dir.parent, 0, "The converted folder")  # before anything is downloaded for it
     folder = find_checkpoint(checkpoint, **asdict(access))
-    make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))  # refused now, not after the work
+    make_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))  # refuse it now, not after the work
     if verify is None:
         verify = weights_size(folder) <= SMALL_CHECKPOINT
     read = source_files(folder)
@@ -71,14 +71,14 @@ def _is_local(checkpoint: str | Path) -> bool:
 
 
 def _folders_of_parts(folder: Path, tiny_decoder: Path | None) -> dict[str, Path]:
-    """What there is to convert, and where each is loaded from."""
+    """The parts to convert, and the folder that each is loaded from."""
     folders = dict.fromkeys((name for name in TRACED if name != TINY_DECODER), folder)
     return folders if tiny_decoder is None else folders | {TINY_DECODER: tiny_decoder}
 
 
 def verify_conversion(found: ConversionReport, checkpoint: str | Path, access: Access) -> ConversionReport:
-    """Check a folder that was converted without a check, and note it down; a part whose weights are out of reach now
-    stays as it was."""
+    """Verify a folder that was converted without verification, and record the result; a part whose weights cannot be
+    found now stays unverified."""
     if all(part.psnr is not None for part in found.parts):
         return found
     folder, verified = find_checkpoint(checkpoint, **asdict(access)), []
@@ -136,13 +136,13 @@ def _check_agreement(name: str, file: Path, example: dict[str, torch.Tensor], re
     if agreement < MIN_PSNR:
         raise ConversionError(
             f"The converted {name} agrees with PyTorch to {agreement:.1f} dB only; at least {MIN_PSNR:.0f} dB are "
-            "needed. The conversion is not to be used."
+            "needed. Do not use this conversion."
         )
     return agreement
 
 
 def _config_for_peers(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The settings beside a converted model, under the class names that other tools know."""
+    """The ``config.json`` of a converted model, with the class names that other tools know."""
     if name == "unet":
         config = config | {"_class_name": "UNet2DConditionModel", "time_cond_proj_dim": None}
     elif name.startswith("vae"):
@@ -151,10 +151,10 @@ def _config_for_peers(name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_tokenizer(checkpoint: Path, model_dir: Path) -> None:
-    """The files of a checkpoint's tokenizer, and twice the same: as an OpenVINO model, and for ``TextEncoder``.
+    """Write a checkpoint's tokenizer in three forms: its own files, an OpenVINO model, and a file for ``TextEncoder``.
 
     Raises:
-        CheckpointError: the tokenizer's settings lead nowhere.
+        CheckpointError: the tokenizer cannot be built, or lacks a token that begins, ends or pads a prompt.
     """
     tokenizer = load_tokenizer(checkpoint)
     backend = prompt_tokenizer(tokenizer)
@@ -164,7 +164,7 @@ def write_tokenizer(checkpoint: Path, model_dir: Path) -> None:
 
 
 def write_checkpoint_settings(folder: Path, target: Path) -> None:
-    """The scheduler and the defaults of a checkpoint."""
+    """Write the scheduler and the defaults of a checkpoint."""
     scheduler = up_to_date(read_json(folder / "scheduler" / "scheduler_config.json"))
     defaults = DEFAULTS_2_0 if scheduler["_class_name"] == SQUEEZED else DEFAULTS_1_0
     if (folder / DEFAULTS_FILE).is_file():

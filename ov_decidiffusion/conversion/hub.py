@@ -45,7 +45,7 @@ from ov_decidiffusion.model_folder.writing import check_disk
 
 logger = logging.getLogger(__name__)
 
-# By Ollin Boer Bohan, MIT licence, for the latents of Stable Diffusion's autoencoder, which have this scaling factor.
+# By Ollin Boer Bohan, MIT licence; for the latents of Stable Diffusion's autoencoder, which has this scaling factor.
 TINY_DECODER_ON_HUB, TINY_SCALING_FACTOR = "madebyollin/taesd", 0.18215
 LOCAL_HINT = (
     f"Without a network, use the embedded checkpoint ({EMBEDDED_CHECKPOINT}), or give the path of a folder that "
@@ -64,14 +64,14 @@ def find_checkpoint(
 
     Args:
         checkpoint: a local folder in the layout of ``Deci/DeciDiffusion-v1-0``, or a hub id such as that one.
-            From the hub only the files that are needed are downloaded, into the hub's own cache, and compared with
-            the hashes that the hub gives. A connection that breaks is resumed, and after an interruption finished
-            files are not fetched again. ``HF_HUB_OFFLINE`` and ``HF_ENDPOINT`` are honoured.
-        revision: branch, tag or commit of the hub repository; its main branch by default.
-        allow_pickles: take weights that are there as a pickle only. They are read without running anything, but
-            safetensors cannot hold anything to run in the first place.
-        token: for the hub; None takes the one of ``hf auth login`` or HF_TOKEN.
-        local_files_only: take it from the hub's cache, and ask no hub.
+            From the hub only the needed files are downloaded, into the hub's own cache, and compared with the hashes
+            that the hub states. Broken connections are resumed, and after an interruption finished files are not
+            downloaded again. ``HF_HUB_OFFLINE`` and ``HF_ENDPOINT`` are honoured.
+        revision: a branch, tag or commit of the hub's repository; its main branch by default.
+        allow_pickles: accept weights that exist as a pickle only. They are read without running code, but safetensors
+            cannot hold code in the first place.
+        token: the access token for the hub; None takes the one from ``hf auth login`` or HF_TOKEN.
+        local_files_only: use the hub's cache only, and contact no hub.
 
     Raises:
         CheckpointError: the folder lacks a part, a file is cut short, or the hub cannot provide the checkpoint.
@@ -100,10 +100,10 @@ def find_checkpoint(
 
 
 def discard_download(repo_id: str) -> int:
-    """Delete what the hub's cache holds of a repository, which a converted folder does not need.
+    """Delete a repository from the hub's cache; a converted folder does not need it.
 
     Returns:
-        the bytes that are free again; 0 where nothing was there.
+        the number of bytes freed; 0 if nothing was there.
     """
     try:
         cache = scan_cache_dir()
@@ -116,17 +116,17 @@ def discard_download(repo_id: str) -> int:
 
 
 def find_tiny_decoder(checkpoint: Path, local: bool) -> Path | None:
-    """The folder of a tiny decoder for a checkpoint's latents; None where there is none.
+    """The folder of a tiny decoder for a checkpoint's latents; None if there is none.
 
     Args:
-        checkpoint: a checked folder; one in ``tiny_decoder`` in it goes first.
-        local: look nowhere else. Otherwise the published one for Stable Diffusion's latents is downloaded, where the
-            checkpoint has these; a hub that does not give it is told, and the conversion goes on without.
+        checkpoint: a checked folder; its own ``tiny_decoder/`` is preferred.
+        local: look nowhere else. Otherwise, if the checkpoint has Stable Diffusion's latents, the published tiny
+            decoder for them is downloaded. If that fails, a warning is logged, and the conversion goes on without it.
     """
     if (checkpoint / TINY_DECODER).is_dir():
         return checkpoint / TINY_DECODER
     vae = read_json(checkpoint / "vae" / "config.json")
-    latents = vae.get("scaling_factor", TINY_SCALING_FACTOR), vae.get("latent_channels", 4)  # diffusers' own
+    latents = vae.get("scaling_factor", TINY_SCALING_FACTOR), vae.get("latent_channels", 4)  # diffusers' defaults
     if local or latents != (TINY_SCALING_FACTOR, 4):
         return None
     try:
@@ -134,12 +134,12 @@ def find_tiny_decoder(checkpoint: Path, local: bool) -> Path | None:
         _check_hashes(folder, TINY_FILES)
         check_tiny_decoder(folder, vae)
         from ov_decidiffusion.conversion.torch_modules import (
-            load_tiny_decoder,  # seconds, and most checkpoints bring none
+            load_tiny_decoder,  # takes seconds, and most checkpoints have no tiny decoder
         )
 
         load_tiny_decoder(folder)
         return folder
-    except Exception as error:  # whatever it is, the checkpoint is whole without
+    except Exception as error:  # whatever it is, the checkpoint is complete without a tiny decoder
         logger.warning(
             'There is no tiny decoder in this folder: %s cannot be downloaded (%s). Everything but decoder="tiny" '
             "works; to have it, delete the folder later and convert again.",
@@ -154,7 +154,7 @@ def _download(repo_id: str, access: Access) -> Path:
     endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
     if endpoint.scheme == "http" and endpoint.hostname not in ("127.0.0.1", "localhost", "::1"):
         logger.warning(
-            "HF_ENDPOINT is %s: over plain http, anybody on the way can change what comes.", constants.ENDPOINT
+            "HF_ENDPOINT is %s: over plain http, anybody on the network path can change files.", constants.ENDPOINT
         )
     try:
         wanted, new = _needed_files(repo_id, access)
@@ -186,7 +186,7 @@ def _download(repo_id: str, access: Access) -> Path:
         raise _unavailable(place, error, access.local_files_only) from error
     except MemoryError:
         raise
-    except Exception as error:  # of what its answers are fetched and read with, which changes from version to version
+    except Exception as error:  # raised by the libraries that fetch and parse answers, which change between versions
         if _is_of_the_connection(error):
             raise _unavailable(place, error) from error
         raise CheckpointError(
@@ -196,14 +196,14 @@ def _download(repo_id: str, access: Access) -> Path:
 
 
 def _is_of_the_connection(error: BaseException) -> bool:
-    """By the name that HTTP libraries give to such errors: which of them the hub's uses is its own affair."""
+    """Whether the connection failed, by the name of the error's class: the hub's library may use any HTTP library."""
     return isinstance(error, ConnectionError) or "TransportError" in {kind.__name__ for kind in type(error).__mro__}
 
 
 def _unavailable(place: str, error: BaseException, local_files_only: bool = False) -> CheckpointError:
-    """Why the hub does not give it: what it answered, if it did."""
+    """An error that says why the hub does not provide a checkpoint, with its HTTP status if it answered."""
     cause, status = error, None
-    while cause is not None and status is None:  # a refusal that sent the download to the cache is behind its error
+    while cause is not None and status is None:  # the hub's refusal may be the cause of a cache error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         cause = cause.__cause__ or cause.__context__
     if constants.HF_HUB_OFFLINE:
@@ -220,23 +220,23 @@ def _unavailable(place: str, error: BaseException, local_files_only: bool = Fals
 
 
 def _needed_files(repo_id: str, access: Access) -> tuple[list[str], list[str]]:
-    """The files to have: one kind of weights for each part, and never code; and those of them to download."""
+    """The files that are needed, with one kind of weights per part and never code; and those of them to download."""
     everything = [*PLAIN_FILES, *OPTIONAL_FILES]
     for part, (config, weights) in WEIGHTED_PARTS.items():
         everything += [f"{part}/{name}" for name in (config, *weights, SHARDS)]
     revision = access.revision
     try:
         if access.local_files_only:
-            raise DryRunError("the cache alone is asked")
+            raise DryRunError("only the cache is to be used")
         options = {"revision": revision, "token": access.token, "dry_run": True}
         files = snapshot_download(repo_id, allow_patterns=everything, **options)
-        # A mirror may not tell a size: such a file counts as a byte, for it is to be downloaded all the same.
+        # A mirror may not state a size: such a file counts as one byte, since it has to be downloaded all the same.
         to_download = {file.filename: (file.file_size or 1) if file.will_download else 0 for file in files}
-    except DryRunError:  # the hub is out of reach; the cache may have all that is needed
+    except DryRunError:  # the hub cannot be reached; the cache may have everything
         try:
             to_download = {file.path: 0 for file in get_cached_repo_tree(repo_id, revision=revision)}
         except CachedRepoTreeNotFoundError:
-            return everything, everything  # trying says why
+            return everything, everything  # the download will fail, and its error says why
     missing = missing_files(to_download)
     if missing:
         raise CheckpointError(missing_message(f"'{repo_id}'", missing, to_download))
@@ -248,7 +248,7 @@ def _needed_files(repo_id: str, access: Access) -> tuple[list[str], list[str]]:
             chosen += fnmatch.filter(to_download, f"{part}/{SHARDS}")
     size = sum(to_download.get(name, 0) for name in chosen)
     try:
-        if size:  # a cache that has it all may be read-only
+        if size:  # a cache that has everything may be read-only
             remedy = "free some space, or set HF_HOME to another disk"
             check_disk(Path(constants.HF_HUB_CACHE), size, f"'{repo_id}'", remedy)
     except OSError as error:
@@ -257,10 +257,10 @@ def _needed_files(repo_id: str, access: Access) -> tuple[list[str], list[str]]:
 
 
 def _check_hashes(folder: Path, names: Iterable[str]) -> None:
-    """Compare what was downloaded with the names of its blobs, which are the hashes that the hub gave.
+    """Compare downloaded files with the names of their blobs, which are the hashes that the hub stated.
 
     Raises:
-        CheckpointError: a file is not what the hub says; it is removed, so that it is fetched again.
+        CheckpointError: a file has another hash than the hub stated; it is removed, so that it is downloaded again.
     """
     for name in names:
         if not (folder / name).is_file():

@@ -1,4 +1,4 @@
-"""What a model folder was made of: the report of a conversion, and whether a folder is what is asked for."""
+"""The report of a conversion: what a model folder was made from, and whether it matches a request."""
 
 import hashlib
 import json
@@ -32,17 +32,17 @@ class PartReport:
     name: str
     megabytes: float
     seconds: float
-    psnr: float | None  # dB against PyTorch, None where it was not verified
+    psnr: float | None  # agreement with PyTorch in dB, None if not verified
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion produced; ``str()`` gives it as a table."""
+    """What a conversion produced; ``str()`` formats it as a table."""
 
     model_dir: Path
     weight_format: str
     parts: tuple[PartReport, ...]
-    converted: bool  # False: the folder had been there before
+    converted: bool  # False: the folder existed before
 
     def __str__(self) -> str:
         lines = [f"{'part':<13}{'size':>10}{'time':>9}{'agreement with PyTorch':>25}"]
@@ -53,7 +53,7 @@ class ConversionReport:
 
     @property
     def place(self) -> str:
-        """Where the folder is, and whether it was there before, in a line."""
+        """One line that says where the folder is, and whether it existed before."""
         verb = "converted to" if self.converted else "found in"
         return f"{verb} {self.model_dir} ({self.weight_format} weights)"
 
@@ -65,10 +65,13 @@ def existing_report(
     weight_format: str,
     default: bool,
 ) -> ConversionReport | None:
-    """The report of a complete folder, or None for one to convert again: of an older format, or, in the default place,
-    of the same checkpoint as it was before it changed.
+    """The report of a complete folder that matches the request, or None if the folder has to be converted again.
+
+    It has to if it has an older format, or if it lies in the default place and its checkpoint has changed since.
 
     Args:
+        model_dir: the folder.
+        checkpoint, revision, weight_format: what is requested; see ``convert_checkpoint``.
         default: whether ``model_dir`` is ``default_model_dir(checkpoint, weight_format)``.
 
     Raises:
@@ -84,7 +87,7 @@ def existing_report(
     report = read_json(report_file)
     if "format" not in report and report.get("fingerprint"):
         logger.warning(
-            "%s is of an older format, without hashes of what it was made of: converting it again.", model_dir
+            "%s is of an older format, without hashes of what it was made from: converting it again.", model_dir
         )
         return None
     lacking = [name for name in REPORT_FIELDS if name not in report]
@@ -101,7 +104,7 @@ def existing_report(
         wanted["fingerprint"] = fingerprint_of(source_files(folder, report["read"]))
     differing = [name for name, value in wanted.items() if report[name] != value]
     if default and differing == ["fingerprint"]:
-        logger.warning("%s was made of %s as it was before it changed: converting it again.", model_dir, checkpoint)
+        logger.warning("%s was made from %s as it was before it changed: converting it again.", model_dir, checkpoint)
         return None
     if differing:
         raise ValueError(
@@ -117,10 +120,15 @@ def existing_report(
 
 
 def read_parts(folder: Path, report: dict[str, Any], kind: type[Part]) -> tuple[Part, ...]:
-    """What a folder's report says of each part, as a dataclass.
+    """The entries for each part in a folder's report, as dataclasses.
+
+    Args:
+        folder: the folder, for messages.
+        report: its report.
+        kind: the dataclass of an entry.
 
     Raises:
-        ValueError: a part lacks a field, or has one of another type.
+        ValueError: an entry lacks a field, or has one of another type.
     """
     with explaining(folder, "reading its report"):
         parts = tuple(kind(**part) for part in report["parts"])
@@ -133,7 +141,7 @@ def read_parts(folder: Path, report: dict[str, Any], kind: type[Part]) -> tuple[
 
 
 def quantized_from(model_dir: Path) -> list[Path]:
-    """The folders of INT8 and INT4 models beside a model folder that were made of it."""
+    """The folders of INT8 and INT4 models beside a model folder that were made from it."""
     fingerprint = read_json(model_dir / CONVERSION_REPORT).get("fingerprint")
     siblings = [quantized_sibling(model_dir, mode) for mode in QUANTIZED_KINDS]
     made = [one for one in siblings if (one / CONVERSION_REPORT).is_file() and one != model_dir]
@@ -141,16 +149,17 @@ def quantized_from(model_dir: Path) -> list[Path]:
 
 
 def source_of(checkpoint: str | Path, revision: str | None) -> dict[str, str | None]:
-    """What a model folder was made of: a hub id with its revision, or the name of a folder, which may move."""
+    """What a model folder was made from: a hub id with its revision, or a folder's name without its path."""
     folder = Path(checkpoint).expanduser()
     return {"checkpoint": folder.resolve().name if folder.is_dir() else str(checkpoint), "revision": revision}
 
 
 def source_files(folder: Path, known: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
-    """Size, time of change and sha256 of every file that a conversion reads.
+    """Size, time of change and SHA-256 of every file that a conversion reads.
 
     Args:
-        known: what was found of them before: a file of the same size and time is not read again.
+        folder: the checkpoint.
+        known: an earlier result: a file with the same size and time is not read again.
     """
     found = {}
     for file in checkpoint_files(folder):
@@ -163,7 +172,7 @@ def source_files(folder: Path, known: dict[str, dict[str, Any]] | None = None) -
 
 
 def fingerprint_of(read: dict[str, dict[str, Any]]) -> str:
-    """One number for the contents of all files of a checkpoint."""
+    """One hash of the contents of all files of a checkpoint."""
     return hashlib.sha256(
         json.dumps({name: file["sha256"] for name, file in sorted(read.items())}).encode()
     ).hexdigest()

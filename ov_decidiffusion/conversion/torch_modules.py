@@ -1,4 +1,4 @@
-"""The torch modules of a checkpoint, and its tokenizer: built from weights and settings alone."""
+"""The torch modules of a checkpoint and its tokenizer, built from weights and settings only."""
 
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) ->
     variant = weights_variant(folder, "text_encoder")
     folder = Path(folder) / "text_encoder"
     with _building(folder):
-        # The configuration may name a kernel on the hub for its attention; this goes before it.
+        # The configuration may name an attention kernel on the hub; ``attn_implementation`` overrides it.
         loaded = CLIPTextModel.from_pretrained(
             folder,
             dtype=dtype,
@@ -59,7 +59,7 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> Autoenco
 
 
 def load_tiny_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:
-    """An autoencoder of a few convolutions, from a folder of its own, whose decoder takes the denoiser's latents.
+    """A small autoencoder from a folder of its own, whose decoder takes the U-Net's latents.
 
     Raises:
         CheckpointError: it cannot be built, or its weights lack a parameter or hold NaN.
@@ -77,7 +77,7 @@ def _load_model(model_class: type[Model], folder: Path, dtype: torch.dtype, vari
 
 @contextmanager
 def _building(folder: Path) -> Iterator[None]:
-    """One kind of error for the many that a wrong configuration or damaged weights lead to."""
+    """Turn the many errors that a wrong configuration or damaged weights cause into a CheckpointError."""
     try:
         yield
     except (CheckpointError, MemoryError):
@@ -89,10 +89,11 @@ def _building(folder: Path) -> Iterator[None]:
 
 
 def _complete(loaded: Any, folder: Path) -> Any:
-    """diffusers and transformers only warn of missing weights, and leave them without values.
+    """Refuse a model with missing or NaN weights; diffusers and transformers only warn of missing ones.
 
     Args:
-        loaded: the model, and what they say of its loading.
+        loaded: the model, and the library's information about its loading.
+        folder: the folder that it was loaded from, for messages.
     """
     model, info = loaded
     if info["missing_keys"]:
@@ -107,7 +108,7 @@ def _complete(loaded: Any, folder: Path) -> Any:
 
 
 def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
-    """CLIP's tokenizer, padding to 77 tokens, from the files of it that are known and no others.
+    """CLIP's tokenizer, padding to 77 tokens, built from its known files and no others.
 
     Raises:
         CheckpointError: it cannot be built, or has a token that the text encoder has no row for.

@@ -1,4 +1,4 @@
-"""Torch module -> OpenVINO model, and how closely the two agree. All that leans on torch's inner workings is here."""
+"""Torch module -> OpenVINO model, and how closely the two agree. All code that uses torch's internals is here."""
 
 import contextlib
 import math
@@ -22,11 +22,11 @@ from ov_decidiffusion.conversion.torch_modules import load_text_encoder, load_ti
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
 from ov_decidiffusion.runtime.memory import release_freed_memory
 
-LARGE_PARAMETER = 100_000  # numbers
+LARGE_PARAMETER = 100_000  # elements
 
 
 class _Component(nn.Module):
-    """A part of a checkpoint in the form in which it is traced, with its settings."""
+    """A part of a checkpoint as a module that can be traced, with its settings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class TracedPart:
     example: Callable[[dict[str, Any]], dict[str, torch.Tensor]]
     shapes: dict[str, list[int]]
     outputs: tuple[str, ...]
-    traced_size: int | None = None  # ``sample_size`` to trace at: a small one shows the same graph
+    traced_size: int | None = None  # ``sample_size`` to trace at: a small one gives the same graph
 
 
 class _TextEncoder(_Component):
@@ -56,10 +56,10 @@ class _TextEncoder(_Component):
 
 
 class _TimeProjection(nn.Module):
-    """diffusers' sinusoidal time embedding, made to survive weights of 16 bits.
+    """diffusers' sinusoidal time embedding, in a form that keeps its precision with 16-bit weights.
 
     The frequencies are multiplied by timesteps of up to a thousand and put through sine and cosine, so rounding
-    them to 16 bits shows. Split into two numbers of 16 bits each, they keep their precision.
+    them to 16 bits shows. Split into two 16-bit numbers each, they keep their precision.
     """
 
     coarse: torch.Tensor
@@ -85,7 +85,7 @@ class _UNet(_Component):
     def __init__(self, unet: nn.Module):
         super().__init__()
         self.model = unet
-        assert isinstance(unet.time_proj, Timesteps)  # the kind that all Stable Diffusion's have
+        assert isinstance(unet.time_proj, Timesteps)  # the class that all Stable Diffusion models use
         self.model.time_proj = _TimeProjection(unet.time_proj)
         self.config = self.model.config
 
@@ -129,7 +129,7 @@ class _TinyDecoder(_Component):
 
 
 class _Upcast(nn.Module):
-    """A weight of 16 bits, as float32 while it is used."""
+    """Casts a 16-bit weight to float32 whenever it is used."""
 
     float32: torch.Tensor
 
@@ -141,8 +141,8 @@ class _Upcast(nn.Module):
         return weight.type_as(self.float32)
 
 
-# Tracing holds on to every tensor it meets, so weights that were really cast would all be there in float32 at once.
-# Instead the cast is noted down, and its result is one zero, repeated without memory.
+# Tracing keeps every tensor that it meets, so if weights were really cast, all would be in memory in float32 at once.
+# Instead only the cast is recorded, and its result is a single zero, expanded without taking memory.
 _UPCAST_EXTENSION = ModuleExtension(
     _Upcast,
     "aten::type_as",
@@ -154,8 +154,8 @@ _UPCAST_EXTENSION = ModuleExtension(
 def _compute_in_float32(module: nn.Module) -> None:
     """Let a module with 16-bit weights compute in float32 without ever holding all its weights in float32.
 
-    The cast becomes a part of the traced graph: a constant of 16 bits and its decompression, which is how OpenVINO
-    stores compressed weights. Small parameters are simply made float32.
+    The cast becomes part of the traced graph: a 16-bit constant and its decompression, which is how OpenVINO stores
+    compressed weights. Small parameters are simply converted to float32.
     """
     for layer in list(module.modules()):
         for name, parameter in list(layer.named_parameters(recurse=False)):
@@ -166,16 +166,16 @@ def _compute_in_float32(module: nn.Module) -> None:
 
 
 def _remembered_by_torch() -> bool:
-    """Whether this process has scripted or traced anything that torch.jit remembers."""
-    with contextlib.suppress(AttributeError):  # private parts of torch, which its stubs leave out
+    """Whether torch.jit remembers anything that this process has scripted or traced."""
+    with contextlib.suppress(AttributeError):  # private attributes of torch, which its stubs leave out
         types = torch.jit._recursive.concrete_type_store.type_store  # pyright: ignore[reportAttributeAccessIssue]
         return bool(torch.jit._state._script_classes or types)  # pyright: ignore[reportAttributeAccessIssue]
     return True
 
 
 def _forget_traces() -> None:
-    """Drop what torch.jit remembers of every module it traced: 0.3 GB for the U-Net, and nobody asks again."""
-    with contextlib.suppress(AttributeError):  # torch has no public way; without it, it only costs memory
+    """Free what torch.jit remembers of every traced module: 0.3 GB for the U-Net, which is never used again."""
+    with contextlib.suppress(AttributeError):  # torch has no public way; if this one goes, it only costs memory
         torch._C._jit_clear_class_registry()
         torch.jit._state._clear_class_state()  # pyright: ignore[reportAttributeAccessIssue]
         inner = torch.jit._recursive  # pyright: ignore[reportAttributeAccessIssue]
@@ -193,7 +193,7 @@ def _example_text(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _example_unet(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    generator, side = _generator(), min(config["sample_size"], 32)  # more costs memory and proves no more
+    generator, side = _generator(), min(config["sample_size"], 32)  # a larger one costs memory and proves no more
     return {
         "sample": torch.randn((2, config["in_channels"], side, side), generator=generator),
         "timestep": torch.tensor([500]),
@@ -226,7 +226,7 @@ TRACED = {
         _example_unet,
         {"sample": [-1, 4, -1, -1], "timestep": [-1], "encoder_hidden_states": [-1, 77, -1]},
         ("out_sample",),
-        traced_size=17,  # odd, so that diffusers' forward hands each upsampler the size of its skip
+        traced_size=17,  # odd, so that diffusers' forward passes each upsampler the size of its skip
     ),
     "vae_encoder": TracedPart(_VAEEncoder, _example_picture, {"sample": [-1, 3, -1, -1]}, ("latent_parameters",), 128),
     "vae_decoder": TracedPart(_VAEDecoder, _example_latents, {"latent_sample": [-1, 4, -1, -1]}, ("sample",), 128),
@@ -237,9 +237,9 @@ TRACED = {
 def trace(module: nn.Module, config: dict[str, Any], part: TracedPart) -> ov.Model:
     traced = part.example(config | {"sample_size": part.traced_size})
     inputs = [(key, ov.PartialShape(shape)) for key, shape in part.shapes.items()]
-    others = _remembered_by_torch()  # what the caller's own process has scripted stays
+    others = _remembered_by_torch()  # what the caller has scripted must stay
     with torch.no_grad(), _quiet_tracing():
-        # Without a second trace to compare the first with: what is compared is the whole model's output.
+        # No second trace to compare with the first: the whole model's output is compared instead.
         decoder = TorchScriptPythonDecoder(
             module,
             example_input=traced,
@@ -256,7 +256,7 @@ def trace(module: nn.Module, config: dict[str, Any], part: TracedPart) -> ov.Mod
 
 
 def load_part(part: TracedPart, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
-    """A component that computes in float32, its weights held in ``dtype``, and its settings."""
+    """A part that computes in float32 with its weights stored in ``dtype``, and its settings."""
     with _quiet_tracing():
         module = part.load(folder, dtype).eval()
     if dtype != torch.float32:
@@ -267,7 +267,7 @@ def load_part(part: TracedPart, folder: Path, dtype: torch.dtype) -> tuple[nn.Mo
 
 @torch.no_grad()
 def run_torch(part: TracedPart, folder: Path) -> tuple[list[np.ndarray], dict[str, torch.Tensor]]:
-    """What PyTorch at float32 makes of a component's example, and that example."""
+    """PyTorch's float32 outputs for a part's example input, and that input."""
     module, config = load_part(part, folder, torch.float32)
     example = part.example(config)
     out = module(**example)
@@ -275,11 +275,12 @@ def run_torch(part: TracedPart, folder: Path) -> tuple[list[np.ndarray], dict[st
 
 
 def convert_unet(unet: nn.Module, file: str | Path) -> None:
-    """Convert a U-Net on its own, without the folder around it: U-Net-NAS or any other of diffusers' kind.
+    """Convert a U-Net alone, without a model folder around it: U-Net-NAS or one of diffusers'.
 
     Args:
-        unet: takes latents, a timestep and hidden states; its weights may be float16. It is used up.
-        file: the ``.xml`` to write; weights of 16 bits go beside it.
+        unet: a module that takes latents, a timestep and hidden states; its weights may be float16. It is changed,
+            and cannot be used afterwards.
+        file: the ``.xml`` file to write; the 16-bit weights go beside it.
     """
     module = _UNet(unet.eval())
     _compute_in_float32(module)
@@ -288,8 +289,8 @@ def convert_unet(unet: nn.Module, file: str | Path) -> None:
 
 @contextlib.contextmanager
 def _quiet_tracing() -> Iterator[None]:
-    """Hide what tracing provokes and no reader can act on: it touches every attribute, also deprecated ones, and
-    warns of shape checks that diffusers makes only to refuse wrong shapes."""
+    """Hide warnings of tracing that no reader can act on: it touches every attribute, even deprecated ones, and warns
+    of shape checks that diffusers makes only to refuse wrong shapes."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -305,7 +306,7 @@ def _quiet_tracing() -> Iterator[None]:
 
 
 def _name_ports(model: ov.Model, inputs: list[str], outputs: tuple[str, ...]) -> None:
-    """Give every port exactly one name: the one that other tools look for."""
+    """Give every input and output exactly one name: the one that other tools look for."""
     for port, name in zip(model.inputs, inputs, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
@@ -315,7 +316,7 @@ def _name_ports(model: ov.Model, inputs: list[str], outputs: tuple[str, ...]) ->
 
 
 def measure_agreement(file: Path, example: dict[str, torch.Tensor], reference: list[np.ndarray]) -> float:
-    """The lowest PSNR in dB over a model's outputs, run on the CPU at f32."""
+    """The lowest PSNR in dB of a model's outputs, which are computed on the CPU at f32."""
     compiled = ov.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled({key: value.numpy() for key, value in example.items()})
     return min(psnr(results[i], expected) for i, expected in enumerate(reference))
@@ -324,7 +325,7 @@ def measure_agreement(file: Path, example: dict[str, torch.Tensor], reference: l
 def psnr(value: np.ndarray, reference: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB: 20 log10(max|reference| / RMSE).
 
-    Infinite where both are equal, and minus infinity where one holds what is no number or the reference nothing.
+    Infinity if both are equal, and minus infinity if one has NaN or infinity, or if only the reference is all zeros.
     """
     error = math.sqrt(np.mean(np.square(value.astype(np.float64) - reference)))
     peak = float(np.abs(reference).max())

@@ -52,11 +52,11 @@ def check_configurations(configurations: dict[str, Any], block_out_channels: Seq
     """Refuse a ``configurations`` dictionary that does not describe a U-Net-NAS.
 
     Args:
-        configurations: the dictionary of that name in the checkpoint's ``config.json``.
-        block_out_channels: the key of that name beside it; its first entry is the width of level 0.
+        configurations: the dictionary of this name in the checkpoint's ``config.json``.
+        block_out_channels: the list of this name beside it; its first entry is the width of level 0.
 
     Raises:
-        ValueError: names the field, its value and what is allowed.
+        ValueError: the message names the field, its value and what is allowed.
     """
     if not isinstance(configurations, dict):
         raise ValueError(f"`configurations` must be a dictionary that describes the blocks, got {configurations!r}.")
@@ -116,7 +116,7 @@ def _check_widths(configurations: dict[str, Any], block_out_channels: Sequence[i
 
 
 def _interleave(resnets: Sequence[nn.Module], attentions: Sequence[nn.Module], mix: bool) -> nn.ModuleList:
-    """Order a block's layers: alternating as long as both kinds last, or all resnets first."""
+    """Order a block's layers: alternating as long as there are both kinds, or all residual blocks first."""
     if not mix:
         return nn.ModuleList([*resnets, *attentions])
     ordered = []
@@ -152,14 +152,14 @@ def _attention(configurations: dict[str, Any], channels: int, use_linear_project
 
 
 class _FlexibleBlock(nn.Module):
-    """What the three kinds of block share: a ``modules_list`` of residual blocks and transformers."""
+    """Base class of the three kinds of block, with a ``modules_list`` of residual blocks and transformers."""
 
-    has_cross_attention = True  # diffusers' forward then hands the text to every block
+    has_cross_attention = True  # makes diffusers' forward pass the text to every block
     modules_list: nn.ModuleList
 
     @property
     def resnets(self) -> list[ResnetBlock2D]:
-        """The residual blocks, in order; diffusers' forward counts them to share out the skips."""
+        """The residual blocks, in order; diffusers' forward counts them to distribute the skips."""
         return [module for module in self.modules_list if isinstance(module, ResnetBlock2D)]
 
     @staticmethod
@@ -180,7 +180,7 @@ def _attention_options(
 
 
 class FlexibleDownBlock2D(_FlexibleBlock):
-    """A level on the way down; keeps a skip after every residual block, before the transformer that follows."""
+    """A level on the way down; it keeps a skip after every residual block, before the transformer that follows."""
 
     def __init__(self, configurations: dict[str, Any], level: int, use_linear_projection: bool):
         super().__init__()
@@ -224,7 +224,7 @@ class FlexibleDownBlock2D(_FlexibleBlock):
 
 
 class FlexibleMidBlock2D(_FlexibleBlock):
-    """The deepest block; runs at half the side of the last level where that one downsamples."""
+    """The deepest block; it runs at half the last level's side length if that level downsamples."""
 
     def __init__(self, configurations: dict[str, Any], use_linear_projection: bool):
         super().__init__()
@@ -253,7 +253,7 @@ class FlexibleMidBlock2D(_FlexibleBlock):
         cross_attention_kwargs: dict | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns [b, channels, h, w], upsampled where the block has an upsampler."""
+        """Returns [b, channels, h, w], upsampled if the block has an upsampler."""
         options = _attention_options(attention_mask, cross_attention_kwargs, encoder_attention_mask)
         # The released weights were trained with the first residual block applied twice.
         hidden_states = self.modules_list[0](hidden_states, temb)
@@ -266,7 +266,7 @@ class FlexibleMidBlock2D(_FlexibleBlock):
 
 
 class FlexibleUpBlock2D(_FlexibleBlock):
-    """A level on the way up; every residual block takes one skip, concatenated behind its input."""
+    """A level on the way up; every residual block takes one skip, concatenated after its input."""
 
     def __init__(self, configurations: dict[str, Any], index: int, use_linear_projection: bool):
         super().__init__()
@@ -300,7 +300,7 @@ class FlexibleUpBlock2D(_FlexibleBlock):
         """Returns [b, channels, h, w]; takes the skips last in, first out."""
         options = _attention_options(attention_mask, cross_attention_kwargs, encoder_attention_mask)
         skips = list(res_hidden_states_tuple)
-        if self.follows_mid_block:  # whose upsampler is told no size: it makes an even side of an odd one
+        if self.follows_mid_block:  # its upsampler is given no size, and turns an odd side into an even one
             height, width = skips[-1].shape[2:]
             hidden_states = hidden_states[:, :, :height, :width]
         for module in self.modules_list:
@@ -318,8 +318,8 @@ class FlexibleUNet2DConditionModel(UNet2DConditionModel):
 
     ``from_pretrained``, ``from_config`` and ``save_pretrained`` are diffusers'. The forward pass takes
     ``sample`` [b, in_channels, h, w], ``timestep`` (a number or [b]) and ``encoder_hidden_states``
-    [b, tokens, cross_attention_dim], and returns [b, out_channels, h, w]. Any h and w will do: an odd side is rounded
-    up by a downsampler, and what an upsampler makes of it is cut to the size of the skip.
+    [b, tokens, cross_attention_dim], and returns [b, out_channels, h, w]. Any h and w will do: a downsampler rounds an
+    odd side up, and an upsampler's output is cut to the size of the skip.
 
     Args:
         configurations: the searched blocks, as in the ``config.json`` of DeciDiffusion 1.0.
@@ -365,8 +365,8 @@ class FlexibleUNet2DConditionModel(UNet2DConditionModel):
     ):
         check_configurations(configurations, block_out_channels)
         own_config = dict(self.config)
-        # One empty level makes diffusers build what surrounds the blocks and nearly nothing else; its own
-        # blocks at full width would cost gigabytes that are thrown away at once.
+        # With one empty level, diffusers builds what surrounds the blocks and nearly nothing else; its own
+        # blocks at full width would cost gigabytes and be thrown away at once.
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -406,7 +406,7 @@ class FlexibleUNet2DConditionModel(UNet2DConditionModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
     ) -> "FlexibleUNet2DConditionModel":
-        """diffusers' ``from_pretrained``; weights that have no ``mid_block.*`` name load with no mid block."""
+        """diffusers' ``from_pretrained``; weights without a ``mid_block.*`` name load without a mid block."""
         folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
         names: set[str] = set()
         for weights in folder.glob("diffusion_pytorch_model*.safetensors"):  # one file, or several

@@ -1,4 +1,4 @@
-// What a page needs beside Gradio's own: keys, pasted and dropped pictures, words, the tab's title, light and dark.
+// What the page needs besides Gradio: keys, pasted and dropped pictures, known words, the tab's title, light and dark.
 (() => {
   const find = (selector) => document.querySelector(selector);
   const title = document.title || "DeciDiffusion on OpenVINO";
@@ -8,7 +8,7 @@
     field.dispatchEvent(new Event("input", { bubbles: true }));
   };
 
-  // Enter generates, or compares where one is in that panel; Shift+Enter begins a new line; Escape stops.
+  // Enter generates, or compares if the focus is in that panel; Shift+Enter begins a new line; Escape stops.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && isShown(find("#stop"))) find("#stop").click();
     const inPrompt = event.target.closest?.("#prompt, #negative, #seed, #size") && !event.shiftKey;
@@ -22,7 +22,7 @@
     }
   }, true);
 
-  // While one file is being read, Gradio has no field for the next; the latest of those that wait is taken.
+  // While a file is being read, Gradio has no input for the next one; of several waiting files, the latest is taken.
   let waits = 0;
   const takeIn = (file, tries = 150) => {
     clearTimeout(waits);
@@ -38,7 +38,7 @@
   };
   const pictureOf = (transfer) => [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/"));
 
-  // A picture that is pasted anywhere, or dropped where no field takes it.
+  // Take pictures that are pasted anywhere, or dropped outside the editor.
   document.addEventListener("paste", (event) => {
     const file = pictureOf(event.clipboardData);
     if (file) {
@@ -55,7 +55,7 @@
     if (file) takeIn(file);
   });
 
-  // A camera that is not there leaves no dead view.
+  // Without a camera, say so instead of opening an empty camera view.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest?.("#editor button");
     if (!button || !/cam/i.test(button.ariaLabel ?? button.title ?? "") || button.dataset.checked) return;
@@ -70,7 +70,7 @@
     }
   }, true);
 
-  // Light and dark, as it was chosen last, else as the system has it.
+  // Light or dark, as the visitor chose last, otherwise as the system is set.
   const isDark = () => document.body.classList.contains("dark");
   const nameTheme = () => {
     const button = find("#theme"), name = isDark() ? "Light" : "Dark";
@@ -82,7 +82,7 @@
     nameTheme();
   };
 
-  // A small model's words: what the last one may become, and those that it does not know, with the nearest.
+  // A small model's words: completions of the last one, and unknown words with the nearest known ones.
   let vocabulary = null;
   const readVocabulary = () => {
     const data = find("#known")?.dataset.words;
@@ -114,7 +114,7 @@
   const completions = (typed) => {
     const fragment = typed.match(/[a-z]{2,}$/i)?.[0].toLowerCase();
     if (!fragment || vocabulary.known.has(fragment)) return [];
-    // What is typed at the end may begin a phrase, with its article or without, or else a word of one.
+    // The end of the text may begin a phrase, with or without its article, or else a word of a phrase.
     const found = new Map();
     for (let at = 0; at < typed.length; at++) {
       if (at && typed[at - 1] !== " ") continue;
@@ -159,7 +159,7 @@
   };
   document.addEventListener("input", (event) => event.target.closest?.("#prompt, #negative") && lookAtWords());
 
-  // What goes on, in the tab's title; focus goes to Stop and back; on a phone the picture comes into view.
+  // Show the status in the tab's title, move the focus to Stop and back, and on a phone scroll to the picture.
   let last = "", prompt = "", running = false, stopping = false;
   const look = () => {
     const text = find("#status [role=status]")?.textContent ?? "";
@@ -178,7 +178,7 @@
     for (const item of document.querySelectorAll(".thumbnail-item")) {
       const name = item.querySelector(".caption-label")?.textContent.trim();
       if (name && item.ariaLabel !== name) item.ariaLabel = name;
-      if (name && item.querySelector("img")?.alt) item.querySelector("img").alt = "";  // the button is named already
+      if (name && item.querySelector("img")?.alt) item.querySelector("img").alt = "";  // the button has this name already
     }
     nameTheme();
     if (text === last) return;
@@ -191,7 +191,7 @@
   const begin = () => {
     const theme = localStorage.getItem("ov_decidiffusion theme");
     if (theme) document.body.classList.toggle("dark", theme === "dark");
-    // One look for all that changes in a moment: looking takes time that the pictures need.
+    // Look once for all changes within a moment: looking takes time that the pictures need.
     let waiting = false;
     const later = () => {
       if (waiting) return;

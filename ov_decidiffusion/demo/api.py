@@ -1,4 +1,4 @@
-"""The demo as an interface for programs: the same limits as the page, typed and documented."""
+"""The demo's API for programs, typed and documented, with the same limits as the page."""
 
 from typing import Any
 
@@ -11,24 +11,24 @@ from ov_decidiffusion.generation.images import check_masks, to_pictures
 from ov_decidiffusion.generation.presets import PRESETS
 
 TEXT_TO_IMAGE = (
-    "A picture of a prompt, and the settings that make it again. A seed of -1 draws one, 0 steps are the preset's own, "
-    "`solver` is a sampler's name, `size` is written like 512x384."
+    "Makes a picture of a prompt, and returns it with the settings that make it again. A seed of -1 draws one, 0 steps "
+    "mean the preset's own number, `solver` is a sampler's name, `size` is written like 512x384."
 )
-IMAGE_TO_IMAGE = f"{TEXT_TO_IMAGE} It starts from a picture, of which `strength` (0 to 1) is redone."
-INPAINT = f"{IMAGE_TO_IMAGE} Only what is white in the mask is repainted."
+IMAGE_TO_IMAGE = f"{TEXT_TO_IMAGE} It starts from a picture, and `strength` (0 to 1) says how much of it is redone."
+INPAINT = f"{IMAGE_TO_IMAGE} Only the white area of the mask is repainted."
 
-STOP = "Stops what this client has running, which ends in the picture so far, and what it has waiting."
+STOP = "Stops this client's running call, which then returns the picture so far, and its waiting calls."
 
-# The names of ``arguments_of`` for what every endpoint takes, in the order in which it is taken.
+# The arguments of every endpoint, in their order, by their names in ``arguments_of``.
 WORDS = ("prompt", "negative_prompt")
 HOW = ("seed", "steps", "guidance_scale", "preset", "solver", "size")
 
 
 class Endpoints:
-    """What programs call. The parameters' names are those of the interface.
+    """The functions that programs call. Their parameters' names are those of the API.
 
     Args:
-        studio: behind the page.
+        studio: the studio behind the page.
     """
 
     def __init__(self, studio: Studio):
@@ -96,7 +96,7 @@ class Endpoints:
     def _make(
         self, request: gr.Request, words: tuple[str, str], how: tuple[float, float, float, str, str, str], **source: Any
     ) -> tuple[str, dict[str, Any]]:
-        """What all three give; ``words`` and ``how`` are their arguments in the order of ``WORDS`` and ``HOW``."""
+        """Make a picture for any of the three; ``words`` and ``how`` have the order of ``WORDS`` and ``HOW``."""
         filled: dict[str, Any] = dict(zip(WORDS, words, strict=True)) | dict(zip(HOW, how, strict=True)) | source
         seed = filled["seed"]
         filled |= {"seed": None if seed is None or seed < 0 else seed, "steps": filled["steps"] or None}
@@ -114,7 +114,7 @@ class Endpoints:
 
 
 def offer_api(studio: Studio) -> None:
-    """``/text_to_image``, ``/image_to_image`` and ``/inpaint``, for ``gradio_client`` and plain HTTP."""
+    """Add ``/text_to_image``, ``/image_to_image``, ``/inpaint`` and ``/stop``, for ``gradio_client`` and plain HTTP."""
     endpoints = Endpoints(studio)
     with gr.Row(visible=False):
         image = gr.Image(label="image", type="pil", image_mode=None)

@@ -1,4 +1,4 @@
-"""The interactive demo: a Gradio page over the pipeline's public calls, served to this machine."""
+"""The interactive demo: a Gradio page on top of the pipeline's public methods, served to this machine."""
 
 import asyncio
 import contextlib
@@ -41,21 +41,21 @@ from ov_decidiffusion.web.uploads import UploadError, open_picture
 logger = logging.getLogger(__name__)
 
 TITLE = "DeciDiffusion on OpenVINO"
-MAX_QUEUED = 128  # calls that gradio holds; the queue in front of the pipeline is shorter
-MAX_UPLOADS = 300_000_000  # bytes of all files that visitors sent
-MAX_SESSIONS = 200  # whose values gradio keeps; each takes some 0.2 MB, and every call of a new client is one
-# The browser itself then refuses to ask any other host for anything.
+MAX_QUEUED = 128  # calls that Gradio holds; the queue in front of the pipeline is shorter
+MAX_UPLOADS = 300_000_000  # total bytes of the visitors' uploaded files
+MAX_SESSIONS = 200  # sessions whose values Gradio keeps, about 0.2 MB each; every call of a new client starts one
+# With it, the browser itself refuses to request anything from another host.
 CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; base-uri 'self'; object-src 'none'; "
     "form-action 'self'; frame-ancestors 'self' http://localhost:* http://127.0.0.1:* vscode-webview:"
 )
 DATA = Path(__file__).parents[1] / "data"
-# Gradio would fetch these for whoever asks, and hand them on as if they were the page's own.
+# Gradio would fetch these addresses for anyone, and pass them on as if they were the page's own.
 ELSEWHERE = re.compile(r"/(file[=/]\s*https?:|proxy=)", re.IGNORECASE)
 
 
 def _page_options() -> dict[str, Any]:
-    """What Gradio is told about the page, however it is served."""
+    """Gradio's options for the page, however it is served."""
     return {
         "show_error": True,
         "ssr_mode": False,
@@ -65,14 +65,14 @@ def _page_options() -> dict[str, Any]:
         "head": f"<script>{(DATA / 'demo.js').read_text(encoding='utf-8')}</script>",
         "max_file_size": MAX_UPLOAD,
         "footer_links": [],
-        "run_history": False,  # which would send pictures to the hub, with the token of whoever started the demo
+        "run_history": False,  # it would send pictures to the hub, with the token of the user who started the demo
     }
 
 
 class _StayLocal:
-    """Tells the browser what the page may load, and fetches nothing from elsewhere for it.
+    """Tells the browser what the page may load, and refuses to fetch anything from elsewhere for it.
 
-    (Starlette's own way to change answers hides who has hung up.)
+    (Starlette's own middleware for changing responses hides when a client has disconnected.)
     """
 
     def __init__(self, app: ASGIApp):
@@ -85,7 +85,7 @@ class _StayLocal:
             await send(message)
 
         uploads = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/upload")
-        if uploads and "GRADIO_TEMP_DIR" in os.environ:  # a folder of our own; else other programs' files are in it too
+        if uploads and "GRADIO_TEMP_DIR" in os.environ:  # our own folder; the default one has other programs' files too
             await asyncio.to_thread(_make_room_for_uploads, Path(get_upload_folder()))
         refuses = scope["type"] == "http" and ELSEWHERE.search(scope["path"])
         app = PlainTextResponse("Nothing is fetched from elsewhere.", 403) if refuses else self.app
@@ -93,7 +93,7 @@ class _StayLocal:
 
 
 def _make_room_for_uploads(folder: Path) -> None:
-    """What visitors send is kept for an hour, but no more than ``MAX_UPLOADS`` together: the oldest go."""
+    """Delete the oldest uploads beyond ``MAX_UPLOADS`` in total; others are kept for an hour."""
     found = []
     for file in folder.rglob("*"):
         with contextlib.suppress(OSError):  # gone meanwhile
@@ -108,9 +108,9 @@ def _make_room_for_uploads(folder: Path) -> None:
 
 
 class DemoBlocks(gr.Blocks):
-    """Gradio's Blocks whose ``launch`` listens on localhost and loads nothing from other hosts by default.
+    """Gradio's Blocks, whose ``launch`` by default listens on localhost and loads nothing from other hosts.
 
-    In a notebook, launching another one closes the one before.
+    In a notebook, launching another one closes the previous one.
     """
 
     studio: Studio
@@ -120,7 +120,8 @@ class DemoBlocks(gr.Blocks):
         """Gradio's ``launch``; every argument can be given as usual.
 
         Args:
-            allowed_hosts: names beside this machine's own under which a proxy in front of the page is asked for it.
+            allowed_hosts: host names under which a proxy passes requests on to the page; this machine's own names
+                always work.
         """
         if ipython_check():
             if DemoBlocks._in_notebook not in (None, self):
@@ -143,13 +144,13 @@ class DemoBlocks(gr.Blocks):
         return super().launch(**(defaults | kwargs))
 
     async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
-        """Gradio's, whose message for what it cannot read tells the server's paths, and whose log is a traceback; and
-        which fetches files from addresses that it is given, and reads pictures of any size."""
+        """Gradio's method, made safe. Gradio's own error messages reveal the server's paths, and it logs tracebacks; it
+        also fetches files from any address, and reads pictures of any size."""
         try:
             for file in _files_in(arguments):
                 _check_file(file)
             return await super().preprocess_data(block_fn, *arguments, **options)
-        except gr.Error as error:  # a refusal in gradio's own words
+        except gr.Error as error:  # a refusal that is fit to be shown
             error.print_exception = False
             raise
         except ComponentProcessingError as error:
@@ -163,12 +164,12 @@ class DemoBlocks(gr.Blocks):
         except OSError as error:
             logger.error("an upload could not be kept: %s", error)
             raise gr.Error("Files cannot be kept here now.", print_exception=False) from None
-        except Exception:  # a program's call that is not as the interface says
-            message = "The inputs are not what is taken here; a file has to be uploaded first."
+        except Exception:  # a program's call that does not follow the API
+            message = "The inputs are not accepted; a file has to be uploaded first."
             raise gr.Error(message, print_exception=False) from None
 
     def close(self, verbose: bool = True) -> None:
-        """Gradio's ``close``; pictures that are being made end at their next step, and all are deleted."""
+        """Gradio's ``close``; running pictures end at their next step, and all pictures are deleted."""
         if getattr(self, "studio", None) is not None:
             self.studio.close()
         super().close(verbose=verbose)
@@ -180,17 +181,17 @@ def _files_in(value: Any) -> Iterator[str]:
         if isinstance(value.get("path"), str):
             yield value["path"]
         if isinstance(value.get("url"), str) and value["url"].lstrip().lower().startswith("data:"):
-            yield value["url"]  # which Gradio reads in place of the file
+            yield value["url"]  # Gradio reads it in place of the file
         value = list(value.values())
     for one in value if isinstance(value, (list, tuple)) else ():
         yield from _files_in(one)
 
 
 def _check_file(file: str) -> None:
-    """Refuse what would have to be fetched, and a picture too large to be read; Gradio refuses what was not uploaded.
+    """Refuse addresses, and pictures that are too large; Gradio itself refuses files that were not uploaded.
 
     Raises:
-        gr.Error: says what is taken.
+        gr.Error: the message says what is accepted.
     """
     if file.lower().lstrip().startswith(("http:", "https:", "data:")):
         raise gr.Error("Upload the file itself: addresses are not fetched.")
@@ -211,15 +212,15 @@ def make_demo(
 
     Args:
         pipe: the pipeline to generate with.
-        queue: in front of the pipeline, where a server's clients wait in it too.
+        queue: the queue in front of the pipeline, if a server's clients wait in it too.
         outputs: a folder where pictures are kept after the demo has ended; None keeps none.
-        offers_int8: whether visitors may have the INT8 models made that the faster presets use.
+        offers_int8: whether visitors may start making the INT8 models that the faster presets use.
 
     Returns:
         the page; ``launch()`` serves it on localhost, ``close()`` ends it.
     """
     studio = Studio(pipe, queue, outputs, offers_int8)
-    # Otherwise Gradio makes a table of all calls with each call, for a page that nobody sees, and keeps its memory.
+    # Otherwise Gradio builds a table of all calls at each call, for a page that nobody sees, and keeps its memory.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(sys.maxsize))
 
     def leave(request: gr.Request) -> None:
@@ -243,11 +244,13 @@ def make_demo(
 def mount_demo(
     app: FastAPI, pipe: OVStableDiffusionPipeline, password: str | None = None, queue: Queue | None = None
 ) -> DemoBlocks:
-    """Serve the page at ``/demo`` of a server's application, beside what it has; ``/`` leads there.
+    """Serve the page at ``/demo`` of a server's application, in addition to its own paths; ``/`` redirects there.
 
     Args:
-        queue: that the server's clients wait in.
-        password: what the page asks for, of the user "demo"; None lets everybody in whom the server lets in.
+        app: the server's application.
+        pipe: the pipeline to generate with.
+        password: the page's password for the user "demo"; None lets in everybody whom the server lets in.
+        queue: the queue that the server's clients wait in.
     """
     demo = make_demo(pipe, queue, offers_int8=password is None)
     app.get("/", include_in_schema=False)(lambda: RedirectResponse("/demo"))

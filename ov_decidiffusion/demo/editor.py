@@ -1,4 +1,4 @@
-"""Gradio's editor of pictures, which takes only what can be a picture, and keeps no more than is needed."""
+"""Gradio's picture editor, limited to valid pictures and to a bounded amount of them."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from ov_decidiffusion.web.limits import MAX_UPLOAD
 from ov_decidiffusion.web.uploads import UploadError, open_picture
 
 MAX_LAYERS = 4  # the page paints on one
-MAX_KEPT = 100_000_000  # bytes of all pictures that were sent and not used yet; the oldest go
+MAX_KEPT = 100_000_000  # total bytes of pictures that were sent but not used yet; the oldest are dropped
 KINDS = ("background", "layer", "composite")
 
 
 def picture_editor(**options: Any) -> gr.ImageEditor:
-    """Gradio's ``ImageEditor``, whose pictures arrive one by one, before the call that they belong to.
+    """Gradio's ``ImageEditor``, with checks; its pictures arrive one by one, before the call that they belong to.
 
-    (A class of its own would make Gradio write a file of types beside this one.)
+    (A subclass would make Gradio write a file of types beside this one.)
     """
     editor = gr.ImageEditor(**options)
     original = editor.accept_blobs
 
     @server
     def accept_blobs(data: AcceptBlobs) -> None:
-        """Keep one picture, if it is one; HTTPException 400 with the reason otherwise."""
+        """Keep an uploaded picture; if it is not one, raise HTTPException 400 with the reason."""
         file = _checked(data)
         _make_room(editor, len(file), data.data["id"])
         original(data)
@@ -44,7 +44,7 @@ def _make_room(editor: gr.ImageEditor, size: int, name: str) -> None:
 
 
 def _checked(data: AcceptBlobs) -> bytes:
-    """The picture of a request, every field of which has a value that the page could have sent."""
+    """The picture of a request, after checking that the page could have sent each of its fields."""
     try:
         kind, index, name = (str(data.data.get(field)) for field in ("type", "index", "id"))
         file = data.files[0][1]
@@ -61,5 +61,5 @@ def _checked(data: AcceptBlobs) -> bytes:
 
 
 def _size(blobs: Any) -> int:
-    """Bytes of what was sent under one id."""
+    """The bytes of all pictures sent under one id."""
     return sum(len(one) for one in (blobs.background, blobs.composite, *blobs.layers) if isinstance(one, bytes))

@@ -1,4 +1,4 @@
-"""What happens on the demo's page: each function wires a part of it."""
+"""The events of the demo's page: each ``wire_...`` function connects a part of it."""
 
 import json
 import logging
@@ -41,8 +41,8 @@ NOTE = """(editor) => editor?.background ? "Using your picture as the starting p
 IN_TURN: dict[str, Any] = AT_ONCE | {
     "queue": True,
     "concurrency_limit": None,
-}  # only what gradio queues can say something on the page
-AGAIN: dict[str, Any] = IN_TURN | {"trigger_mode": "multiple"}  # while it is running too
+}  # only queued events can show messages on the page
+AGAIN: dict[str, Any] = IN_TURN | {"trigger_mode": "multiple"}  # can be triggered again while it is running
 KEPT = ("prompt", "negative_prompt", "preset", "size", "pictures", "seed", "steps", "guidance_scale", "solver")
 
 
@@ -51,10 +51,10 @@ def refused(message: str) -> gr.Error:
 
 
 def told_on_the_page(error: Exception) -> gr.Error:
-    """What went wrong, in words, with neither a path nor a traceback."""
+    """An error as a message for the page, without paths or tracebacks."""
     if isinstance(error, ModelDirError):
         logger.error("%s", error)
-        return refused("The models cannot be used here: whoever started the demo sees why.")
+        return refused("The models cannot be used: the demo's log says why.")
     if isinstance(error, (ValueError, FloatingPointError)):
         return refused(str(error))
     if isinstance(error, QueueIsFull):
@@ -66,7 +66,7 @@ def told_on_the_page(error: Exception) -> gr.Error:
 def progress_for_page(
     studio: Studio, arguments: dict[str, Any], client: str | None, session: Session
 ) -> Iterator[Progress]:
-    """A run from its start to its end; what is wrong is told in words."""
+    """A run from its start to its end; its errors become messages for the page."""
     try:
         yield from studio.make(arguments, client, session)
     except Exception as error:
@@ -74,7 +74,7 @@ def progress_for_page(
 
 
 def _pipeline_arguments(filled: dict[str, Any]) -> dict[str, Any]:
-    """The pipeline's arguments from the page's fields; ``editor`` is the source with what was painted on it."""
+    """The pipeline's arguments from the page's fields; ``editor`` holds the source and what was painted on it."""
     editor = filled.pop("editor", None) or {}
     source = editor.get("background")
     if source is not None and is_blank(source):  # the editor's empty canvas
@@ -87,14 +87,14 @@ def _pipeline_arguments(filled: dict[str, Any]) -> dict[str, Any]:
 
 
 def _session_of(studio: Studio, visitor: dict[str, Any] | None, request: gr.Request) -> tuple[str, Session]:
-    """The session of what a browser keeps, and its token; a new one where it keeps nothing, or nothing known."""
+    """The visitor's token and session, from what the browser keeps; a new session if it keeps no known token."""
     token, session = studio.sessions.of((visitor or {}).get("token"))
     studio.visit(request.session_hash, token)
     return token, session
 
 
 def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
-    """A visitor comes, or comes back after a reload, when everything is as it was, and a run is still working."""
+    """A visitor arrives; after a reload, the page shows everything as it was, and a run that is still working."""
     fields = [page.inputs[name] for name in (*KEPT, "locked")]
 
     def arrive(visitor: dict[str, Any] | None, kept: Any, request: gr.Request):
@@ -106,7 +106,7 @@ def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
     def rejoin(visitor: dict[str, Any] | None, request: gr.Request):
         token, session = _session_of(studio, visitor, request)
         runs = list(studio.runs.get(token, []))
-        yield _busy(page, bool(runs))  # nothing at all would empty the page
+        yield _busy(page, bool(runs))  # yielding nothing at all would clear the page
         for run in runs:
             yield from _watching(page, studio, run, session, token)
 
@@ -120,7 +120,7 @@ def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
 
 
 def _kept_values(kept: Any) -> list[Any]:
-    """What a browser kept of the fields, as far as each is a value of its field."""
+    """The values of the fields that a browser kept; values that do not fit their field are skipped."""
     kept = kept if isinstance(kept, dict) else {}
     is_number = (int, float)
     kinds = {name: is_number for name in ("pictures", "seed", "steps", "guidance_scale")} | {"locked": bool}
@@ -137,7 +137,7 @@ def _kept_values(kept: Any) -> list[Any]:
 
 
 def _showing(page: Page) -> list[Any]:
-    """What ``_shown`` has values for, in its order."""
+    """The components that ``_shown`` has values for, in its order."""
     return [
         page.result,
         page.slider,
@@ -154,12 +154,14 @@ def _showing(page: Page) -> list[Any]:
 def _shown(
     page: Page, session: Session, one: SavedImage | None, several: tuple[Image.Image, str, str] | None = None
 ) -> dict[Any, Any]:
-    """One picture of a session on the stage, with the gallery beside it.
+    """The page's values to show one picture of a session, and the gallery beside it.
 
     Args:
-        one: None where there is none yet.
-        several: pictures of one prompt as one, their prompt and their details, to show in its place until one is
-            chosen.
+        page: the page.
+        session: the visitor's session.
+        one: the picture; None if there is none yet.
+        several: several pictures of one prompt, put together, with their prompt and details; shown in place of ``one``
+            until the visitor chooses one.
     """
     pictures = list(session.pictures)
     ids = [kept.id for kept in pictures]
@@ -189,7 +191,7 @@ def _shown(
 
 
 def _changing(page: Page) -> list[Any]:
-    """What changes while pictures are made."""
+    """The components that change while pictures are made."""
     return [page.visitor, page.status, *_showing(page), page.inputs["seed"], page.actions["stop"], page.large_size]
 
 
@@ -200,7 +202,7 @@ def _busy(page: Page, is_busy: bool) -> dict[Any, Any]:
 def _making(
     page: Page, studio: Studio, arguments: dict[str, Any], visitor: Any, request: gr.Request, seed: int
 ) -> Iterator[dict[Any, Any]]:
-    """What changes on the page while pictures are made, or wait for those before them."""
+    """The page's changes while pictures are made, or wait in the queue."""
     token, session = _session_of(studio, visitor, request)
     try:
         run = studio.start(arguments, token, session)
@@ -222,7 +224,7 @@ def _watching(page: Page, studio: Studio, run: Run, session: Session, token: str
                 if progress.picture is not None:
                     several = (progress.picture, run.prompt, progress.saved[0].caption)
                 changed |= _shown(page, session, progress.saved[0], several)
-            elif progress.picture is not None:  # nothing of it can be downloaded, or gone on from
+            elif progress.picture is not None:  # a preview, which can neither be downloaded nor edited
                 changed |= {
                     page.result: gr.Image(progress.picture, alt_text="a preview", visible=True),
                     page.slider: gr.ImageSlider(visible=False),
@@ -237,7 +239,7 @@ def _watching(page: Page, studio: Studio, run: Run, session: Session, token: str
 
 
 def wire_generation(page: Page, studio: Studio) -> None:
-    """Generate, the tiles, a surprise, Vary, and Stop."""
+    """The buttons Generate, Surprise me, Vary and Stop, and the tiles."""
     names = {component: name for name, component in page.inputs.items() if name != "locked"}
     locked, seed = page.inputs["locked"], page.inputs["seed"]
     outputs = _changing(page)
@@ -289,7 +291,7 @@ def wire_generation(page: Page, studio: Studio) -> None:
     for event in started:
         event.failure(nothing_made, page.visitor, [page.status, page.actions["stop"]], **AT_ONCE)
 
-    seed.input(None, None, locked, js="() => true", **AT_ONCE)  # who types a seed wants that one
+    seed.input(None, None, locked, js="() => true", **AT_ONCE)  # typing a seed locks it
 
     def stop_own(visitor: Any, request: gr.Request) -> str:
         studio.queue.stop(_session_of(studio, visitor, request)[0])
@@ -299,7 +301,7 @@ def wire_generation(page: Page, studio: Studio) -> None:
 
 
 def _surprise(studio: Studio) -> str:
-    """One of the combinations that a small model knows."""
+    """A random combination of an object and a place that a small model knows."""
     known = studio.pipe.defaults["understands"]
     return f"{random.choice(known['objects'])} {random.choice(known['places'])}"
 
@@ -312,7 +314,7 @@ def _picked(session: Session, picture_id: str | None) -> SavedImage:
 
 
 def wire_choices(page: Page, studio: Studio) -> None:
-    """Qualities, sizes, seeds, examples and words."""
+    """The choices of quality, size and seed, examples, and known words."""
     pipe, inputs = studio.pipe, page.inputs
 
     for fields in (inputs, *page.compared):
@@ -344,7 +346,7 @@ def wire_choices(page: Page, studio: Studio) -> None:
 
 
 def wire_offer(page: Page, studio: Studio) -> None:
-    """Who chooses a faster quality is told what its INT8 models take, and can have them made."""
+    """Offer to make the INT8 models when a visitor chooses a faster quality, and say what that takes."""
 
     def look(preset: str) -> dict[Any, Any]:
         told = "" if preset == "exact" else studio.missing_int8()
@@ -366,7 +368,7 @@ def wire_offer(page: Page, studio: Studio) -> None:
 
 
 def _split_place(prompt: str, places: list[str]) -> tuple[str, str]:
-    """A prompt's object, and the place behind it, "" where there is none."""
+    """A prompt's object, and the place after it; "" if there is none."""
     for place in sorted(places, key=len, reverse=True):
         if prompt.endswith(place):
             return prompt.removesuffix(place).strip(), place
@@ -374,12 +376,12 @@ def _split_place(prompt: str, places: list[str]) -> tuple[str, str]:
 
 
 def _with_object(prompt: str, word: str, places: list[str]) -> str:
-    """Another object in the prompt's place."""
+    """The prompt with another object, in the same place."""
     return f"{word} {_split_place(prompt, places)[1]}".strip()
 
 
 def _with_place(prompt: str, place: str, places: list[str]) -> str:
-    """The prompt's object in another place."""
+    """The prompt with the same object, in another place."""
     return f"{_split_place(prompt, places)[0] or 'a rocket'} {place}"
 
 
@@ -387,24 +389,24 @@ FILLED_IN = ("prompt", "negative_prompt", "strength", "preset", "seed", "size", 
 
 
 def _fields_to_fill(page: Page) -> list[Any]:
-    """What the settings of a picture go into, in the order of ``_values_to_fill``."""
+    """The fields for a picture's settings, in the order of ``_values_to_fill``."""
     return [*(page.inputs[name] for name in FILLED_IN), page.inputs["locked"], page.inputs["pictures"]]
 
 
 def _values_to_fill(picture: Any) -> list[Any]:
-    """The settings of a picture; ValueError where it has none."""
+    """The values of a picture's settings for the fields; ValueError if it has none."""
     found = form_values_of(picture)
     changed = [found[name] if found[name] is not None else gr.skip() for name in FILLED_IN]
     return [*changed, True if found["seed"] is not None else gr.skip(), 1]
 
 
 def _as_source(picture: Image.Image) -> list[Any]:
-    """A picture in the editor, and the panel around it open."""
+    """The values that put a picture into the editor, and open the panel around it."""
     return [{"background": picture, "layers": [], "composite": None}, gr.Accordion(open=True)]
 
 
 def wire_current(page: Page, studio: Studio) -> None:
-    """What to do with a picture of this session."""
+    """What a visitor can do with a picture of the session: reuse, edit, film, download."""
     inputs = page.inputs
     with_source = [inputs["editor"], page.source_panel]
 
@@ -454,7 +456,7 @@ def wire_current(page: Page, studio: Studio) -> None:
 
 
 def wire_incoming(page: Page) -> None:
-    """A picture that is pasted or dropped: one that was made here fills its settings in, any other is a source."""
+    """Handle a pasted or dropped picture: one that was made here fills in its settings, any other becomes a source."""
     fields = [*_fields_to_fill(page), page.inputs["editor"], page.source_panel, page.incoming]
 
     def take_in(path: str | None) -> list[Any]:
@@ -478,11 +480,11 @@ def wire_incoming(page: Page) -> None:
         return [*values, None, gr.skip(), None]
 
     arrival = page.incoming.upload(take_in, page.incoming, fields, **IN_TURN)
-    arrival.failure(lambda: None, None, page.incoming, **AT_ONCE)  # else it kept the file and took no other
+    arrival.failure(lambda: None, None, page.incoming, **AT_ONCE)  # otherwise it would keep the file, and take no other
 
 
 def wire_comparison(page: Page, studio: Studio) -> None:
-    """One prompt and seed through two settings."""
+    """Compare two settings with one prompt and seed."""
     shared = {page.inputs[name]: name for name in ("prompt", "negative_prompt", "size", "seed")}
     sides = [{component: name for name, component in side.items()} for side in page.compared]
 
@@ -497,7 +499,7 @@ def wire_comparison(page: Page, studio: Studio) -> None:
             progress = None
             for progress in progress_for_page(studio, _pipeline_arguments(values), token, session):
                 yield {page.status: status_text(f"{name}: {progress.status}", progress.share)}
-            if progress is None or not progress.saved or progress.stopped:  # stopped: both sides
+            if progress is None or not progress.saved or progress.stopped:  # Stop ends both sides
                 newest = session.pictures[0] if session.pictures else None
                 yield _shown(page, session, newest) | _busy(page, studio.queue.has_jobs(token))
                 return

@@ -1,4 +1,4 @@
-"""The demo's page: what is on it and where. What happens is in ``events``."""
+"""The demo's page: what is on it and where. Its events are in ``events``."""
 
 import base64
 import html
@@ -24,26 +24,26 @@ LICENSE_NOTE = (
 )
 REAL_MODEL = "ov-decidiffusion demo --checkpoint Deci/DeciDiffusion-v1-0"
 PAINT = "#ff2d95"
-STORAGE = "ov_decidiffusion"  # the name and the key of what the browser keeps; it holds a token and no secret of ours
+STORAGE = "ov_decidiffusion"  # name and key of the browser storage, which holds a token and no secrets of the server
 QUALITIES = {"exact": "Best", "balanced": "Balanced", "fast": "Fast"}  # presets, as the page names them
-SMALL_WORDS = ["a", "an", "and", "at", "break", "in", "large", "of", "on", "small", "the", "with"]  # of captions
+SMALL_WORDS = ["a", "an", "and", "at", "break", "in", "large", "of", "on", "small", "the", "with"]  # need no hint
 
 
 @dataclass
 class Page:
-    """The components that something happens to; those without a value are there once the page is laid out."""
+    """The components that events use; those without a default are set by ``lay_out``."""
 
     visitor: gr.BrowserState
-    kept: gr.BrowserState  # what is filled in, over a reload
+    kept: gr.BrowserState  # the fields' values, which survive a reload
     inputs: dict[str, Any] = field(default_factory=dict)  # by the names of ``arguments_of``, and "locked", "editor"
-    compared: list[dict[str, Any]] = field(default_factory=list)  # settings of each side
+    compared: list[dict[str, Any]] = field(default_factory=list)  # the settings of each side
     actions: dict[str, Any] = field(default_factory=dict)  # buttons
     known_words: dict[str, gr.Dataset] = field(default_factory=dict)
     showcase: list[tuple[Image.Image, str, int]] = field(default_factory=list)  # picture, prompt, seed; the large first
-    tiles: gr.Gallery | None = None  # the showcase but for the large one
-    examples: gr.Dataset | None = None  # prompts, where there is no showcase
-    note: gr.Markdown = field(init=False)  # under the prompt: what else the next picture starts from
-    offer: gr.Row = field(init=False)  # to make INT8 models
+    tiles: gr.Gallery | None = None  # the showcase without the large one
+    examples: gr.Dataset | None = None  # prompts, if there is no showcase
+    note: gr.Markdown = field(init=False)  # under the prompt: says when the next picture starts from a source
+    offer: gr.Row = field(init=False)  # the offer to make INT8 models
     offer_text: gr.Markdown = field(init=False)
     size_hint: gr.Markdown = field(init=False)
     source_panel: gr.Accordion = field(init=False)
@@ -54,15 +54,18 @@ class Page:
     gallery: gr.Gallery = field(init=False)
     gallery_column: gr.Column = field(init=False)
     current: gr.State = field(init=False)  # id of the picture shown
-    listed: gr.State = field(init=False)  # ids of the gallery's pictures, as this page shows them
-    large_size: gr.State = field(init=False)  # the size that was asked about and confirmed
-    buttons: gr.Row = field(init=False)  # what to do with the picture shown
+    listed: gr.State = field(init=False)  # ids of the pictures in this page's gallery
+    large_size: gr.State = field(init=False)  # a large size that the visitor was warned of
+    buttons: gr.Row = field(init=False)  # the buttons for the picture shown
     slider: gr.ImageSlider = field(init=False)
     incoming: gr.File = field(init=False)  # where pasted and dropped files arrive
 
 
 def make_theme() -> gr.themes.Base:
-    """One accent and grey, controls with edges of 3:1, text of 4.5:1, in light and dark; no font of another host."""
+    """One accent colour and grey, in light and dark; contrasts of 3:1 for edges of controls and 4.5:1 for text.
+
+    No font is loaded from another host.
+    """
     theme = gr.themes.Base(
         primary_hue="indigo",
         neutral_hue="slate",
@@ -116,7 +119,7 @@ def make_theme() -> gr.themes.Base:
 
 
 def lay_out(studio: Studio) -> Page:
-    """Draw the page."""
+    """Lay out the page."""
     pipe = studio.pipe
     page = Page(
         gr.BrowserState({"token": None}, storage_key=STORAGE, secret=STORAGE),
@@ -144,12 +147,12 @@ def lay_out(studio: Studio) -> Page:
 
 
 def knows_words(pipe: OVStableDiffusionPipeline) -> bool:
-    """Whether this is a small model, which knows some words only."""
+    """Whether this is a small model, which knows only some words."""
     return bool(pipe.defaults.get("understands"))
 
 
 def _showcase_of(pipe: OVStableDiffusionPipeline) -> list[tuple[Image.Image, str, int]]:
-    """Pictures that the checkpoint's makers show of it; they come with it, and are looked at like any from outside."""
+    """The checkpoint's own showcase pictures; they are checked like uploaded ones."""
     shown = []
     for one in (pipe.defaults.get("showcase") or [])[:7]:
         picture = open_picture(base64.b64decode(one["webp"]))
@@ -268,14 +271,14 @@ def _draw_source(page: Page) -> None:
 
 
 def steps_of(pipe: OVStableDiffusionPipeline, preset: str) -> int:
-    """How many steps a preset takes, where nobody says otherwise."""
+    """The default number of steps of a preset."""
     return PRESETS[preset].get("num_inference_steps") or pipe.defaults["num_inference_steps"]
 
 
 def _draw_comparison(page: Page, pipe: OVStableDiffusionPipeline) -> None:
     with gr.Accordion("Compare", open=False, elem_id="comparison", elem_classes="panel") as page.compare_panel:
         gr.Markdown("Same prompt, same seed, two settings.")
-        # Beside the best stands the fastest, or where its models are missing another sampler.
+        # Compare the best with the fastest preset, or with another sampler if the INT8 models are missing.
         other = ("B", "fast", AUTOMATIC) if pipe.quantized_parts else ("B", "exact", "euler a")
         for side, preset, solver in (("A", "exact", AUTOMATIC), other):
             with gr.Row():
@@ -300,7 +303,7 @@ def _draw_comparison(page: Page, pipe: OVStableDiffusionPipeline) -> None:
 
 
 def _draw_words(page: Page, pipe: OVStableDiffusionPipeline) -> None:
-    """What a small model knows, to be clicked."""
+    """The words that a small model knows, to be clicked."""
     known = pipe.defaults.get("understands") or {}
     if not known:
         return
@@ -421,20 +424,20 @@ def _solver_choice(label: str, info: str | None, value: str = AUTOMATIC) -> gr.D
 
 
 def status_text(text: str, share: float | None = None) -> str:
-    """What is going on, for eyes and for screen readers, and how much of it is done."""
+    """HTML for the status, which screen readers announce, with a progress bar for the share that is done."""
     bar = "" if share is None else f'<progress value="{share:.2f}" aria-hidden="true"></progress>'
     return f'<p role="status" aria-live="polite">{html.escape(text)}</p>{bar}'
 
 
 def caption_html(prompt: str, details: str) -> str:
-    """A picture's prompt, cut off by the page where it is long, and what else is said of it."""
+    """HTML for a picture's prompt, which the page cuts off if it is long, and for further details."""
     safe = html.escape(prompt)
     return f'<p title="{safe}">{safe} <small>{html.escape(details)}</small></p>'
 
 
 def example_source(side: int) -> Image.Image:
-    """A drawn picture to start image-to-image from, side x side pixels: a red house in a meadow, under the sun."""
-    unit = side / 32  # drawn four times as large, on a grid of 128
+    """A drawn source for image-to-image, side x side pixels: a red house in a meadow, under the sun."""
+    unit = side / 32  # drawn at four times the size, on a grid of 128
     picture = Image.new("RGB", (4 * side, 4 * side), (120, 190, 245))
     draw = ImageDraw.Draw(picture)
 

@@ -1,4 +1,4 @@
-"""The pictures of each of the demo's visitors, for as long as they are there."""
+"""The pictures of each of the demo's visitors, kept as long as the visitor stays."""
 
 import re
 import secrets
@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-MAX_PICTURES = 100  # of one visitor; the oldest go
+MAX_PICTURES = 100  # of one visitor; the oldest are deleted
 MAX_FILMS = 10  # pictures of one visitor whose steps are kept
-MAX_SOURCES = 100_000_000  # bytes of what one visitor's pictures were made from, as they lie in memory; the oldest go
-IDLE_SECONDS = 3600  # after which a visitor's pictures are deleted
+MAX_SOURCES = 100_000_000  # bytes in memory of one visitor's source pictures and masks; the oldest are dropped
+IDLE_SECONDS = 3600  # idle time after which a visitor's pictures are deleted
 NAME_LENGTH = 60
 
 
@@ -25,12 +25,13 @@ class SavedImage:
     """A picture of a visitor's session.
 
     Attributes:
-        path: of the PNG file, with its settings inside.
-        arguments: of the call that makes it again, but for its source picture.
-        caption: what is said of it.
-        source, mask: what it was made from, or None.
-        beliefs: latents [1, 4, h, w] of what the U-Net predicted at each step, for a film; none of older pictures.
-        id: by which the page names it.
+        path: its PNG file, which holds its settings too.
+        arguments: the arguments of the call that makes it again, without its source picture.
+        caption: the details shown with it.
+        source, mask: the source picture and the mask that it was made from, or None.
+        beliefs: the clean latents [1, 4, h, w] that the U-Net predicted at each step, for a film; empty for older
+            pictures.
+        id: the page's name for it.
     """
 
     path: Path
@@ -44,14 +45,14 @@ class SavedImage:
 
 @dataclass
 class Session:
-    """One visitor's pictures, the newest first; what they were made from is kept, to continue from it."""
+    """One visitor's pictures, the newest first, with their sources and masks, so that they can be used again."""
 
     folder: Path
     pictures: list[SavedImage] = field(default_factory=list)
     seen: float = field(default_factory=time.monotonic)
     ended: bool = False
     keeps_sources: bool = True
-    outputs: Path | None = None  # where copies go that stay
+    outputs: Path | None = None  # folder for copies that are kept
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def save(
@@ -63,7 +64,7 @@ class Session:
         mask: Image.Image | None = None,
         beliefs: tuple[Any, ...] = (),
     ) -> SavedImage | None:
-        """Write a picture under a telling name; none if the session has ended meanwhile."""
+        """Write a picture under a descriptive name; returns None if the session has ended meanwhile."""
         with self.lock:
             if self.ended:
                 return None
@@ -85,11 +86,11 @@ class Session:
             return self.pictures[0]
 
     def by_id(self, picture_id: Any) -> SavedImage | None:
-        """A picture that is still kept."""
+        """The picture with this id, or None if it is no longer kept."""
         return next((one for one in self.pictures if one.id == picture_id), None)
 
     def all_in_one(self) -> Path:
-        """A ZIP file of all pictures, written each time it is asked for."""
+        """A ZIP file of all pictures, written again at each request."""
         with self.lock:
             file = self.folder / "pictures.zip"
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
@@ -98,7 +99,7 @@ class Session:
             return file
 
     def _let_sources_go(self) -> None:
-        """Of older pictures, beyond ``MAX_SOURCES``; pictures of one call share theirs."""
+        """Drop the sources of older pictures beyond ``MAX_SOURCES``; pictures of one call share theirs."""
         held: dict[int, int] = {}
         for i, one in enumerate(self.pictures):
             for picture in (one.source, one.mask):
@@ -108,7 +109,7 @@ class Session:
                 self.pictures[i] = replace(one, source=None, mask=None)
 
     def end(self) -> None:
-        """Delete the pictures, and keep no more."""
+        """Delete the pictures, and save no further ones."""
         with self.lock:
             self.ended = True
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -117,10 +118,11 @@ class Session:
 class Sessions:
     """The sessions of all visitors, by tokens that only their browsers know.
 
-    The pictures of whoever was not seen for ``idle_seconds`` are deleted, and all of them with the process.
+    A visitor's pictures are deleted after ``idle_seconds`` without a visit, and all pictures when the process ends.
 
     Args:
-        outputs: a folder where copies of the browsers' pictures stay.
+        idle_seconds: time without a visit after which a session ends.
+        outputs: a folder for copies of the pictures made in browsers, which are kept.
     """
 
     def __init__(self, idle_seconds: float = IDLE_SECONDS, outputs: Path | None = None) -> None:
@@ -132,7 +134,7 @@ class Sessions:
         threading.Thread(target=self._watch, name="sessions", daemon=True).start()
 
     def of(self, token: Any) -> tuple[str, Session]:
-        """The session that a token stands for, or a new one with a token of its own."""
+        """A token and its session; both are new if the token is unknown."""
         known = isinstance(token, str) and ("browser", token) in self._sessions
         token = token if known else secrets.token_urlsafe(24)
         return token, self._enter("browser", token)
@@ -142,7 +144,7 @@ class Sessions:
         return self._enter("program", client or secrets.token_hex(8), keeps_sources=False)
 
     def end_program(self, client: str | None) -> None:
-        """A program has left: its pictures are deleted."""
+        """End the session of a program that has left, and delete its pictures."""
         with self._lock:
             self._drop(("program", client or ""))
 
@@ -176,7 +178,7 @@ class Sessions:
 
 
 def _free_name(folder: Path, arguments: dict[str, Any]) -> Path:
-    """A telling file name that nothing in a folder has."""
+    """A descriptive file name that is not taken in a folder."""
     name = telling_name(arguments.get("prompt") or "", arguments.get("seed"))
     path, count = folder / f"{name}.png", 1
     while path.exists():

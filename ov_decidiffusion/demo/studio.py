@@ -1,4 +1,4 @@
-"""What happens behind the demo's page: from what was filled in to pictures, with all that is seen on the way."""
+"""The work behind the demo's page: from the fields' values to pictures, with previews on the way."""
 
 import contextlib
 import random
@@ -29,12 +29,12 @@ from ov_decidiffusion.web.limits import MAX_SEED, MAX_STEPS
 from ov_decidiffusion.web.queue import Job, Queue
 
 MAX_PICTURES = 4
-MAX_AREA, LARGE_AREA, WIDE_AREA = 16, 4, 2  # times the model's own: refused above, asked about above, said above
-PREVIEW_SECONDS = 0.15  # at least, between two previews: more would only slow the pictures down
-PREVIEW_SHARE = 0.1  # at most, of the time
-GRACE_SECONDS = 10  # in which a visitor whose page is loaded again finds a run still working
+MAX_AREA, LARGE_AREA, WIDE_AREA = 16, 4, 2  # times the model's own area: above, refused; needs confirming; gets a hint
+PREVIEW_SECONDS = 0.15  # the shortest time between two previews: more of them would only slow the pictures down
+PREVIEW_SHARE = 0.1  # the largest share of the time that previews may take
+GRACE_SECONDS = 10  # time for a visitor to reload the page before the runs are ended
 SHAPES = {"Square": 1, "Portrait": 3 / 4, "Landscape": 4 / 3, "Wide": 16 / 9}
-AUTOMATIC = "auto"  # a size or a solver that nobody chose
+AUTOMATIC = "auto"  # a size or a solver that the visitor has not chosen
 SIZE = re.compile(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*")
 
 
@@ -43,11 +43,11 @@ class Progress:
     """What a visitor sees at a moment of a run.
 
     Attributes:
-        status: in words.
-        share: of the run that is done, 0…1; None where nobody knows.
-        picture: to show, or None for the one that was there; at the end, several as one.
+        status: a text.
+        share: the share of the run that is done, 0…1; None if unknown.
+        picture: the picture to show; None keeps the current one. At the end, several pictures put together.
         saved: the finished pictures, at the end.
-        stopped: whether the visitor ended it.
+        stopped: whether the visitor stopped the run.
     """
 
     status: str
@@ -58,10 +58,10 @@ class Progress:
 
 
 class Run:
-    """Pictures that are being made in a thread of their own, for whoever watches; they are made where nobody does.
+    """A run in a thread of its own, which can be watched; it goes on even if nobody watches.
 
     Attributes:
-        prompt: what they show.
+        prompt: the pictures' prompt.
         job: its place in the queue.
     """
 
@@ -73,19 +73,19 @@ class Run:
         self._is_over = False
 
     def tell(self, progress: Progress) -> None:
-        """What is to be seen now."""
+        """Set what watchers see now."""
         with self._changed:
             self._latest = progress
             self._changed.notify_all()
 
     def end(self, error: Exception | None = None) -> None:
-        """Nothing more comes; what went wrong is raised where it is watched."""
+        """End the run; an error is raised for whoever watches."""
         with self._changed:
             self._is_over, self._error = True, error
             self._changed.notify_all()
 
     def watch(self) -> Iterator[Progress]:
-        """What is to be seen, whenever it changes, to the end."""
+        """The progress, each time it changes, until the end."""
         seen = None
         while True:
             with self._changed:
@@ -105,9 +105,9 @@ class Studio:
 
     Args:
         pipe: the pipeline to generate with.
-        queue: in front of the pipeline, if others wait in it too.
+        queue: the queue in front of the pipeline, if others wait in it too.
         outputs: a folder where pictures are kept after the demo has ended; None keeps none.
-        offers_int8: whether visitors may have INT8 models made, which takes minutes of this machine.
+        offers_int8: whether visitors may start making INT8 models, which keeps this machine busy for minutes.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class Studio:
         self.queue = Queue() if queue is None else queue
         self.outputs = outputs
         self.sessions = Sessions(outputs=outputs)
-        self.runs: dict[str | None, list[Run]] = {}  # of each client, those that wait or run
+        self.runs: dict[str | None, list[Run]] = {}  # the waiting and running ones of each client
         self._offers_int8, self._making_int8 = offers_int8, None
         self._visits: dict[str | None, str] = {}  # the token of each page that is open
         self._used: set[str] = set()  # presets whose models have run
-        # Each thread that computes keeps some megabytes for itself, and the page's calls come in a hundred of them.
+        # Each thread that computes keeps some megabytes, and the page's calls come from a hundred threads.
         self._one_thread = ThreadPoolExecutor(1, "pictures")
 
     def close(self) -> None:
@@ -136,11 +136,11 @@ class Studio:
         self.sessions.close()
 
     def visit(self, page: str | None, token: str) -> None:
-        """A page was opened, or loaded again, by the visitor of a token."""
+        """Note that a visitor, known by a token, has opened or reloaded a page."""
         self._visits[page] = token
 
     def leave(self, page: str | None) -> None:
-        """A page was closed: what its visitor waits for ends, unless another page of theirs is open soon."""
+        """End a visitor's runs after a page was closed, unless the visitor has or soon opens another page."""
         self.queue.forget(page)
         self.sessions.end_program(page)
         token = self._visits.pop(page, None)
@@ -154,11 +154,11 @@ class Studio:
             self.queue.forget(token)
 
     def warm_up(self) -> None:
-        """Run the models once, in a thread: their first run takes longest, and tells how long pictures take here."""
+        """Run the models once, in a thread: their first run is slow, and the next shows how long pictures take here."""
         threading.Thread(target=self._warm_up, name="warm up", daemon=True).start()
 
     def _warm_up(self) -> None:
-        # What fails here is told in a visitor's own run.
+        # Errors are ignored here; a visitor's own run reports them.
         with self.queue.place(Job("", 0)) as job, contextlib.suppress(Exception):
             if self.queue.ahead(job):
                 return
@@ -173,30 +173,30 @@ class Studio:
             self._used.add("exact")
 
     def work_of(self, arguments: dict[str, Any]) -> float:
-        """How much a call is to compute, in steps of one picture of the model's own size."""
+        """The amount of work of a call, in steps of one picture of the model's own size."""
         preset = PRESETS.get(arguments.get("preset") or "exact", {})
         steps = arguments.get("num_inference_steps") or preset.get("num_inference_steps")
         pictures = arguments.get("num_images_per_prompt", 1)
         return (steps or self.pipe.defaults["num_inference_steps"]) * pictures * max(1, self.area_of(arguments))
 
     def area_of(self, arguments: dict[str, Any]) -> float:
-        """The size of a call's pictures, as times the model's own."""
+        """The area of a call's pictures, divided by the area of the model's own size."""
         own = self.pipe.default_size
         return (arguments.get("width") or own[0]) * (arguments.get("height") or own[1]) / (own[0] * own[1])
 
     def greeting(self) -> str:
-        """What a visitor reads first: how long a picture takes here, once that was measured."""
+        """The first status: says how long a picture takes here, once that was measured."""
         if not self._used:
             return "Ready."
         return f"Ready: a picture takes about {_seconds(self.queue.estimated_seconds(self.work_of({})))} here."
 
     def missing_int8(self) -> str:
-        """What the faster presets need and what making it takes; "" where they have all that pays here."""
+        """A text that says what the faster presets lack, and what making it takes; "" if they lack nothing."""
         missing = self.pipe.models.missing_int8() if self._offers_int8 else ""
         return f"The faster qualities {missing}" if missing else ""
 
     def make_int8(self) -> Iterator[str]:
-        """Make them in a process of its own, which can be ended, telling how long it has been at it.
+        """Make the INT8 models in a process of its own, which can be ended; yields how long it has taken so far.
 
         Raises:
             DeciDiffusionError: they could not be made; the message says why.
@@ -216,20 +216,20 @@ class Studio:
         self.pipe.find_quantized()
 
     def make(self, arguments: dict[str, Any], client: str | None, session: Session) -> Iterator[Progress]:
-        """``start``, and watch."""
+        """``start`` a run, and watch it."""
         return self.start(arguments, client, session).watch()
 
     def start(self, arguments: dict[str, Any], client: str | None, session: Session) -> Run:
-        """Wait in the queue, and make pictures; one that is stopped shows what the preview showed.
+        """Start a run, which waits in the queue and makes pictures; if it is stopped, the result is its preview.
 
         Args:
-            arguments: of ``pipe.denoise``.
-            client: who may stop it.
-            session: where the pictures go.
+            arguments: the arguments of ``pipe.denoise``.
+            client: the client that may stop it.
+            session: the session that keeps the pictures.
 
         Raises:
-            ValueError: the pictures are too large, or need models that are not there.
-            QueueIsFull: too many are waiting.
+            ValueError: the pictures are too large, or need models that do not exist.
+            QueueIsFull: too many jobs are waiting.
         """
         if self.area_of(arguments) > MAX_AREA:
             width, height = arguments.get("width"), arguments.get("height")
@@ -250,7 +250,7 @@ class Studio:
             if not self.queue.is_stopped(run.job):
                 for progress in self._run(arguments, run.job, session):
                     run.tell(progress)
-        except Exception as raised:  # told where it is watched
+        except Exception as raised:  # raised again for whoever watches
             error = raised
         finally:
             self.queue.remove(run.job)
@@ -268,7 +268,7 @@ class Studio:
             own_before, _ = self.queue.others_of(job)
             if not own_before and not self._used:
                 yield Progress("Loading the model, first time only …")
-            elif not own_before:  # else the one before tells how far it is
+            elif not own_before:  # otherwise the visitor's earlier run shows its own progress
                 before = "One picture" if ahead == 1 else f"{ahead} pictures"
                 yield Progress(f"{before} ahead of yours, about {_seconds(self.queue.seconds_until(job))}.")
             self.queue.ahead(job, 0.5)
@@ -318,9 +318,9 @@ class Studio:
         stopped: bool,
         beliefs: list[Any],
     ) -> Progress:
-        """The end of a run, whose pictures are kept."""
+        """Save a run's pictures, and return its last progress."""
         saved = []
-        for i, picture in reversed(list(enumerate(pictures))):  # the latest saved comes first
+        for i, picture in reversed(list(enumerate(pictures))):  # the session lists the latest saved one first
             own = settings_of(picture)
             told = details_of(own, seed_of(own, i), seconds, len(pictures))
             told += f" · stopped after step {step.index + 1} of {step.total}" if stopped else ""
@@ -336,7 +336,7 @@ class Studio:
         return Progress(f"{what} after {seconds:.1f} s.", None, together, tuple(saved), stopped)
 
     def film(self, picture: SavedImage) -> Path:
-        """How a picture came about, step by step, as an animated GIF file beside it.
+        """An animated GIF file, beside the picture's own, that shows how it formed step by step.
 
         Raises:
             ValueError: its steps are no longer kept.
@@ -354,17 +354,17 @@ class Studio:
         return self._one_thread.submit(call, *arguments).result()
 
     def _look(self, step: DenoisingStep) -> list[Image.Image]:
-        """What a step's pictures will be, without the whole decoder's time."""
+        """Previews of a step's final pictures, without spending the time of the whole decoder."""
         return self._look_at(step.predicted)
 
     def _look_at(self, latents: Any) -> list[Image.Image]:
         if self.pipe.has_tiny_decoder:
-            with contextlib.suppress(FloatingPointError):  # what is predicted early may be far from any picture
+            with contextlib.suppress(FloatingPointError):  # early predictions may be far from any picture
                 return self.pipe.decode_latents(latents, decoder="tiny")
         return self.pipe.latent_preview(latents)
 
     def size_choices(self) -> list[tuple[str, str]]:
-        """Sizes of about the usual area in the usual shapes, as (label, "WxH")."""
+        """Sizes of about the default area in common shapes, as (label, "WxH")."""
         width, height = self.pipe.default_size
         choices = [("Automatic", AUTOMATIC)]
         for name, shape in SHAPES.items():
@@ -374,7 +374,7 @@ class Studio:
         return choices
 
     def size_hint(self, size: str | None) -> str:
-        """What to know of a size before it is asked for; "" where there is nothing."""
+        """A hint about a size before it is used; "" if there is none."""
         found = SIZE.fullmatch(str(size))
         area = 0.0 if found is None else self.area_of({"width": int(found[1]), "height": int(found[2])})
         if area > MAX_AREA:
@@ -399,16 +399,20 @@ def arguments_of(
     guidance_scale: float | None = None,
     solver: str | None = AUTOMATIC,
 ) -> dict[str, Any]:
-    """The pipeline's arguments, from what was filled in.
+    """The pipeline's arguments, from the values of the page's fields.
 
     Args:
-        source: starts image-to-image, and with ``mask`` (mode "L", white is repainted) inpainting.
-        seed: None draws one.
+        prompt, negative_prompt, preset, guidance_scale, strength: see the pipeline's ``__call__``.
+        source: a picture for image-to-image, or with ``mask`` for inpainting.
+        mask: mode "L"; white is repainted.
+        seed: the first picture's seed, further pictures count up from it; None draws one.
         size: "WxH" in pixels, or ``AUTOMATIC``.
-        solver: or ``AUTOMATIC`` for the preset's.
+        pictures: number of pictures.
+        steps: number of steps; None for the preset's.
+        solver: a sampler's name, or ``AUTOMATIC`` for the preset's.
 
     Raises:
-        ValueError: nothing was asked for, or a value cannot be read.
+        ValueError: the prompt is empty, or a value cannot be used.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError("Write a prompt first: what should the picture show?")
@@ -443,7 +447,7 @@ def arguments_of(
 
 
 def form_values_of(picture: Any) -> dict[str, Any]:
-    """What to fill in to make a picture again, by the names of ``arguments_of``.
+    """The fields' values that make a picture again, by the names of ``arguments_of``.
 
     Raises:
         ValueError: the picture carries no settings.
@@ -465,14 +469,14 @@ def form_values_of(picture: Any) -> dict[str, Any]:
 
 
 def mask_of(layers: list[Image.Image]) -> Image.Image | None:
-    """Where something was painted, in white; None where nothing was."""
+    """A mask that is white where something was painted; None if nothing was."""
     painted = [layer.getchannel("A") for layer in layers if layer is not None and "A" in layer.getbands()]
     if not painted:
         return None
     together = painted[0]
     for one in painted[1:]:
         together = ImageChops.lighter(together, one)
-    mask = together.point([0] + [255] * 255)  # of each opacity: white wherever there is any
+    mask = together.point([0] + [255] * 255)  # maps any opacity above 0 to white
     return mask if mask.getbbox() else None
 
 
@@ -483,7 +487,7 @@ def seed_of(arguments: dict[str, Any], index: int) -> int | None:
 
 
 def details_of(arguments: dict[str, Any], seed: int | None, seconds: float, pictures: int = 1) -> str:
-    """What is said of a picture beside its prompt."""
+    """The details shown with a picture's prompt."""
     solver = f" of {arguments['solver']}" if arguments.get("solver") else ""
     time_taken = f"{seconds:.1f} s" if pictures == 1 else f"{pictures} pictures in {seconds:.1f} s"
     told = f"seed {seed} · {arguments.get('num_inference_steps')} steps{solver} · {time_taken}"
@@ -495,19 +499,19 @@ def details_of(arguments: dict[str, Any], seed: int | None, seconds: float, pict
 
 
 def layer_of(mask: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    """A mask as it is painted: in a colour where it is white, on nothing."""
+    """A mask as the editor's layer: a colour where it is white, transparent elsewhere."""
     layer = Image.new("RGBA", mask.size, (*color, 0))
     layer.paste((*color, 255), mask=mask.convert("L"))
     return layer
 
 
 def is_blank(picture: Image.Image) -> bool:
-    """Whether a picture is white all over, as an editor's empty canvas is."""
+    """Whether a picture is all white, like the editor's empty canvas."""
     return all(band.getextrema()[0] == 255 for band in picture.convert("RGB").split())
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """Several pictures as one, two in a row; an empty place is transparent."""
+    """Several pictures put together, two in a row; an empty place is transparent."""
     if len(pictures) == 1:
         return pictures[0]
     width, height = pictures[0].size
@@ -519,10 +523,11 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
 
 
 def _step(step: DenoisingStep, seconds: float) -> str:
-    """How far a run is; how long it takes yet is known from the second step on, for the first may wait for models.
+    """A run's progress as text. The remaining time is shown from the second step on: the first may wait for models.
 
     Args:
-        seconds: since the first step was done.
+        step: the latest step.
+        seconds: seconds since the first step was done.
     """
     told = f"Step {step.index + 1} of {step.total}"
     left = step.total - step.index - 1

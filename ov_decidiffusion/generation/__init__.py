@@ -1,1 +1,1 @@
-"""One call to pictures."""
+"""From one call to its pictures."""

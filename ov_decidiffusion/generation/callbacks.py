@@ -1,4 +1,4 @@
-"""What diffusers' users do while a picture is made: callbacks, and the pipeline's attributes that they read and set."""
+"""Callbacks of a run, and the pipeline's attributes that diffusers' users read and set while it goes on."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 @dataclass
 class CurrentCall:
-    """A call that a thread is in.
+    """A call that is running in a thread.
 
     Attributes:
-        stops: how often another thread had asked to end everything when the call began.
-        step: the latest.
-        interrupted: whether a callback of its own asked to end it.
+        stops: how often other threads had asked to end all calls when this one began.
+        step: its latest step.
+        interrupted: whether its own callback asked to end it.
     """
 
     stops: int
@@ -32,13 +32,13 @@ class CurrentCall:
 
 
 class RunState:
-    """The attributes of a pipeline that belong to the call which a thread is in."""
+    """The attributes of a pipeline that belong to the call running in the current thread."""
 
     defaults: dict[str, Any]
 
     def __init__(self) -> None:
-        self._threads = threading.local()  # its ``calls``: one within the other, the innermost last
-        self._stops = 0  # how often another thread has asked to end what is going on
+        self._threads = threading.local()  # its ``calls`` are nested, the innermost last
+        self._stops = 0  # how often another thread has asked to end all calls
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -47,7 +47,7 @@ class RunState:
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[CurrentCall]:
-        """A call of this thread: set its ``step``, and ask ``interrupt`` after it."""
+        """Begin a call in this thread; the caller sets its ``step``, and checks ``interrupt`` after each step."""
         call = CurrentCall(self._stops)
         self._threads.calls = [*self._calls, call]
         try:
@@ -63,33 +63,33 @@ class RunState:
 
     @property
     def _step(self) -> DenoisingStep | None:
-        """Where the call is that this thread is in."""
+        """The latest step of the call running in this thread."""
         return self._calls[-1].step if self._calls else None
 
     @property
     def guidance_scale(self) -> float:
-        """Of the run that this thread is in, as it is now; after one what it was, and before any the checkpoint's."""
+        """The current value in this thread's run; after a run its last value, before any run the checkpoint's."""
         return self._latest[0] if self._step is None else self._step.guidance_scale
 
     @property
     def guidance_rescale(self) -> float:
-        """As ``guidance_scale``."""
+        """The current value; see ``guidance_scale``."""
         return self._latest[1] if self._step is None else self._step.guidance_rescale
 
     @property
     def _latest(self) -> tuple[float, float, int | None]:
-        """guidance_scale, guidance_rescale and steps of this thread's latest run."""
+        """guidance_scale, guidance_rescale and the number of steps of this thread's latest run."""
         own = self.defaults["guidance_scale"], self.defaults["guidance_rescale"], None
         return getattr(self._threads, "latest", own)
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether guidance acts in the run that this thread is in."""
+        """Whether this thread's run is guided."""
         return self.guidance_scale > 1
 
     @property
     def num_timesteps(self) -> int | None:
-        """Steps of the run that this thread is in, or of its latest."""
+        """The number of steps of this thread's run, or of its latest."""
         return self._latest[2] if self._step is None else self._step.total
 
     @property
@@ -119,7 +119,7 @@ class RunState:
 
     @property
     def interrupt(self) -> bool:
-        """Whether the call that this thread is in is about to end."""
+        """Whether the call running in this thread is about to end."""
         return bool(self._calls) and (self._calls[-1].interrupted or self._calls[-1].stops != self._stops)
 
     @property
@@ -128,7 +128,7 @@ class RunState:
 
     @_interrupt.setter
     def _interrupt(self, value: bool) -> None:
-        """In a callback: end this call. From another thread: end all that are going on."""
+        """In a callback: end this call. From another thread: end all running calls."""
         if self._step is not None:
             self._calls[-1].interrupted = bool(value)
         elif value:
@@ -136,9 +136,9 @@ class RunState:
 
 
 def call_back(callback: Callable[..., Any], pipe: RunState, step: DenoisingStep, names: list[str]) -> None:
-    """Show a step to a callback, and continue with the latents and prompt_embeds that it returns.
+    """Pass a step to a callback, and continue with the latents and prompt_embeds that it returns.
 
-    As in diffusers, negative_prompt_embeds that it returns change nothing: prompt_embeds holds them.
+    As in diffusers, returned negative_prompt_embeds change nothing: prompt_embeds holds them too.
     """
     negative = step.prompt_embeds[: len(step.latents)]
     tensors = {"latents": step.latents, "prompt_embeds": step.prompt_embeds, "negative_prompt_embeds": negative}

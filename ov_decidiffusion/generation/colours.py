@@ -1,4 +1,4 @@
-"""Colour profiles: what a picture's numbers mean, brought to sRGB, which the models were trained on."""
+"""Colour profiles: pictures are converted to sRGB, which the models were trained on."""
 
 import io
 import logging
@@ -8,17 +8,17 @@ from PIL import Image, ImageCms
 logger = logging.getLogger(__name__)
 
 MAX_PROFILE = 4_000_000  # bytes; a printer's has one or two million
-MODES = {"RGB": ("RGB", "RGBA", "RGBX"), "GRAY": ("L",), "CMYK": ("CMYK",)}  # that a profile of a space fits
+MODES = {"RGB": ("RGB", "RGBA", "RGBX"), "GRAY": ("L",), "CMYK": ("CMYK",)}  # picture modes by a profile's space
 
 
 def to_srgb(picture: Image.Image) -> Image.Image:
-    """A picture whose colour profile (ICC) was applied: it then has none, and its numbers are sRGB.
+    """Apply a picture's colour profile (ICC); the result has no profile, and its values are sRGB.
 
-    Palettes become colours, and what is transparent stays so. A profile that is damaged, or of another kind than the
-    picture, is left out with a warning in the log; pictures without one, and those in sRGB already, stay as they are.
+    Palettes are expanded to colours, and transparency is kept. A profile that is damaged, or does not fit the
+    picture's mode, is ignored with a warning in the log. Pictures without a profile or already in sRGB stay unchanged.
 
     Args:
-        picture: loaded, of 8 bits a channel; others stay as they are.
+        picture: a loaded picture with 8 bits per channel; others stay unchanged.
     """
     data = picture.info.get("icc_profile")
     if not data or picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
@@ -29,7 +29,7 @@ def to_srgb(picture: Image.Image) -> Image.Image:
             return picture
         return _converted(picture, profile)
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
-        logger.warning("A picture's colour profile is left out, it cannot be used: %s", str(error)[:200])
+        logger.warning("A picture's colour profile is left out, since it cannot be used: %s", str(error)[:200])
         return picture
 
 
@@ -49,11 +49,11 @@ def _converted(picture: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image
         picture = picture.convert("RGB" if picture.mode[0] == "P" else "L")
     space = profile.profile.xcolor_space.strip()  # pyright: ignore[reportAttributeAccessIssue]  # PIL's hints lack it
     if space == "GRAY" and picture.mode == "RGB" and alpha is not None:
-        picture = picture.convert("L")  # a grey picture, to which only its transparency gave colours
+        picture = picture.convert("L")  # a grey picture, which became RGB only because it has transparency
     if picture.mode not in MODES.get(space, ()):
         raise ValueError(f"it is for {space}, and the picture is {picture.mode}")
     converted = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    assert converted is not None  # only where it converts in place
+    assert converted is not None  # it is None only for a conversion in place
     converted.info.pop("icc_profile", None)
     if alpha is not None:
         converted.putalpha(alpha)

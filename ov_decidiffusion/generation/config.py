@@ -21,9 +21,9 @@ NOT_SAVED: Mapping[str, Any] = {"saved": False}  # in a field's metadata: it can
 
 @dataclass(frozen=True, eq=False)
 class GenerationConfig:
-    """What a call of ``OVStableDiffusionPipeline`` asks for; the call's documentation says what each field means.
+    """The arguments of one call of ``OVStableDiffusionPipeline``, whose ``__call__`` documents each field.
 
-    None stands for "as the preset, the checkpoint or the source picture has it".
+    None means that the preset, the checkpoint or the source picture decides.
     """
 
     prompt: str | list[str] | None = None
@@ -50,7 +50,7 @@ class GenerationConfig:
     prompt_embeds: torch.Tensor | None = field(default=None, metadata=NOT_SAVED)
     negative_prompt_embeds: torch.Tensor | None = field(default=None, metadata=NOT_SAVED)
     prompt_syntax: bool = True
-    preset: str = field(default="exact", metadata=NOT_SAVED)  # saved beside the arguments, which are its values
+    preset: str = field(default="exact", metadata=NOT_SAVED)  # saved beside the arguments, which hold its values
     solver: str | None = None
     quantized: bool | Sequence[str] | None = None
     cache_interval: int | None = None
@@ -60,16 +60,16 @@ class GenerationConfig:
     decoder: str | None = None
 
     def resolved(self, defaults: Mapping[str, Any], train_timesteps: int) -> ResolvedConfig:
-        """The configuration that runs: what is None comes from the preset, then from the checkpoint.
+        """The configuration that runs: values that are None come from the preset, then from the checkpoint.
 
-        What depends on a machine or a folder, such as whether there are INT8 models, is looked at in ``make_plan``.
+        ``make_plan`` handles what depends on the machine or the folder, such as whether there are INT8 models.
 
         Args:
-            defaults: the checkpoint's own, by the fields' names.
-            train_timesteps: of the noise schedule.
+            defaults: the checkpoint's own values, by the fields' names.
+            train_timesteps: length of the noise schedule.
 
         Raises:
-            ValueError: no such preset, or a number has a wrong value.
+            ValueError: there is no such preset, or a number has a wrong value.
         """
         asked = {one.name: getattr(self, one.name) for one in fields(self)}
         chosen = apply_preset(self.preset, asked)
@@ -104,7 +104,7 @@ class GenerationConfig:
         )
 
     def to_save(self) -> dict[str, Any]:
-        """The fields that make the picture again, without those that say nothing of it."""
+        """The fields needed to make the picture again, without those that had no effect on it."""
         left_out = {name for name in ("num_inference_steps", "timesteps", "sigmas") if getattr(self, name) is None}
         if self.image is None:
             left_out |= {"strength", "resize_mode"}
@@ -117,7 +117,7 @@ class GenerationConfig:
 class ResolvedConfig(GenerationConfig):
     """A configuration with every choice made; ``num_inference_steps`` is None where the schedule itself is given."""
 
-    # ``field()``: these have to be given, and have no None to fall back to.
+    # ``field()``: these have to be given; they have no default of None.
     _: KW_ONLY
     guidance_scale: float = field()
     guidance_rescale: float = field()
@@ -128,7 +128,7 @@ class ResolvedConfig(GenerationConfig):
     decoder: str = field()
 
     def with_values(self, **values: Any) -> ResolvedConfig:
-        """The same with other values of some fields."""
+        """A copy with other values for some fields."""
         return replace(self, **values)
 
 

@@ -1,4 +1,4 @@
-"""The denoising loop, and what a step of it is."""
+"""The denoising loop, and its steps."""
 
 import inspect
 import math
@@ -19,9 +19,9 @@ from ov_decidiffusion.schedulers.registry import Scheduler
 
 @dataclass(frozen=True)
 class InpaintBlend:
-    """What inpainting keeps: outside the mask, each step's latents are the source's, as noisy as the rest.
+    """Keeps the source outside the mask: after each step, the latents there are the source's, with equal noise.
 
-    This is diffusers' way of inpainting with a model that has no channels for masks.
+    This is how diffusers inpaints with a model that has no input channels for masks.
     """
 
     clean: torch.Tensor  # latents of the source [b, 4, h, w]
@@ -29,7 +29,7 @@ class InpaintBlend:
     mask: torch.Tensor  # [b or 1, 1, h, w], 1 where the picture is repainted
 
     def apply(self, latents: torch.Tensor, scheduler: Scheduler, timestep: torch.Tensor | None) -> torch.Tensor:
-        """Latents that are noisy as at a timestep; None: that are done."""
+        """The latents with the source's outside the mask, as noisy as at a timestep; None: without noise."""
         source = self.clean
         if timestep is not None:
             source = scheduler.add_noise(source, self.noise, timestep.reshape(1))
@@ -37,22 +37,22 @@ class InpaintBlend:
 
 
 class DenoisingStep:
-    """One step of ``denoise``. Assign to its attributes to change the run: the next step is made from what it holds.
+    """One step of ``denoise``. Assign to its attributes to change the run: the next step starts from their values.
 
     Attributes:
-        index: from 0.
-        total: steps of the run.
-        timestep: of the schedule.
-        latents: [b, 4, h, w], after the step; ValueError where others of another shape, or NaN, are assigned.
-        sample: [b, 4, h, w], what the U-Net was given: the latents before the step, as the scheduler scales them.
-        predicted: [b, 4, h, w], the latents that the U-Net believes in at this step: where a single straight step to
-            the end would lead.
-        prompt_embeds: hidden states [b, n, d] of the prompts, behind those of the negative prompts, [2 b, n, d], in a
-            run that is guided.
-        guidance_scale, guidance_rescale: of the next steps.
+        index: counted from 0.
+        total: number of steps of the run.
+        timestep: the schedule's timestep for this step.
+        latents: [b, 4, h, w], after the step; assigning another shape, or NaN, raises ValueError.
+        sample: [b, 4, h, w], the U-Net's input: the latents before the step, as the scheduler scales them.
+        predicted: [b, 4, h, w], the clean latents that the U-Net predicts at this step: where a single straight step
+            to the end would lead.
+        prompt_embeds: hidden states [b, n, d] of the prompts; in a guided run [2 b, n, d], with those of the negative
+            prompts first.
+        guidance_scale, guidance_rescale: the values for the next steps.
         quantized, decoder: the parts that run in INT8 and the decoder to use, for ``decode_latents``.
-        postprocess: what ``finish`` needs to know of the run.
-        scheduler: of this run alone.
+        postprocess: what ``finish`` needs to know about the run.
+        scheduler: this run's own copy.
     """
 
     def __init__(
@@ -126,15 +126,15 @@ def denoise(
     """The loop: predict, guide, step, yield.
 
     Args:
-        plan: of the run.
-        unet: the U-Net; after ``prepare_caching`` where the plan has steps that are not full ones.
-        latents: what to start from [b, 4, h, w].
-        prompt_embeds: hidden states of the prompts [b, n, d], with those of the negative prompts first [2 b, n, d]
-            where steps are guided.
+        plan: the run's plan.
+        unet: the U-Net; call its ``prepare_caching`` first if not all steps of the plan are full ones.
+        latents: [b, 4, h, w] to start from.
+        prompt_embeds: hidden states of the prompts [b, n, d]; in a guided run [2 b, n, d], with those of the negative
+            prompts first.
         progress_bar_config: tqdm's options.
-        blend: what inpainting keeps.
-        postprocess: handed to each step.
-        rows_at_once: as of ``UNet.full``.
+        blend: what inpainting keeps of the source.
+        postprocess: passed on to each step.
+        rows_at_once: see ``UNet.full``.
 
     Raises:
         FloatingPointError: a step ended in NaN or infinity.
@@ -172,11 +172,11 @@ def _refuse_nan(latents: torch.Tensor, index: int, total: int) -> None:
 def predicted_end(
     scheduler: Scheduler, prediction: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor
 ) -> torch.Tensor:
-    """The clean latents that a prediction stands for (Salimans & Ho 2022, arXiv 2202.00512, section 4 and appendix D).
+    """The clean latents that a prediction implies (Salimans & Ho 2022, arXiv 2202.00512, section 4 and appendix D).
 
     Args:
-        prediction: of the noise, of v or of the latents, as the scheduler is set to [b, 4, h, w].
-        sample: what it was made from, as the scheduler scales it: alpha x + sigma noise with alpha^2 + sigma^2 = 1.
+        prediction: [b, 4, h, w] of the noise, of v or of the latents, by the scheduler's ``prediction_type``.
+        sample: the U-Net's input, as the scheduler scales it: alpha x + sigma noise with alpha^2 + sigma^2 = 1.
         timestep: one number.
     """
     level = float(noise_levels(scheduler, timestep.reshape(1))[0])
@@ -190,6 +190,6 @@ def predicted_end(
 
 
 def _step_options(scheduler: Scheduler, plan: Plan) -> dict[str, Any]:
-    """What this scheduler's step takes beyond the prediction."""
+    """The optional arguments that this scheduler's ``step`` accepts."""
     taken = inspect.signature(scheduler.step).parameters
     return {name: value for name, value in (("generator", plan.generator), ("eta", plan.config.eta)) if name in taken}

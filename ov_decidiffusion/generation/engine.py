@@ -1,6 +1,6 @@
-"""What makes pictures: the parts of a model folder, put together for one run after the other.
+"""The engine makes pictures: it puts the parts of a model folder together, and runs them for each call.
 
-This is where torch and diffusers come in; ``pipeline.py`` imports it while models compile.
+It is the module that brings in torch and diffusers; ``pipeline.py`` imports it while models compile.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Pictures = list[Image.Image] | np.ndarray | torch.Tensor
 
 @dataclass(frozen=True)
 class _Run:
-    """What one run starts from, checked."""
+    """The checked inputs of one run."""
 
     config: ResolvedConfig
     text: tuple[Text, Text]
@@ -72,7 +72,7 @@ class Engine:
 
     Args:
         models: the compiled models.
-        folder: that they came from.
+        folder: the model folder that they were loaded from.
 
     Raises:
         ValueError: the folder's tokenizer, scheduler or settings are damaged; the message names the file.
@@ -105,7 +105,7 @@ class Engine:
         self._scheduler = scheduler
 
     def set_progress_bar_config(self, options: dict[str, Any]) -> None:
-        """Arguments as ``OVStableDiffusionPipeline.set_progress_bar_config`` says."""
+        """See ``OVStableDiffusionPipeline.set_progress_bar_config``."""
         known = inspect.signature(tqdm.__init__).parameters
         unknown = [name for name in options if name not in known]
         if unknown:
@@ -113,7 +113,7 @@ class Engine:
         self.progress_bar_config = options
 
     def denoise(self, config: GenerationConfig) -> Iterator[DenoisingStep]:
-        """Check everything, and make the loop."""
+        """Check all arguments, and return the loop."""
         with self.models.at_work():
             run, plan = self._prepare_run(config)
             if not all(plan.full_steps):
@@ -121,7 +121,7 @@ class Engine:
             return self._count(self._run(run, plan))
 
     def _prepare_run(self, config: GenerationConfig) -> tuple[_Run, Plan]:
-        """Everything that is checked before the first step."""
+        """All checks that come before the first step."""
         check_flag("prompt_syntax", config.prompt_syntax)
         text = check_text(config, self.models.unet_config["cross_attention_dim"])
         prompts = len(text[0])
@@ -143,10 +143,10 @@ class Engine:
         return _Run(resolved, text, inputs, latents, shape, size, rows_at_once), plan
 
     def set_default_size(self, size: tuple[int, int]) -> None:
-        """Another size (width, height) in pixels of pictures when nothing else is asked for.
+        """Change the size (width, height) in pixels of a picture when a call gives no size.
 
         Raises:
-            ValueError: no pair, or no size that pictures can have.
+            ValueError: not a pair, or not a size that pictures can have.
         """
         if not isinstance(size, (tuple, list)) or len(size) != 2:
             raise ValueError(f"`default_size` must be (width, height), got {shown(size)}.")
@@ -161,7 +161,7 @@ class Engine:
         given = getattr(config.latents if source is None else source, "shape", ())
         own = None if len(given) != 4 else (given[3] * self.vae.scale_factor, given[2] * self.vae.scale_factor)
         if own is not None and shaping is None and config.width is None and config.height is None:
-            default = own  # latents set it
+            default = own  # the latents determine the size
         size = choose_size(config.width, config.height, shaping, default, models.size_factor, models.static_shapes)
         if source is not None and size != own:
             raise ValueError(
@@ -170,7 +170,7 @@ class Engine:
         return size
 
     def _count(self, run: Generator[DenoisingStep, None, None]) -> Iterator[DenoisingStep]:
-        """A loop that is at work while it makes a step, and not while it waits to be asked for the next."""
+        """Mark the models as at work while the loop makes a step, but not while it waits for the next request."""
         with contextlib.closing(run):
             while True:
                 with self.models.at_work():
@@ -181,7 +181,7 @@ class Engine:
 
     @torch.no_grad()
     def _run(self, run: _Run, plan: Plan) -> Generator[DenoisingStep, None, None]:
-        """The loop; a generator, so that nothing is computed before it is asked for."""
+        """The loop; a generator, so that nothing is computed before the first step is requested."""
         config, inputs = run.config, run.inputs
         sources = None if inputs is None else prepare_sources(inputs, run.size)
         postprocess = Postprocess(
@@ -197,7 +197,7 @@ class Engine:
         )
 
     def _made_with(self, plan: Plan) -> dict[str, Any]:
-        """What a picture depends on beside the arguments of the call."""
+        """What a picture depends on besides the arguments of the call."""
         return {
             **self.origin,
             "preset": plan.config.preset,
@@ -208,12 +208,12 @@ class Engine:
         }
 
     def encode_prompt(self, prompts: list[str], prompt_syntax: bool) -> torch.Tensor:
-        """Hidden states of prompts, as ``OVStableDiffusionPipeline.encode_prompt`` says."""
+        """Hidden states of prompts; see ``OVStableDiffusionPipeline.encode_text``."""
         with self.models.at_work():
             return self.text_encoder.encode(prompts, prompt_syntax)
 
     def encode_pair(self, config: GenerationConfig, guided: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Hidden states for the prompts and against them, as ``OVStableDiffusionPipeline.encode_prompt`` says."""
+        """Hidden states of prompts and negative prompts; see ``OVStableDiffusionPipeline.encode_prompt``."""
         with self.models.at_work():
             prompts, negative = check_text(config, self.models.unet_config["cross_attention_dim"])
             times = check_whole("num_images_per_prompt", config.num_images_per_prompt, 1)
@@ -225,14 +225,14 @@ class Engine:
             return wanted, against
 
     def latent_preview(self, latents: Any, colours: Any) -> list[Image.Image]:
-        """Coarse pictures of latents, as ``OVStableDiffusionPipeline.latent_preview`` says."""
+        """Coarse pictures of latents; see ``OVStableDiffusionPipeline.latent_preview``."""
         with self.models.at_work():
             return latent_preview(check_batch("latents", latents, self.latent_channels), colours, self.vae.scale_factor)
 
     def encode_image(
         self, pixels: Any, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> torch.Tensor:
-        """Latents of pixels; arguments as ``OVStableDiffusionPipeline.encode_image`` says."""
+        """Latents of pixels; see ``OVStableDiffusionPipeline.encode_image``."""
         with self.models.at_work():
             pixels = check_batch("pixels", pixels, 3, self.vae.scale_factor)
             size = pixels.shape[3], pixels.shape[2]
@@ -240,7 +240,7 @@ class Engine:
             return self.vae.to_latents(pixels, make_generator(generator, None, len(pixels)))
 
     def finish(self, step: DenoisingStep, output_type: str = "pil") -> Pictures:
-        """The pictures of a step; arguments as ``OVStableDiffusionPipeline.finish`` says."""
+        """The pictures of a step; see ``OVStableDiffusionPipeline.finish``."""
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
         if not isinstance(step, DenoisingStep):
             raise ValueError(f"`step` must be one that denoise gave, got {shown(step)}.")
@@ -262,7 +262,7 @@ class Engine:
         quantized: bool | Collection[str] = False,
         decoder: str = "whole",
     ) -> Pictures:
-        """Pictures of latents; arguments as ``OVStableDiffusionPipeline.decode_latents`` says."""
+        """Pictures of latents; see ``OVStableDiffusionPipeline.decode_latents``."""
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1])
         parts = check_quantized(quantized, self.models.quantized_parts, QUANTIZABLE)
         check_decoder(decoder, self.models.has_tiny_decoder)
@@ -271,6 +271,6 @@ class Engine:
             size = latents.shape[3] * self.vae.scale_factor, latents.shape[2] * self.vae.scale_factor
             check_memory(self.models.estimated_memory(0, size, self.vae.decoded_at_once(size)))
             decoded = self.vae.to_pixels(latents, "vae_decoder" in parts, decoder)
-            # Any: diffusers names a single picture where it gives a list of them.
+            # Any: diffusers declares a single picture but returns a list of them.
             pictures: Any = self.image_processor.postprocess(decoded, output_type=output_type)
             return pictures

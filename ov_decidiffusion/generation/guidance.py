@@ -9,17 +9,18 @@ import torch
 
 
 class Guidance:
-    """Which steps are guided, and how their two predictions become one.
+    """Decides which steps are guided, and combines their two predictions.
 
     Args:
-        scale: guidance is off at 1 or below.
-        rescale: share in 0…1 by which guidance's contrast is pulled back.
-        acts: of each step, whether guidance may act on it.
-        interval: on the first guided step and every so many guided steps, guidance's direction is computed; the steps
-            between reuse it, and run the U-Net on half of the rows (Lv et al. 2024, arXiv 2410.19355, section 3.3).
+        scale: the guidance scale; guidance is off at 1 or below.
+        rescale: share in 0…1 by which the contrast that guidance adds is pulled back.
+        acts: for each step, whether guidance may act on it.
+        interval: guidance's direction is computed on the first guided step and then on every ``interval``-th one. The
+            guided steps between reuse it, and run the U-Net on half of the rows (Lv et al. 2024, arXiv 2410.19355,
+            section 3.3).
 
     Attributes:
-        scale, rescale: callbacks change them between steps.
+        scale, rescale: callbacks may change them between steps.
     """
 
     def __init__(self, scale: float, rescale: float, acts: Sequence[bool], interval: int = 1):
@@ -31,7 +32,7 @@ class Guidance:
     def inputs(
         self, index: int, latents: torch.Tensor, prompt_embeds: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents and hidden states of a step's rows: twice the pictures where both predictions are needed.
+        """The latents and hidden states of a step's rows: two rows per picture if both predictions are needed.
 
         Args:
             latents: [b, 4, h, w].
@@ -44,7 +45,7 @@ class Guidance:
         return latents, prompt_embeds[-len(latents) :]
 
     def apply(self, prediction: torch.Tensor) -> torch.Tensor:
-        """The prediction [b, 4, h, w] to step with, from the prediction for the rows that ``inputs`` gave."""
+        """The prediction [b, 4, h, w] for the scheduler, from the prediction for the rows that ``inputs`` returned."""
         if self._predicts_both:
             unconditional, conditional = prediction.chunk(2)
             self._direction = conditional - unconditional
@@ -55,13 +56,13 @@ class Guidance:
 
 
 def guidance_refresh(acts: Sequence[bool], interval: int) -> list[bool]:
-    """Which steps compute guidance's direction: of those that are guided the first and every so many."""
+    """Which steps compute guidance's direction: the first guided step, and then every ``interval``-th one."""
     counted = accumulate(acts, initial=0)
     return [is_guided and count % interval == 0 for is_guided, count in zip(acts, counted, strict=False)]
 
 
 def rescaled(guided: torch.Tensor, conditional: torch.Tensor, guidance_rescale: float) -> torch.Tensor:
-    """A guided prediction, its contrast pulled back towards the conditional one's by a share in 0…1.
+    """A guided prediction whose contrast is pulled back towards the conditional one's, by a share in 0…1.
 
     Lin et al. 2023, arXiv 2305.08891, section 3.4, equations 14 to 16.
     """

@@ -13,33 +13,33 @@ from PIL import ExifTags, Image, ImageOps
 from ov_decidiffusion.arguments import check_whole
 from ov_decidiffusion.generation.colours import to_srgb
 
-STRIP = 256  # rows of a large picture that are laid on a colour at a time
+STRIP = 256  # rows of a large picture that are composited on a colour at a time
 RESIZE_MODES = ("crop", "fill", "stretch")
 PictureLike = Image.Image | np.ndarray | torch.Tensor
-AREA_TOLERANCE = 0.15  # of the default's area: how far a size may go to be closer to a source's shape
+AREA_TOLERANCE = 0.15  # share of the default's area by which a size may differ, to be closer to a source's shape
 
 
 @dataclass
 class StableDiffusionOutput(BaseOutput):
-    """What a call gives.
+    """What a call returns.
 
     Attributes:
         images: PIL pictures, or an array [b, H, W, 3] in 0…1 (np), or a tensor [b, 3, H, W] (pt, latent).
-        nsfw_content_detected: what the pipeline's ``safety_checker`` said of each; None without one.
+        nsfw_content_detected: the flag of the pipeline's ``safety_checker`` for each picture; None without one.
     """
 
-    images: list[Image.Image] | Any  # the arrays and tensors: callers know which they asked for
+    images: list[Image.Image] | Any  # Any: arrays and tensors; callers know which they asked for
     nsfw_content_detected: list[bool] | None = None
 
 
 def to_pictures(image: Any, name: str = "image", behind: str = "white") -> list[Image.Image]:
-    """Source pictures in whatever form, as upright RGB ones.
+    """Source pictures in any form, as upright RGB pictures.
 
     Args:
-        image: a PIL picture; an array [H, W], [H, W, 3] or [b, H, W, 3], or with 4 for 3, the fourth being opacity; a
-            tensor [H, W], [3, H, W] or [b, 3, H, W]; or a list of such. Whole numbers are 0…255. Others are 0…1, and
-            tensors with negative numbers -1…1, as in diffusers.
-        name: of the argument, for messages.
+        image: a PIL picture; an array [H, W], [H, W, 3] or [b, H, W, 3], or with 4 channels, the fourth being opacity;
+            a tensor [H, W], [3, H, W] or [b, 3, H, W]; or a list of these. Whole numbers are taken as 0…255, others as
+            0…1, and tensors with negative numbers as -1…1, as in diffusers.
+        name: the argument's name, for messages.
         behind: the colour that shows where a picture is transparent.
 
     Raises:
@@ -65,10 +65,10 @@ def check_images(image: Any, prompts: int) -> list[Image.Image]:
 
 
 def check_masks(mask_image: Any, images: list[Image.Image]) -> list[Image.Image]:
-    """A mask for each source picture, of its size, in grey (mode "L"): white is repainted, what is transparent is not.
+    """A mask for each source picture, of its size, in grey (mode "L"): white is repainted, transparent areas are not.
 
     Args:
-        mask_image: one, or one for each picture, in any form that ``to_pictures`` takes, of any size.
+        mask_image: one mask, or one for each picture, in any form that ``to_pictures`` takes, of any size.
 
     Raises:
         ValueError: another number of masks.
@@ -87,7 +87,7 @@ def _tensor_to_pictures(tensor: torch.Tensor, name: str) -> list[Image.Image]:
     batch = batch[(None,) * max(0, 4 - batch.ndim)] if batch.ndim > 1 else batch
     if batch.ndim != 4 or batch.shape[1] not in (1, 3) or batch.is_complex():
         raise ValueError(f"`{name}` as a tensor must be [H, W], [3, H, W] or [b, 3, H, W], got {tuple(tensor.shape)}.")
-    if batch.is_floating_point() and batch.numel() and batch.min() < -0.5 / 255:  # less is what rounding leaves
+    if batch.is_floating_point() and batch.numel() and batch.min() < -0.5 / 255:  # smaller ones: rounding errors
         batch = batch / 2 + 0.5
     array = batch.permute(0, 2, 3, 1)
     return _array_to_pictures(array.float().numpy() if array.is_floating_point() else array.numpy(), name, "white")
@@ -115,8 +115,8 @@ def _array_to_pictures(array: np.ndarray, name: str, behind: str) -> list[Image.
 def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Image.Image:
     """Any PIL picture as an upright RGB one.
 
-    EXIF rotation and colour profiles are applied, transparency is laid on white or another colour, and 16-bit and
-    floating-point greys keep their range instead of being cut off.
+    EXIF rotation and colour profiles are applied, transparent pictures are composited on white or another colour, and
+    16-bit and floating-point greys are scaled instead of being cut off.
 
     Raises:
         ValueError: not a PIL picture, an empty one, or a file that is cut short or damaged.
@@ -138,17 +138,17 @@ def to_rgb(image: Image.Image, name: str = "image", behind: str = "white") -> Im
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF data says; the picture itself where nothing is to be turned, which PIL copies."""
+    """A picture rotated as its EXIF data says; the same object, not a copy as from PIL, if there is nothing to do."""
     return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
 
 
 def with_alpha(image: Image.Image) -> Image.Image:
-    """A picture in a mode with an alpha channel; itself where it has one, which PIL would copy."""
+    """A picture in a mode with an alpha channel; the same object, not a copy as from PIL, if it has one."""
     return image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
 
 
 def _laid_on(image: Image.Image, behind: str) -> Image.Image:
-    """A transparent picture on a colour, strip by strip: as a whole it would take its own memory five times over."""
+    """A transparent picture on a colour, strip by strip: in one go it would take five times its own memory."""
     laid = Image.new("RGB", image.size)
     image = with_alpha(image)
     for top in range(0, image.height, STRIP):
@@ -159,8 +159,8 @@ def _laid_on(image: Image.Image, behind: str) -> Image.Image:
 
 
 def _wide_grey_to_rgb(image: Image.Image, sixteen_bits: bool) -> Image.Image:
-    """16 bits are 0…65535. "I" and "F" do not say their range: up to 1 (F) and up to 255 are taken for it, and for 1
-    whatever scaling makes of it beyond its edges."""
+    """Scale a grey picture to 0…255. 16 bits are 0…65535. "I" and "F" do not state their range, so it is guessed from
+    the largest value: 1 (F only; up to 1.5, since resizing overshoots at edges), 255, or else 65535."""
     grey = np.array(image, np.float32)  # changed in place: a large one takes a quarter of a gigabyte
     largest = grey.max(initial=0, where=np.isfinite(grey))
     if image.mode == "F" and largest <= 1.5:
@@ -173,11 +173,11 @@ def _wide_grey_to_rgb(image: Image.Image, sixteen_bits: bool) -> Image.Image:
 
 
 def fit_size(width: int, height: int, area: int, factor: int) -> tuple[int, int]:
-    """The size to generate at for a source picture: the one closest to its shape among those of about ``area``.
+    """The size to generate at for a source picture: of the sizes with about ``area`` pixels, the closest to its shape.
 
     Args:
-        width, height: of the source, in pixels.
-        area: pixels of the default size; sizes may have up to 15 % more or less.
+        width, height: the source's size in pixels.
+        area: number of pixels of the default size; sizes may have up to 15 % more or fewer.
         factor: both sides are multiples of it.
 
     Returns:
@@ -208,14 +208,15 @@ def choose_size(
     """The size of the pictures to make, in pixels.
 
     Args:
-        width, height: as asked for; None for the default's, or with ``images`` for what is closest to their shape,
-            beside the other side where that is given.
+        width, height: as given by the caller. None: the default's, or with ``images`` what comes closest to their
+            shape, given the other side if that is set.
+        images: the source pictures, or None.
         default: (width, height).
-        factor: sides are multiples of it.
-        fixed: whether the default is the only size there is.
+        factor: both sides are multiples of it.
+        fixed: whether the default is the only possible size.
 
     Raises:
-        ValueError: another multiple, sources of different sizes, or another size than the only one.
+        ValueError: a side is not a multiple of ``factor``, sources have different sizes, or the size is fixed.
     """
     own = default
     if images is not None and not fixed and (width is None or height is None):
@@ -253,7 +254,7 @@ def resize(picture: Image.Image, size: tuple[int, int], mode: str) -> Image.Imag
     """Bring a picture to a size (width, height).
 
     Args:
-        mode: "crop" scales it to cover the size and cuts the rest off evenly; "fill" scales it to lie within and
+        mode: "crop" scales it to cover the size and cuts the rest off evenly; "fill" scales it to fit inside and
             repeats its edges around it; "stretch" changes its shape.
     """
     if picture.size == size:
@@ -272,5 +273,5 @@ def resize(picture: Image.Image, size: tuple[int, int], mode: str) -> Image.Imag
 
 
 def make_image_processor(vae_scale_factor: int) -> VaeImageProcessor:
-    """diffusers' own conversion between pictures (0…255) and tensors [b, 3, H, W] in -1…1; Lanczos scaling."""
+    """diffusers' own conversion between pictures (0…255) and tensors [b, 3, H, W] in -1…1, with Lanczos scaling."""
     return VaeImageProcessor(vae_scale_factor=vae_scale_factor, resample="lanczos")

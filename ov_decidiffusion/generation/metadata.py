@@ -1,7 +1,7 @@
-"""The settings that travel with a picture: written into its file, and read back, AUTOMATIC1111's too.
+"""The settings that a picture carries: they are written into its file, and read back; AUTOMATIC1111's are read too.
 
-A PNG file has them as texts. Other kinds have them in their EXIF data: AUTOMATIC1111's text as the user's comment,
-where it writes it itself, and ours as the maker's note.
+A PNG file has them as text chunks. Other formats have them in their EXIF data: AUTOMATIC1111's text as UserComment,
+where AUTOMATIC1111 writes it too, and ours as MakerNote.
 """
 
 import hashlib
@@ -31,22 +31,22 @@ OWN = "ov_decidiffusion"  # names of the text chunks
 WEBUI = "parameters"
 VERSIONS = ("openvino", "torch", "diffusers")
 WITH_EXIF = ("JPEG", "WEBP", "AVIF", "TIFF")
-KINDS_READ = ("PNG", "MPO", *WITH_EXIF)  # other readers are not to look at a file
-MAX_EXIF = 65_000  # bytes, of a JPEG
+KINDS_READ = ("PNG", "MPO", *WITH_EXIF)  # no other reader may look at a file
+MAX_EXIF = 65_000  # bytes; the limit of JPEG
 USER_COMMENT, MAKER_NOTE = ExifTags.Base.UserComment, ExifTags.Base.MakerNote
 UNICODE, OWN_NOTE = b"UNICODE\0", b"ov_decidiffusion\0"
-MAX_TEXT = 1_000_000  # characters of settings that are looked at
+MAX_TEXT = 1_000_000  # characters of settings that are read
 
 
 class NoSettingsError(ValueError):
-    """A picture carries no settings; others carry some that cannot be read."""
+    """A picture carries no settings at all, as opposed to settings that cannot be read."""
 
 
 class SettingsPicture(Image.Image):
-    """A PIL picture whose file carries the texts of ``info``, which PIL leaves out.
+    """A PIL picture whose ``save`` writes the settings in ``info`` into the file, which PIL's own does not.
 
     Args:
-        picture: to copy.
+        picture: the picture to copy.
     """
 
     def __init__(self, picture: Image.Image):
@@ -59,7 +59,7 @@ class SettingsPicture(Image.Image):
         return SettingsPicture(self)
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """PIL's ``save``."""
+        """PIL's ``save``, with the settings."""
         texts = {name: self.info[name] for name in (WEBUI, OWN) if name in self.info}
         suffix = Path(str(getattr(fp, "name", fp))).suffix.lower()
         kind = (format or Image.registered_extensions().get(suffix, "")).upper()
@@ -82,7 +82,7 @@ def _to_exif(texts: dict[str, str]) -> bytes:
     written = exif.tobytes()
     if len(written) > MAX_EXIF:
         logger.warning(
-            "The picture's settings are left out: they have %d bytes, and this kind of file takes %d. PNG takes any.",
+            "The picture's settings are left out: they take %d bytes, and this file format holds %d. PNG has no limit.",
             len(written),
             MAX_EXIF,
         )
@@ -91,7 +91,7 @@ def _to_exif(texts: dict[str, str]) -> bytes:
 
 
 def _from_exif(exif: Image.Exif) -> dict[str, str]:
-    """The texts that ``_to_exif`` wrote, or another program its user's comment."""
+    """The texts that ``_to_exif`` wrote, or the UserComment of another program."""
     texts, tags = {}, exif.get_ifd(ExifTags.IFD.Exif)
     note, comment = tags.get(MAKER_NOTE), tags.get(USER_COMMENT)
     if isinstance(note, bytes) and note.startswith(OWN_NOTE):
@@ -100,7 +100,7 @@ def _from_exif(exif: Image.Exif) -> dict[str, str]:
         texts[WEBUI] = comment
     elif isinstance(comment, bytes) and comment.startswith(UNICODE):
         text = comment.removeprefix(UNICODE)
-        # The standard leaves the order of bytes open: most letters of a prompt have a zero in front, or behind.
+        # The standard leaves the byte order open: most letters of a prompt have a zero byte in front, or behind.
         little = text[1::2].count(0) > text[::2].count(0)
         texts[WEBUI] = text.decode("utf-16-le" if little else "utf-16-be", "replace")
     elif isinstance(comment, bytes):
@@ -112,8 +112,8 @@ def attach(picture: Image.Image, arguments: dict[str, Any], made_with: dict[str,
     """A copy of a picture with its settings in ``info``, and in the file that ``save`` writes.
 
     Args:
-        arguments: of a call that makes it.
-        made_with: checkpoint, precision, versions, and whatever else is to be known of it.
+        arguments: the arguments of a call that makes the picture.
+        made_with: the checkpoint, the precision, the versions, and anything else worth recording.
     """
     carrying = SettingsPicture(picture)
     carrying.info[WEBUI] = write_text(arguments, made_with, picture.size)
@@ -126,10 +126,10 @@ def settings_of(picture: str | Path | Image.Image) -> dict[str, Any]:
 
     Args:
         picture: a PNG, JPEG, WebP, AVIF or TIFF file that this pipeline or AUTOMATIC1111 wrote, or a picture that
-            this pipeline returned. It does not hold the source picture and the mask: give them to the call again.
+            this pipeline returned. It does not hold the source picture and the mask: pass them to the call again.
 
     Raises:
-        ValueError: it cannot be read, or carries no settings.
+        ValueError: the picture cannot be read, or carries no settings.
 
     Example:
         >>> from ov_decidiffusion import settings_of
@@ -142,7 +142,7 @@ def settings_of(picture: str | Path | Image.Image) -> dict[str, Any]:
 
 
 def made_with(picture: str | Path | Image.Image) -> dict[str, Any]:
-    """Checkpoint, precision and versions that made a picture, as far as it says; ValueError as ``settings_of``.
+    """The checkpoint, precision and versions that made a picture, if it records them; raises as ``settings_of``.
 
     Example:
         >>> from ov_decidiffusion import made_with
@@ -171,9 +171,9 @@ def _read(picture: str | Path | Image.Image) -> dict[str, Any]:
 
 
 def _texts_in(picture: Image.Image) -> dict[str, str]:
-    """A picture's texts of our names."""
+    """The texts of a picture that hold settings, by the names of their chunks."""
     if picture.format == "PNG":
-        picture.load()  # texts may come behind the pixels
+        picture.load()  # text chunks may come after the pixels
     texts = {name: picture.info[name] for name in (OWN, WEBUI) if isinstance(picture.info.get(name), str)}
     if picture.format == "PNG":
         return {name: _as_written(text) for name, text in texts.items()}
@@ -181,8 +181,8 @@ def _texts_in(picture: Image.Image) -> dict[str, str]:
 
 
 def _as_written(text: str) -> str:
-    """PNG's plain texts are Latin-1 by the letter, and many programs write UTF-8 into them."""
-    if isinstance(text, PngImagePlugin.iTXt):  # which is UTF-8
+    """PNG's plain text chunks are Latin-1 by the standard, but many programs write UTF-8 into them."""
+    if isinstance(text, PngImagePlugin.iTXt):  # UTF-8 by the standard
         return text
     try:
         return text.encode("latin-1").decode("utf-8")
@@ -202,10 +202,10 @@ def _read_own(text: str) -> dict[str, Any]:
 
 
 def _checked(found: dict[str, Any]) -> dict[str, Any]:
-    """Settings whose values are of the kinds that the arguments take: whoever shows them need not look again.
+    """Check that every setting has a type that its argument takes, so that callers need not check again.
 
     Raises:
-        ValueError: one is not; the message names it.
+        ValueError: a setting has not; the message names it.
     """
     for name, value in found["arguments"].items():
         values = value if isinstance(value, list) and value else [value]
@@ -217,7 +217,7 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is one that can be written: half a surrogate pair cannot."""
+    """Whether it is text that can be encoded: half a surrogate pair cannot."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
@@ -242,7 +242,7 @@ KINDS = {one.name: _kinds(str(one.type)) for one in fields(GenerationConfig) if 
 
 
 def solver_of(scheduler: Any) -> str | None:
-    """The name that people know a scheduler by; None where there is none."""
+    """A scheduler's common name, as in ``SOLVERS``; None if it has none."""
     own = type(scheduler).__name__
     for name, (kind, settings) in sorted(SOLVERS.items(), key=lambda entry: -len(entry[1][1])):
         wanted = {"use_karras_sigmas": False} | settings
@@ -253,7 +253,7 @@ def solver_of(scheduler: Any) -> str | None:
 
 
 def seeds_of(generator: torch.Generator | list[torch.Generator] | None) -> int | list[int] | None:
-    """Seeds that make the same generators, where they were not drawn from yet."""
+    """Seeds that make the same generators again; None if numbers have been drawn from them already."""
     if isinstance(generator, list):
         seeds = [seeds_of(one) for one in generator]
         return None if None in seeds else seeds  # type: ignore[return-value]
@@ -265,10 +265,11 @@ def seeds_of(generator: torch.Generator | list[torch.Generator] | None) -> int |
 
 
 def of_each(arguments: dict[str, Any], pictures: int) -> list[dict[str, Any]]:
-    """The arguments of a call that makes one picture alone, where each has a seed of its own; else those of them all.
+    """For each picture of a call, the arguments that make it: of it alone if it has its own seed, else of all.
 
     Args:
-        arguments: of the call that makes them all, prompts and negative prompts as lists or None.
+        arguments: of the call that makes all pictures, with prompts and negative prompts as lists or None.
+        pictures: number of pictures.
     """
     seeds = arguments.get("seed")
     if pictures > 1 and not isinstance(seeds, list):
@@ -281,11 +282,11 @@ def of_each(arguments: dict[str, Any], pictures: int) -> list[dict[str, Any]]:
 
 
 def sha256_of(picture: Image.Image) -> str:
-    """Of a picture's pixels."""
+    """The SHA-256 of a picture's pixels."""
     return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Of the libraries that a picture depends on."""
+    """The versions of the libraries that a picture depends on."""
     return {name: version(name) for name in VERSIONS}

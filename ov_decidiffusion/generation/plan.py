@@ -1,4 +1,4 @@
-"""What one denoising run does at each of its steps, from a configuration."""
+"""The plan of a denoising run: what happens at each step, derived from a configuration."""
 
 import copy
 import inspect
@@ -21,11 +21,11 @@ from ov_decidiffusion.schedulers.registry import Scheduler, make_solver, solver_
 class Plan:
     """What one run does at each of its steps."""
 
-    config: ResolvedConfig  # of a call that plans the same, presets and defaults written out
-    scheduler: Scheduler  # of this run alone
+    config: ResolvedConfig  # a call with it gives the same plan; presets and defaults are written out
+    scheduler: Scheduler  # this run's own copy
     timesteps: torch.Tensor
-    guided: list[bool]  # of each step: guidance acts, if its scale is above 1
-    full_steps: list[bool]  # of each step: the full U-Net runs, not only its top level
+    guided: list[bool]  # for each step: guidance acts, if its scale is above 1
+    full_steps: list[bool]  # for each step: the full U-Net runs, not only its top level
     quantized: frozenset[str]  # parts that run in INT8
     generator: torch.Generator | list[torch.Generator]
 
@@ -38,14 +38,16 @@ def make_plan(
     strength: float | None,
     generator: torch.Generator | list[torch.Generator],
 ) -> Plan:
-    """What a run does at each step, from the configuration of a call, every value of it checked.
+    """Check every value of a call's configuration, and plan what its run does at each step.
 
     Args:
-        scheduler: of the pipeline; the run gets one of its own, so that loops can interleave.
-        defaults: of the checkpoint.
-        models: the folder's; a preset does without INT8 where it does not pay and without a tiny decoder where there is
-            none. INT8 models that pay have to be there, as what is asked for by name.
-        strength: of image-to-image and inpainting, or None.
+        config: the call's configuration.
+        scheduler: the pipeline's; the run gets a copy, so that several loops can run in turn.
+        defaults: the checkpoint's own values.
+        models: the folder's models. A preset leaves out INT8 where it is not faster, and the tiny decoder if there is
+            none. INT8 models that would be faster must exist, and so must everything that the caller named.
+        strength: for image-to-image and inpainting; None for text-to-image.
+        generator: the source of the noise.
 
     Raises:
         ValueError: an argument has a wrong value.
@@ -56,9 +58,9 @@ def make_plan(
     timesteps = set_timesteps(own, strength, resolved.num_inference_steps, resolved.timesteps, resolved.sigmas)
     interval = resolved.guidance_interval
     if config.guidance_interval is None and not _tells_noise_levels(own):
-        interval = None  # a preset does without what the solver asked for cannot do
+        interval = None  # a preset leaves out what the requested solver cannot do
     guided = guided_steps(own, timesteps, interval)
-    parts, decoder = _parts_to_run(config, resolved, models)  # last, for it may have to measure
+    parts, decoder = _parts_to_run(config, resolved, models)  # last, since it may have to measure
     return Plan(
         config=resolved.with_values(
             solver=solver, guidance_interval=interval, quantized=sorted(parts) or False, decoder=decoder
@@ -73,8 +75,8 @@ def make_plan(
 
 
 def _parts_to_run(asked: GenerationConfig, resolved: ResolvedConfig, models: Models) -> tuple[frozenset[str], str]:
-    """The parts to run in INT8, and the decoder: what a preset chose, it does without where there is no gain or no
-    such model; what was asked for by name stays, or is refused."""
+    """The parts to run in INT8, and the decoder. A preset's choice is dropped where it gains nothing or the model is
+    missing; the caller's own choice is kept, or refused."""
     quantized, decoder = resolved.quantized, resolved.decoder
     if asked.quantized is None and quantized and not models.int8_pays:
         quantized = False
@@ -87,10 +89,11 @@ def _parts_to_run(asked: GenerationConfig, resolved: ResolvedConfig, models: Mod
 def full_steps(total: int, interval: int, power: float = 1.0) -> list[bool]:
     """Which of ``total`` steps run the full U-Net: the first, the last, and as many between as are needed.
 
-    The last does because what a run ends on shows: one that ends on reused features is worse than a shorter one that
-    does not. Of n full steps after the first, number j = 1, 2, … comes at (total - 1) * (j / n) ** power: evenly and
-    at most ``interval`` apart for a power of 1, as many but closer together at the start for a larger one (the
-    paper's "non-uniform" schedule is a power law as well).
+    The last step is a full one because it shows in the picture: a run that ends on reused features is worse than a
+    shorter one that does not. Of n full steps after the first, number j = 1, 2, … comes at
+    (total - 1) * (j / n) ** power. With a power of 1 they are evenly spread and at most ``interval`` apart. With a
+    larger one, the same number lie closer together at the start (the paper's "non-uniform" schedule is a power law as
+    well).
     """
     last = total - 1
     count = math.ceil(last / interval)
@@ -104,13 +107,13 @@ def full_steps(total: int, interval: int, power: float = 1.0) -> list[bool]:
 def guided_steps(
     scheduler: Scheduler, timesteps: torch.Tensor, guidance_interval: tuple[float, float] | None
 ) -> list[bool]:
-    """Which steps guidance acts on: those with a noise level in the interval, or all."""
+    """Which steps guidance acts on: those whose noise level lies in the interval, or all without an interval."""
     if guidance_interval is None:
         return [True] * len(timesteps)
     if not _tells_noise_levels(scheduler):
         raise ValueError(
-            f"`guidance_interval` cannot be used with {type(scheduler).__name__}, which does not tell its noise "
-            "levels, or makes one step of several."
+            f"`guidance_interval` cannot be used with {type(scheduler).__name__}, which does not expose its noise "
+            "levels, or combines several of them in one step."
         )
     low, high = guidance_interval
     return [low <= sigma <= high for sigma in noise_levels(scheduler, timesteps)]
@@ -121,7 +124,7 @@ def _tells_noise_levels(scheduler: Scheduler) -> bool:
 
 
 def noise_levels(scheduler: Scheduler, timesteps: torch.Tensor) -> np.ndarray:
-    """sigma = sqrt((1 - abar) / abar) of a schedule at timesteps, between whole ones on a logarithmic scale."""
+    """sigma = sqrt((1 - abar) / abar) of a schedule at timesteps, interpolated logarithmically between whole ones."""
     abar = scheduler.alphas_cumprod.double().numpy().clip(1e-12, 1 - 1e-12)
     sigmas = np.log((1 - abar) / abar) / 2
     return np.exp(np.interp(timesteps.double().numpy(), np.arange(len(abar)), sigmas))
@@ -134,11 +137,14 @@ def set_timesteps(
     timesteps: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """The timesteps to run: so many, or those given, by number or noise level; in image-to-image without the first."""
+    """Set a scheduler's timesteps, by their number, as a list, or by noise levels; return those that run.
+
+    In image-to-image, ``strength`` leaves out the first ones.
+    """
     if timesteps is not None or sigmas is not None:
         name, given = ("timesteps", timesteps) if sigmas is None else ("sigmas", sigmas)
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
-            raise ValueError(f"`{name}` cannot be given to {type(scheduler).__name__}: it lays out its own.")
+            raise ValueError(f"`{name}` cannot be given to {type(scheduler).__name__}, which computes its own.")
         scheduler.set_timesteps(**{name: given})
         if not len(scheduler.timesteps):
             raise ValueError(f"`{name}` of {given} leave {type(scheduler).__name__} no step to run: give more.")
@@ -159,7 +165,7 @@ def set_timesteps(
             f"{math.ceil(1000 / steps) / 1000}, or take more steps."
         )
     begin = (steps - running) * scheduler.order
-    set_begin_index = getattr(scheduler, "set_begin_index", None)  # some have none
+    set_begin_index = getattr(scheduler, "set_begin_index", None)  # some schedulers lack it
     if set_begin_index is not None:
         set_begin_index(begin)
     return scheduler.timesteps[begin:]

@@ -1,11 +1,11 @@
-"""One word for several arguments: how much of the work is left out to be fast."""
+"""Presets: one word sets several arguments, which trade quality for speed."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ov_decidiffusion.arguments import check_choice
 
-# What a call uses where neither the caller nor the preset says otherwise. None: as the checkpoint or pipeline has it.
+# What a call uses if neither the caller nor the preset sets a value. None: the checkpoint or the pipeline decides.
 PLAIN: dict[str, Any] = {
     "solver": None,
     "num_inference_steps": None,
@@ -16,7 +16,7 @@ PLAIN: dict[str, Any] = {
     "guidance_cache_interval": 1,
     "decoder": "whole",
 }
-NOISY = (0.6, 1e7)  # at less noise than that guidance changes little
+NOISY = (0.6, 1e7)  # at lower noise levels guidance changes little
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
     "balanced": {
@@ -39,21 +39,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def apply_preset(preset: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """A value for every name in ``PLAIN``: the one asked for, otherwise the preset's, otherwise the plain one.
+    """A value for every name in ``PLAIN``: the caller's, otherwise the preset's, otherwise the plain one.
 
     Args:
         preset: "exact", "balanced" or "fast".
-        asked: what was asked for, by name; None where nothing was.
+        asked: the caller's values by name; None where there is none.
 
     Raises:
-        ValueError: no such preset.
+        ValueError: there is no such preset.
     """
     check_choice("preset", preset, PRESETS)
     return PLAIN | PRESETS[preset] | {name: asked[name] for name in PLAIN if asked[name] is not None}
 
 
 def way_down() -> dict[str, dict[str, Any]]:
-    """From exact to fast, one saving after the other: what each adds, and the arguments of a call that has them all."""
+    """From exact to fast, one saving at a time: what each adds, and the arguments of a call with all savings so far."""
     balanced, fast = PRESETS["balanced"], PRESETS["fast"]
     uncached = {name: balanced[name] for name in ("solver", "num_inference_steps", "quantized")}
     unguided = uncached | {"guidance_interval": balanced["guidance_interval"]}

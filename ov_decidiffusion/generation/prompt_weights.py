@@ -1,4 +1,4 @@
-"""How strongly each word of a prompt counts, in the brackets that AUTOMATIC1111's users write."""
+"""How strongly each word of a prompt counts, written with brackets as in AUTOMATIC1111."""
 
 import re
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from itertools import groupby
 
 from ov_decidiffusion.arguments import shown
 
-STRONGER, WEAKER = 1.1, 1 / 1.1  # a pair of round brackets, and of square ones
+STRONGER, WEAKER = 1.1, 1 / 1.1  # the weights of round brackets and of square ones
 MAX_WEIGHT = 10.0
 MAX_OPEN = 100
-BREAK = "BREAK"  # what follows starts a chunk of its own
+BREAK = "BREAK"  # the text after it starts a new chunk
 
 # An escaped bracket, a bracket, the number that closes round brackets, BREAK as a word, or other text.
-# Possessive, so that what does not match is found out in one go and not by trying every shorter number.
+# The quantifiers are possessive, so that a mismatch is found in one pass and not by trying every shorter number.
 _TOKENS = re.compile(
     r"\\[()\[\]\\]|[(\[\]]|:\s*+([+-]?(?:\d++(?:\.\d++)?|\.\d++))\s*+\)|\)|\bBREAK\b|[^\\()\[\]:B]+|.", re.DOTALL
 )
@@ -24,9 +24,9 @@ class Piece:
     """A part of a prompt.
 
     Attributes:
-        text: without the brackets; ``BREAK`` where ``starts_chunk``.
-        weight: 1 as it is, above it stronger, 0 as if it were not there.
-        starts_chunk: it is no text, but the wish that what follows starts a chunk of its own.
+        text: the text without brackets; ``BREAK`` if ``starts_chunk``.
+        weight: 1 leaves the text as it is, above 1 it counts more, at 0 it has no effect.
+        starts_chunk: whether this is no text, but the mark that the text after it starts a new chunk.
     """
 
     text: str
@@ -35,21 +35,21 @@ class Piece:
 
 
 def parse_weights(prompt: str, name: str = "prompt") -> list[Piece]:
-    r"""Take a prompt with brackets apart.
+    r"""Split a prompt with brackets into pieces with weights.
 
-    ``(word)`` counts 1.1 times as much, ``[word]`` 1.1 times less, ``(word:1.3)`` 1.3 times; brackets within brackets
-    multiply, ``\(`` is a bracket to be read, and one that is never closed reaches to the end. The syntax is that of
-    AUTOMATIC1111's stable-diffusion-webui, described in its wiki under "Attention/emphasis".
+    ``(word)`` counts 1.1 times as much, ``[word]`` 1.1 times less, ``(word:1.3)`` 1.3 times as much. The weights of
+    nested brackets multiply, ``\(`` is a literal bracket, and a bracket that is never closed reaches to the end. The
+    syntax is that of AUTOMATIC1111's stable-diffusion-webui, described in its wiki under "Attention/emphasis".
 
     Args:
-        prompt: one.
-        name: of the argument, for messages.
+        prompt: one prompt.
+        name: the argument's name, for messages.
 
     Returns:
-        the pieces in order, neighbours of one weight joined; a single empty one for an empty prompt.
+        the pieces in order, with neighbours of equal weight joined; a single empty one for an empty prompt.
 
     Raises:
-        ValueError: a weight below 0 or above 10, or too many brackets within each other.
+        ValueError: a weight below 0 or above 10, or too deeply nested brackets.
     """
     pieces: list[Piece] = []
     opened: list[tuple[str, int]] = []  # bracket, and the number of pieces before it
@@ -73,7 +73,7 @@ def parse_weights(prompt: str, name: str = "prompt") -> list[Piece]:
         if not 0 <= piece.weight <= MAX_WEIGHT:
             raise ValueError(
                 f"`{name}` weighs {shown(piece.text)} by {piece.weight:.4g}, and 0 to {MAX_WEIGHT:g} is allowed: "
-                r"change the number, write \( for brackets that are to be read, or give prompt_syntax=False."
+                r"change the number, write \( for literal brackets, or give prompt_syntax=False."
             )
     return _joined(pieces)
 
@@ -84,7 +84,7 @@ def _multiply(pieces: list[Piece], factor: float) -> None:
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
-    """Neighbours of one weight as one, so that words are tokenized whole."""
+    """Join neighbours of equal weight, so that words are tokenized whole."""
     joined = []
     for (weight, starts_chunk), group in groupby(pieces, key=lambda piece: (piece.weight, piece.starts_chunk)):
         alike = list(group)

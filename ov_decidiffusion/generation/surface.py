@@ -1,6 +1,6 @@
-"""What diffusers' users expect of a pipeline beside its call: its parts, their settings, and methods that they know.
+"""What diffusers' users expect of a pipeline besides its call: its parts, their settings, and familiar methods.
 
-What OpenVINO does anyway is taken with one warning; what there is not is refused with the reason.
+A method for something that OpenVINO does anyway warns once; one for something unsupported raises, with the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SafetyChecker = Callable[..., tuple[Any, list[bool]]]
 
-# Arguments of diffusers' calls that are none here: values that ask for nothing are taken; what to do for the others.
+# Arguments of diffusers' calls that this pipeline lacks: neutral values, which are accepted, and advice for the others.
 FOREIGN_ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
     "cross_attention_kwargs": ((), "it goes with LoRA weights, which have to be merged before a conversion"),
     "ip_adapter_image": ((), "an IP-Adapter needs a U-Net that was converted with it"),
@@ -30,7 +30,7 @@ FOREIGN_ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
     "callback_steps": ((1,), "`callback_on_step_end` is called after each step"),
     "masked_image_latents": ((), "give `image` and `mask_image`: this U-Net has no inputs for a masked picture"),
 }
-# Attributes that are there to be read: each says what to do instead of assigning one.
+# Read-only attributes, each with what to do instead of assigning it.
 READ_ONLY = {
     "vae": "convert a checkpoint that has it",
     "unet": "convert a checkpoint that has it in flexible_unet/",
@@ -48,10 +48,10 @@ READ_ONLY = {
 
 
 def without_foreign(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A call's arguments without those of diffusers that ask for nothing.
+    """A call's arguments without those that only diffusers has, if their values are neutral.
 
     Raises:
-        ValueError: one asks for what there is not; the message says what to do.
+        ValueError: one asks for something unsupported; the message says what to do.
     """
     for name in arguments.keys() & FOREIGN_ARGUMENTS:
         neutral, instead = FOREIGN_ARGUMENTS[name]
@@ -61,7 +61,7 @@ def without_foreign(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def precision_for(torch_dtype: Any, inference_precision: str) -> str:
-    """What to compute in where a PyTorch type was asked for: single precision as it is, halves as is fastest here."""
+    """The precision for a PyTorch type: float32 is "f32", and half-precision types take the fastest ("auto")."""
     name = str(torch_dtype).removeprefix("torch.")
     if torch_dtype is None or inference_precision != "auto":
         return inference_precision
@@ -71,23 +71,23 @@ def precision_for(torch_dtype: Any, inference_precision: str) -> str:
 
 
 def check_foreign_loading(variant: Any, use_safetensors: Any, custom_pipeline: Any, compile: Any) -> None:
-    """Arguments of other libraries' ``from_pretrained``: those that hold anyway are taken, others refused.
+    """Accept arguments of other libraries' ``from_pretrained`` if they hold anyway, and refuse the others.
 
     Raises:
         ValueError: says what to do instead.
     """
     if variant not in (None, "fp16"):
-        raise ValueError(f"`variant` must be None or 'fp16', which is found by itself, got {shown(variant)}.")
+        raise ValueError(f"`variant` must be None or 'fp16', which is found automatically, got {shown(variant)}.")
     if use_safetensors is False:
-        raise ValueError("`use_safetensors=False` is not taken here: call convert_checkpoint with allow_pickles=True.")
+        raise ValueError("`use_safetensors=False` is not accepted: call convert_checkpoint with allow_pickles=True.")
     if compile is False:
-        raise ValueError("`compile=False` is not taken here: models compile in the background while Python imports.")
+        raise ValueError("`compile=False` is not accepted: models compile in the background while Python imports.")
     if custom_pipeline is not None:
         _taken("custom_pipeline", "no code of a checkpoint is run here, and none is needed")
 
 
 class DiffusersSurface:
-    """The attributes and methods, of a pipeline that has an ``_engine``."""
+    """diffusers' attributes and methods, for a pipeline that has an ``_engine``."""
 
     _engine: Any
     _safety_checker: SafetyChecker | None = None
@@ -100,17 +100,17 @@ class DiffusersSurface:
 
     @property
     def unet(self) -> Any:
-        """The U-Net, full and its top level alone, for those who look inside the loop; with its ``config``."""
+        """The U-Net with its ``config``, for code that looks inside the loop; runs in full, or its top level alone."""
         return self._engine.unet
 
     @property
     def vae(self) -> Any:
-        """The autoencoder; with its ``config``."""
+        """The autoencoder with its ``config``."""
         return self._engine.vae
 
     @property
     def text_encoder(self) -> Any:
-        """The text encoder; with its ``config``."""
+        """The text encoder with its ``config``."""
         return self._engine.text_encoder
 
     @property
@@ -120,12 +120,12 @@ class DiffusersSurface:
 
     @property
     def image_processor(self) -> VaeImageProcessor:
-        """diffusers' own, as the pipeline uses it."""
+        """diffusers' image processor that the pipeline uses."""
         return self._engine.image_processor
 
     @property
     def mask_processor(self) -> VaeImageProcessor:
-        """diffusers' own for masks: grey, and white or black."""
+        """diffusers' image processor for masks, which makes them grey and then black or white."""
         from diffusers.image_processor import VaeImageProcessor
 
         return VaeImageProcessor(
@@ -137,7 +137,7 @@ class DiffusersSurface:
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels to one latent position, along a side."""
+        """Pixels per latent position, along a side."""
         return self._engine.vae.scale_factor
 
     @property
@@ -148,7 +148,7 @@ class DiffusersSurface:
 
     @property
     def config(self) -> Any:
-        """Which classes the parts are of, as ``model_index.json`` has it."""
+        """The classes of the parts, in the form of ``model_index.json``."""
         from diffusers.configuration_utils import FrozenDict
 
         parts = {name: (type(part).__module__, type(part).__name__) for name, part in self.components.items()}
@@ -156,24 +156,24 @@ class DiffusersSurface:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors of this pipeline are, which is the processor's memory, whatever OpenVINO computes on."""
+        """Where this pipeline's tensors are: in the CPU's memory, whichever device OpenVINO computes on."""
         import torch
 
         return torch.device("cpu")
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the models compute in, as PyTorch names it; tensors that come and go are float32."""
+        """The type that the models compute in; tensors passed in and out are float32."""
         import torch
 
         return {"bf16": torch.bfloat16, "f16": torch.float16}.get(self._engine.models.precision, torch.float32)
 
     @property
     def safety_checker(self) -> SafetyChecker | None:
-        """None, or what is asked for every finished picture.
+        """None, or a callable that checks all finished pictures.
 
-        It is called as ``checker(images=array, clip_input=None)`` with an array [b, H, W, 3] in 0…1, and gives the
-        pictures to show and a flag for each, which are ``nsfw_content_detected`` of the call's result.
+        It is called as ``checker(images=array, clip_input=None)`` with an array [b, H, W, 3] in 0…1. It returns the
+        pictures to show and a flag for each; the flags become ``nsfw_content_detected`` of the call's result.
         """
         return self._safety_checker
 
@@ -184,7 +184,7 @@ class DiffusersSurface:
         self._safety_checker = checker
 
     def _checked_for_safety(self, images: Any) -> tuple[Any, list[bool] | None]:
-        """Finished pictures, as the safety checker would show them, and its flags."""
+        """Finished pictures as the safety checker returns them, and its flags."""
         if self._safety_checker is None:
             return images, None
         import numpy as np
@@ -204,20 +204,20 @@ class DiffusersSurface:
             return processor.numpy_to_pt(replaced), flags
         if not isinstance(images, list):
             return replaced, flags
-        others = processor.numpy_to_pil(replaced)  # only for those that are flagged: the rest keep their settings
+        others = processor.numpy_to_pil(replaced)  # used only for flagged pictures: the rest keep their settings
         return [other if flag else image for image, other, flag in zip(images, others, flags, strict=True)], flags
 
     def progress_bar(self, iterable: Iterable | None = None, total: int | None = None) -> Any:
-        """A bar as the pipeline draws it, around an iterable or of a total."""
+        """A progress bar like the pipeline's own, around an iterable or for a total."""
         from ov_decidiffusion.progress import progress_bar
 
         return progress_bar(iterable, total=total, **self._engine.progress_bar_config)
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """A complete copy of the model folder, which ``from_pretrained`` takes.
+        """Save a complete copy of the model folder, which ``from_pretrained`` can load.
 
         Raises:
-            ValueError: something is there already.
+            ValueError: the target exists already.
         """
         from ov_decidiffusion.model_folder.writing import building, copy_folder, is_free, only_one
 
@@ -233,50 +233,50 @@ class DiffusersSurface:
         """The pipeline itself: one class does text-to-image, image-to-image and inpainting.
 
         Raises:
-            TypeError: a pipeline of another library.
+            TypeError: the pipeline is from another library.
         """
         if not isinstance(pipeline, cls):
             raise TypeError(f"Load an OpenVINO pipeline with from_pretrained; {type(pipeline).__name__} is none.")
         return pipeline
 
     def maybe_free_model_hooks(self) -> None:
-        """Nothing: there are no hooks."""
+        """Does nothing: there are no hooks."""
 
     def enable_attention_slicing(self, slice_size: Any = None) -> None:
-        """OpenVINO's attention never holds the whole table of weights."""
+        """Changes nothing: OpenVINO's attention never holds the whole attention matrix."""
         _taken("enable_attention_slicing", "OpenVINO's attention needs no slices")
 
     def disable_attention_slicing(self) -> None:
-        """As ``enable_attention_slicing``."""
+        """Changes nothing; see ``enable_attention_slicing``."""
 
     def enable_vae_slicing(self) -> None:
-        """Pictures are decoded one at a time anyway."""
+        """Changes nothing: pictures are decoded one at a time anyway."""
         _taken("enable_vae_slicing", "pictures are decoded one at a time anyway")
 
     def disable_vae_slicing(self) -> None:
-        """As ``enable_vae_slicing``."""
+        """Changes nothing; see ``enable_vae_slicing``."""
 
     def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
-        """The models are where OpenVINO computes."""
-        _taken("enable_model_cpu_offload", "the models are where OpenVINO computes")
+        """Changes nothing: the models stay on OpenVINO's device."""
+        _taken("enable_model_cpu_offload", "the models stay on OpenVINO's device")
 
     def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
-        """As ``enable_model_cpu_offload``."""
-        _taken("enable_sequential_cpu_offload", "the models are where OpenVINO computes")
+        """Changes nothing; see ``enable_model_cpu_offload``."""
+        _taken("enable_sequential_cpu_offload", "the models stay on OpenVINO's device")
 
     def enable_xformers_memory_efficient_attention(self, *_: Any, **__: Any) -> None:
-        """As ``enable_attention_slicing``."""
+        """Changes nothing; see ``enable_attention_slicing``."""
         _taken("enable_xformers_memory_efficient_attention", "OpenVINO has its own attention")
 
     def disable_xformers_memory_efficient_attention(self) -> None:
-        """As ``enable_attention_slicing``."""
+        """Changes nothing; see ``enable_attention_slicing``."""
 
     def fuse_qkv_projections(self, *_: Any, **__: Any) -> None:
-        """OpenVINO fuses what is worth it when it compiles."""
-        _taken("fuse_qkv_projections", "OpenVINO fuses what is worth it when it compiles")
+        """Changes nothing: OpenVINO fuses operations when it compiles, where that pays."""
+        _taken("fuse_qkv_projections", "OpenVINO fuses operations when it compiles, where that pays")
 
     def unfuse_qkv_projections(self, *_: Any, **__: Any) -> None:
-        """As ``fuse_qkv_projections``."""
+        """Changes nothing; see ``fuse_qkv_projections``."""
 
     def enable_freeu(self, *_: Any, **__: Any) -> None:
         """Refused: FreeU changes the skips inside the U-Net.
@@ -284,7 +284,7 @@ class DiffusersSurface:
         Raises:
             NotImplementedError: says why.
         """
-        raise NotImplementedError("FreeU changes the skips inside the U-Net, which the converted one has no way into.")
+        raise NotImplementedError("FreeU changes the skips inside the U-Net, which the converted one does not expose.")
 
     def load_lora_weights(self, *_: Any, **__: Any) -> None:
         """Refused: converted weights cannot be changed.
@@ -321,7 +321,7 @@ _said: set[str] = set()
 
 
 def _taken(name: str, why: str) -> None:
-    """Say once that a method changes nothing."""
+    """Warn once that a method or an argument changes nothing."""
     if name not in _said:
         _said.add(name)
         warnings.warn(f"`{name}` changes nothing: {why}.", UserWarning, stacklevel=3)

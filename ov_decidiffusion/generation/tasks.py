@@ -1,4 +1,4 @@
-"""A task is how its inputs are prepared: text-to-image, image-to-image and inpainting all start the same loop."""
+"""Tasks: text-to-image, image-to-image and inpainting prepare their inputs differently, then run the same loop."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from ov_decidiffusion.generation.tensors import check_batch
 from ov_decidiffusion.generation.vae import Autoencoder
 
 DEFAULT_STRENGTH = 0.8  # of image-to-image
-HALF_WHITE = 128  # of 255: from here on a mask's grey counts as white
+HALF_WHITE = 128  # of 255: from this grey on, a mask counts as white
 MAX_PADDING = 100_000  # pixels
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """The source pictures, to lay over the finished ones where their masks are black."""
+    """The source pictures, to paste over the finished ones where their masks are black."""
 
     pictures: list[Image.Image]
     masks: list[Image.Image]
-    box: Box | None  # what the finished pictures show of the sources; None: all of them
+    box: Box | None  # the crop of the sources that the finished pictures show; None: all of them
 
     def lay(self, made: list[Image.Image], processor: VaeImageProcessor) -> list[Image.Image]:
-        """The finished pictures under the sources, of the sources' size; there may be several of each source."""
+        """Paste the sources over the finished pictures, at the sources' size; a source may have several pictures."""
         times = len(made) // len(self.pictures)
         return [
             processor.apply_overlay(self.masks[i // times], self.pictures[i // times], one, self.box)
@@ -44,10 +44,10 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Postprocess:
-    """What the decoded pictures of a run get: the source around them, and their settings."""
+    """What is added to a run's decoded pictures: the source around them, and their settings."""
 
     overlay: Overlay | None
-    arguments: list[dict[str, Any]]  # of each picture, to be written into it
+    arguments: list[dict[str, Any]]  # for each picture, what is written into it
     made_with: dict[str, Any]
 
     def apply(self, decoded: list[Image.Image], processor: VaeImageProcessor, step: DenoisingStep) -> list[Image.Image]:
@@ -66,7 +66,7 @@ class Postprocess:
 
 @dataclass(frozen=True)
 class SourceInputs:
-    """What image-to-image and inpainting start from, checked; the fields are the arguments of these names."""
+    """The checked inputs of image-to-image and inpainting; the fields are the arguments of the same names."""
 
     images: list[Image.Image]
     masks: list[Image.Image] | None  # of the images' sizes, mode "L"; white is repainted
@@ -78,12 +78,12 @@ class SourceInputs:
 
     @property
     def shaping(self) -> list[Image.Image] | None:
-        """The pictures whose shape the result has, if nobody asks for another; None where a part is worked on."""
+        """The pictures whose shape the result takes by default; None if only a crop is worked on, or for latents."""
         return self.images if self.padding_mask_crop is None and self.latents is None else None
 
     @property
     def hashes(self) -> dict[str, list[str]]:
-        """Of the pictures and masks, which cannot."""
+        """Hashes of the source pictures and masks, which are not saved with a picture's settings themselves."""
         if self.latents is not None:
             return {"image_sha256": [hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in self.latents]}
         both = {"image": self.images, "mask_image": self.masks or []}
@@ -92,7 +92,7 @@ class SourceInputs:
 
 @dataclass(frozen=True)
 class PreparedSources:
-    """The sources, brought to the size of the pictures to make."""
+    """The sources, resized to the size of the pictures to make."""
 
     pictures: list[Image.Image]
     masks: list[Image.Image] | None
@@ -102,11 +102,12 @@ class PreparedSources:
 
 
 def check_sources(config: GenerationConfig, prompts: int, latent_channels: int) -> SourceInputs | None:
-    """What image-to-image and inpainting start from; None for text-to-image.
+    """The checked inputs of image-to-image and inpainting; None for text-to-image.
 
     Args:
-        prompts: how many there are.
-        latent_channels: a tensor of so many channels holds latents, as diffusers reads it.
+        config: the call's configuration.
+        prompts: number of prompts.
+        latent_channels: a tensor with this many channels is taken as latents, as in diffusers.
 
     Raises:
         ValueError: an argument is wrong, or lacks another one that it needs.
@@ -148,7 +149,7 @@ def check_sources(config: GenerationConfig, prompts: int, latent_channels: int) 
 
 
 def prepare_sources(inputs: SourceInputs, size: tuple[int, int]) -> PreparedSources:
-    """Bring source pictures and their masks to the size (width, height) of the pictures to make."""
+    """Resize source pictures and their masks to the size (width, height) of the pictures to make."""
     images, masks, mode = inputs.images, inputs.masks, inputs.resize_mode
     if inputs.latents is not None:
         return PreparedSources([], None, inputs.strength, None, inputs.latents)
@@ -162,7 +163,7 @@ def prepare_sources(inputs: SourceInputs, size: tuple[int, int]) -> PreparedSour
 
     def cut(one: Image.Image) -> Image.Image:
         resized = processor.resize(one.crop(box), size[1], size[0], resize_mode="fill")
-        assert isinstance(resized, Image.Image)  # of a picture it makes a picture
+        assert isinstance(resized, Image.Image)  # for a picture it returns a picture
         return resized
 
     picture, mask = cut(images[0]), cut(masks[0])
@@ -176,14 +177,16 @@ def prepare_latents(
     latents: torch.Tensor | None,
     shape: tuple[int, ...],
 ) -> tuple[torch.Tensor, InpaintBlend | None]:
-    """The latents that the loop starts from, and in inpainting what it keeps.
+    """The latents that the loop starts from, and for inpainting what it keeps of the source.
 
-    Noise is drawn in the order in which diffusers draws it.
+    Noise is drawn in the same order as in diffusers.
 
     Args:
-        sources: None for text-to-image.
+        plan: the run's plan.
+        vae: the autoencoder.
+        sources: the prepared sources; None for text-to-image.
         latents: noise to start from instead of drawn noise; text-to-image only.
-        shape: of the latents [b, 4, h, w].
+        shape: the latents' shape [b, 4, h, w].
     """
     if sources is None:
         noise = randn_tensor(shape, generator=plan.generator) if latents is None else latents
@@ -195,7 +198,7 @@ def prepare_latents(
     if sources.masks is None:
         clean = vae.to_latents(pixels, plan.generator, pictures=shape[0])
         return _with_noise(clean, randn_tensor(shape, generator=plan.generator), plan), None
-    # diffusers draws once for each source here, and for each picture in image-to-image
+    # diffusers draws once per source for inpainting, and once per picture for image-to-image
     times = shape[0] // len(pixels)
     of_sources = plan.generator[::times] if isinstance(plan.generator, list) else plan.generator
     clean = vae.to_latents(pixels, of_sources).repeat_interleave(times, dim=0)
@@ -210,7 +213,7 @@ def _with_noise(clean: torch.Tensor, noise: torch.Tensor, plan: Plan) -> torch.T
 
 
 def _latent_mask(masks: list[Image.Image], shape: tuple[int, ...]) -> torch.Tensor:
-    """1 where a latent position is repainted [b, 1, h, w]: its first pixel decides, as in diffusers."""
+    """The mask [b, 1, h, w] of latent positions, 1 where repainted; each one's first pixel decides, as in diffusers."""
     white = np.stack([np.asarray(mask) for mask in masks]) / 255 >= 0.5
     small = torch.nn.functional.interpolate(torch.from_numpy(white)[:, None].float(), size=shape[-2:])
     return small.repeat_interleave(shape[0] // len(masks), dim=0)

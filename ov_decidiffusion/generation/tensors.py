@@ -1,4 +1,4 @@
-"""What a call of the pipeline may be given in tensors and generators; as ``arguments.py``, which needs no torch."""
+"""Checks of tensors and generators that a call is given; ``arguments.py`` has the checks that need no torch."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ MAX_GENERATOR_SEED = 2**64 - 1  # what torch.Generator takes
 
 
 def check_embeds(name: str, embeds: Any, width: int, count: int | None = None) -> torch.Tensor:
-    """Hidden states [count, n, width] of a text encoder; any count if None."""
+    """Check hidden states [count, n, width] of a text encoder; a count of None allows any."""
     if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or embeds.shape[-1] != width or 0 in embeds.shape:
         found = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else shown(embeds)
         raise ValueError(
@@ -21,7 +21,7 @@ def check_embeds(name: str, embeds: Any, width: int, count: int | None = None) -
 
 
 def check_latents(name: str, latents: Any, expected: tuple[int, ...]) -> torch.Tensor:
-    """Latents of the expected shape, from a tensor or a numpy array, as a float32 tensor on the CPU."""
+    """Check latents, a tensor or a numpy array, for their shape; returns a float32 tensor on the CPU."""
     if isinstance(latents, np.ndarray) and latents.dtype.kind in "fiu":
         latents = torch.from_numpy(latents.astype(np.float32))
     if not isinstance(latents, torch.Tensor) or latents.is_complex():
@@ -35,10 +35,10 @@ def check_latents(name: str, latents: Any, expected: tuple[int, ...]) -> torch.T
 
 
 def check_batch(name: str, values: Any, channels: int, factor: int = 1) -> torch.Tensor:
-    """Latents or pixels [b, channels, h, w] of any number and size, as ``check_latents`` gives them.
+    """Check latents or pixels [b, channels, h, w] of any number and size; returns what ``check_latents`` does.
 
     Args:
-        factor: sides are multiples of it.
+        factor: both sides must be multiples of it.
     """
     shape: tuple[int, ...] = tuple(getattr(values, "shape", ()))
     if len(shape) != 4 or shape[1] != channels or 0 in shape or any(side % factor for side in shape[2:]):
@@ -52,7 +52,7 @@ def check_batch(name: str, values: Any, channels: int, factor: int = 1) -> torch
 def make_generator(
     generator: torch.Generator | list[torch.Generator] | None, seed: int | list[int] | None, pictures: int
 ) -> torch.Generator | list[torch.Generator] | None:
-    """One generator for the batch, or a list of one a picture; no global seed is touched."""
+    """One generator for the batch, or a list with one per picture; torch's global seed stays untouched."""
     if seed is not None:
         if generator is not None:
             raise ValueError("Give `seed` or `generator`, not both.")
@@ -73,7 +73,7 @@ def make_generator(
 
 
 def _seeded(seed: Any) -> torch.Generator | list[torch.Generator]:
-    """A generator of a seed, which may be numpy's, or one of each in a list or an array."""
+    """A generator for a seed, or a list of generators for a list or an array of seeds; numpy integers are accepted."""
     several = isinstance(seed, (list, tuple)) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
     seed = seed if several or not isinstance(seed, np.ndarray) else seed[()]
     seeds = [check_whole("seed", value, 0, MAX_GENERATOR_SEED) for value in (seed if several else [seed])]
@@ -82,9 +82,9 @@ def _seeded(seed: Any) -> torch.Generator | list[torch.Generator]:
 
 
 def unseeded_generator() -> torch.Generator:
-    """Where neither a seed nor a generator is given: torch's own right after ``torch.manual_seed``, as in diffusers.
+    """The generator for a call without a seed or generator: right after ``torch.manual_seed`` torch's, as in diffusers.
 
-    Otherwise a new one whose seed torch's own draws, so that the seed can be told.
+    Otherwise a new generator, seeded by a number from torch's, so that the seed is known.
     """
     own = torch.default_generator
     if torch.equal(torch.Generator().manual_seed(own.initial_seed()).get_state(), own.get_state()):

@@ -1,4 +1,4 @@
-"""Prompts of any length -> hidden states of the text encoder, words weighed, the latest remembered."""
+"""Prompts of any length -> hidden states of the text encoder, with weighted words and a cache."""
 
 import logging
 import math
@@ -20,17 +20,18 @@ from ov_decidiffusion.runtime.models import Models
 
 logger = logging.getLogger(__name__)
 
-MAX_CHUNKS = 20  # of a prompt, in 77 tokens each
-MAX_TOGETHER = 60  # chunks of prompts of different lengths, each repeated up to the least common multiple
+MAX_CHUNKS = 20  # of 77 tokens each, per prompt
+MAX_TOGETHER = 60  # chunks, after prompts of different lengths are repeated up to their least common multiple
 MAX_PROMPTS = 64
 Text = list[str] | torch.Tensor  # prompts, or their hidden states [prompts, n, d]
 
 
 def check_text(config: GenerationConfig, width: int) -> tuple[Text, Text]:
-    """The prompts and the negative prompts, of the same number.
+    """Check the prompts and the negative prompts; returns as many of one as of the other.
 
     Args:
-        width: of the hidden states.
+        config: the call's configuration.
+        width: size of a hidden state.
 
     Raises:
         ValueError: one of them is wrong, or given both in words and as hidden states.
@@ -63,17 +64,17 @@ class TextEncoder:
 
     Args:
         models: the compiled models.
-        tokenizer: as ``load_tokenizer`` gives it.
+        tokenizer: from ``load_tokenizer``.
 
     Attributes:
-        config: the settings beside the model.
+        config: the settings in the model's ``config.json``.
     """
 
     def __init__(self, models: Models, tokenizer: Tokenizer):
         self._models = models
         self.config = FrozenDict(read_json(config_file(models.folder, "text_encoder")))
         self._bos, self._eos = tokenizer.encode("").ids
-        assert tokenizer.padding is not None  # ``load_tokenizer`` sees to it
+        assert tokenizer.padding is not None  # ``load_tokenizer`` has checked it
         self._pad = tokenizer.padding["pad_id"]
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -82,18 +83,18 @@ class TextEncoder:
         self._encoded: dict[tuple[str, bool], torch.Tensor] = {}  # the latest MAX_PROMPTS, with and without syntax
 
     def __call__(self, input_ids: torch.Tensor, attention_mask: Any = None, output_hidden_states: bool = False) -> Any:
-        """As ``CLIPTextModel`` of transformers, for prompts that are tokens already.
+        """Encode tokens, like ``CLIPTextModel`` of transformers.
 
         Args:
-            input_ids: [b, n] whole numbers, as the tokenizer gives them; n is 77 where shapes are static.
-            attention_mask: None; CLIP attends to the padding too.
-            output_hidden_states: False: of the converted encoder's layers the last one alone comes out.
+            input_ids: token ids [b, n] from the tokenizer; n must be 77 if shapes are static.
+            attention_mask: must be None: CLIP attends to the padding too.
+            output_hidden_states: must be False: the converted encoder outputs its last layer only.
 
         Returns:
-            an output with ``last_hidden_state`` [b, n, d], which is ``[0]`` of it too.
+            an output with ``last_hidden_state`` [b, n, d], which is also its ``[0]``.
 
         Raises:
-            ValueError: an attention mask, or all layers, are asked for.
+            ValueError: an attention mask is given, or all layers are requested.
         """
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -109,18 +110,20 @@ class TextEncoder:
         return torch.from_numpy(self._models.run("text_encoder", {"input_ids": input_ids})[0])
 
     def prepare(self, texts: Sequence[Text], times: int, syntax: bool = True) -> torch.Tensor:
-        """Hidden states for the loop, each ``times`` over.
+        """Hidden states for the loop, each repeated ``times`` times.
 
         Args:
-            texts: what is asked for, and in a guided run behind it what is not, which comes first in the loop.
-            syntax: whether brackets weigh words.
+            texts: the prompts, and in a guided run after them the negative prompts, whose states come first in the
+                result.
+            times: number of pictures for each prompt.
+            syntax: whether brackets weight words.
         """
         states = [list(one) if isinstance(one, torch.Tensor) else self._encode(one, syntax) for one in texts]
         together = same_length([state for one in reversed(states) for state in one])
         return together.repeat_interleave(times, dim=0)
 
     def encode(self, prompts: list[str], syntax: bool = True) -> torch.Tensor:
-        """Hidden states [prompts, 77 or a multiple of it, d]; those of shorter prompts repeat themselves."""
+        """Hidden states [prompts, 77 or a multiple of it, d]; those of shorter prompts are repeated."""
         return same_length(self._encode(prompts, syntax))
 
     def _encode(self, prompts: list[str], syntax: bool) -> list[torch.Tensor]:
@@ -134,14 +137,14 @@ class TextEncoder:
             each = states.split([len(chunks) for chunks in chunked])
             for key, chunks, own in zip(new, chunked, each, strict=True):
                 known[key] = self._weighed(own, chunks).flatten(0, 1)
-        known = self._encoded | known  # weighing remembers the empty prompt
+        known = self._encoded | known  # weighting caches the empty prompt
         latest = [*(key for key in known if key not in wanted), *wanted][-MAX_PROMPTS:]
-        self._encoded = {key: known[key] for key in latest}  # in one go: other threads read it
+        self._encoded = {key: known[key] for key in latest}  # in one assignment: other threads read it
         return [known[prompt, syntax] for prompt in prompts]
 
     def _chunks(self, prompt: str, syntax: bool) -> list[list[tuple[int, float]]]:
-        """Token ids with their weights, as many at a time as the text encoder takes."""
-        room = self._length - 2  # beside the tokens that begin and end a chunk
+        """Token ids with their weights, in chunks that the text encoder can take."""
+        room = self._length - 2  # without the tokens that begin and end a chunk
         chunks: list[list[tuple[int, float]]] = [[]]
         for piece in parse_weights(prompt) if syntax else [Piece(prompt)]:
             if piece.starts_chunk:
@@ -156,10 +159,10 @@ class TextEncoder:
         return chunks[: self._most_chunks]
 
     def _weighed(self, states: torch.Tensor, chunks: list[list[tuple[int, float]]]) -> torch.Tensor:
-        """Move each token's state away from what the empty prompt has in its place, by its weight.
+        """Scale the difference between each token's state and the empty prompt's at that place, by its weight.
 
-        ComfyUI's way of weighing. AUTOMATIC1111 multiplies states and restores their mean, which for text encoders
-        other than CLIP's may be about zero.
+        This is ComfyUI's method. AUTOMATIC1111 multiplies states and restores their mean, which may be about zero for
+        text encoders other than CLIP's.
         """
         if all(weight == 1 for chunk in chunks for _, weight in chunk):
             return states
@@ -189,18 +192,18 @@ class TextEncoder:
             )
 
     def token_ids(self, prompts: list[str]) -> np.ndarray:
-        """What the text encoder takes: whole numbers [prompts, 77], of each prompt's first chunk, brackets as read."""
+        """Token ids [prompts, 77] of each prompt's first chunk, with brackets taken literally."""
         return np.stack([self._row(self._tokens(prompt)[: self._length - 2]) for prompt in prompts])
 
 
 def same_length(states: list[torch.Tensor]) -> torch.Tensor:
     """Stack hidden states [n, d] of prompts of any lengths.
 
-    Shorter ones repeat themselves whole, which changes nothing: attention over twice the same keys and values is
-    attention over one of each. (Empty chunks behind them would draw attention away from the words.)
+    Shorter ones are repeated as a whole, which changes nothing: attention over the same keys and values twice equals
+    attention over them once. (Empty chunks after them would draw attention away from the words.)
 
     Raises:
-        ValueError: lengths whose least common multiple is too long.
+        ValueError: the least common multiple of the lengths is too large.
     """
     length = math.lcm(*(len(one) for one in states))
     if length > max(MAX_TOKENS * MAX_TOGETHER, *(len(one) for one in states)):

@@ -1,4 +1,4 @@
-"""The U-Net of a model folder: full, its top level alone, and with DeepCache over the steps of one run."""
+"""The U-Net of a model folder, in full or its top level alone, and DeepCache over the steps of one run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ov_decidiffusion.runtime.transformations import DEEP_FEATURES
 
 
 class UNet:
-    """The U-Net's models, with tensors in and out.
+    """The U-Net's compiled models, with tensors in and out.
 
     Args:
         models: the compiled models.
 
     Attributes:
-        config: the settings beside the model.
+        config: the settings in the model's ``config.json``.
     """
 
     def __init__(self, models: Models):
@@ -31,18 +31,18 @@ class UNet:
 
     @staticmethod
     def from_pretrained(*_: Any, **__: Any) -> NoReturn:
-        """Refused: the lines of DeciDiffusion's model card that replace the U-Net are not needed here.
+        """Refused: DeciDiffusion's model card replaces the U-Net with this method, which is not needed here.
 
         Raises:
-            NotImplementedError: says so.
+            NotImplementedError: always.
         """
         raise NotImplementedError("The U-Net of flexible_unet/ is loaded already: leave this line out.")
 
     def prepare_caching(self, quantized: bool = False) -> None:
-        """Compile what ``full`` with ``keep_features`` and ``shallow`` run.
+        """Compile the models that ``full`` with ``keep_features`` and ``shallow`` run.
 
         Raises:
-            ValueError: the U-Net cannot be cut.
+            ValueError: the U-Net cannot be split below its top level.
         """
         self._models.prepare_caching(quantized)
 
@@ -60,9 +60,10 @@ class UNet:
         Args:
             sample: latents [b, 4, h, w], as the scheduler scales them.
             timestep: one number.
-            encoder_hidden_states: of the prompts [b, 77, d], or a multiple of 77.
-            keep_features: give the deeper levels' features too; after ``prepare_caching``.
-            rows_at_once: compute at most so many rows at a time, where memory is short; None for all.
+            encoder_hidden_states: hidden states of the prompts [b, 77, d], or a multiple of 77.
+            keep_features: return the deeper levels' features too; needs ``prepare_caching`` first.
+            quantized: run in INT8.
+            rows_at_once: compute at most this many rows at a time, where memory is short; None for all.
 
         Returns:
             the prediction [b, 4, h, w], and the deeper levels' features [b, channels, h, w] or None.
@@ -81,14 +82,14 @@ class UNet:
         quantized: bool = False,
         rows_at_once: int | None = None,
     ) -> torch.Tensor:
-        """The prediction of the top level, given the deeper levels' features of an earlier step."""
+        """The prediction of the top level alone, from the deeper levels' features of an earlier step."""
         inputs = _inputs(sample, timestep) | {DEEP_FEATURES: features.numpy()}
         return torch.from_numpy(self._models.run(TOP_LEVEL, inputs, 1, quantized, rows_at_once)[0])
 
     def attention(
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> list[torch.Tensor]:
-        """What each layer of cross-attention looks at [b, h * w, n], of inputs as ``full`` takes them."""
+        """The attention weights [b, h * w, n] of each cross-attention layer, for the same inputs as ``full``."""
         inputs = _inputs(sample, timestep) | {"encoder_hidden_states": encoder_hidden_states.numpy()}
         return [torch.from_numpy(layer) for layer in self._models.run(ATTENTION, inputs, outputs=None)]
 
@@ -113,15 +114,15 @@ class UNet:
 
 
 class DeepCache:
-    """On some steps the full U-Net runs, on the others its top level alone, on the deep features of the last full step.
+    """Runs the full U-Net on some steps, and on the others its top level with the last full step's deep features.
 
     Ma et al. 2023, arXiv 2312.00858.
 
     Args:
-        unet: the U-Net, after ``prepare_caching`` unless all steps are full ones.
-        full_steps: of each step, whether it is a full one; the first is.
-        quantized: run it in INT8.
-        rows_at_once: as of ``UNet.full``.
+        unet: the U-Net; call its ``prepare_caching`` first unless all steps are full ones.
+        full_steps: for each step, whether it is a full one; the first one is.
+        quantized: run in INT8.
+        rows_at_once: see ``UNet.full``.
     """
 
     def __init__(self, unet: UNet, full_steps: Sequence[bool], quantized: bool, rows_at_once: int | None = None):
@@ -133,10 +134,10 @@ class DeepCache:
     def predict(
         self, index: int, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> torch.Tensor:
-        """The prediction of a step, from inputs as ``UNet.full`` takes them.
+        """The prediction of a step, from the inputs of ``UNet.full``.
 
-        A step with more rows than the features have runs the full U-Net; one with fewer uses the features of the
-        last rows, which are those of the prompts themselves.
+        A step with more rows than the cached features runs the full U-Net. One with fewer rows uses the last rows'
+        features, which belong to the prompts rather than the negative prompts.
         """
         features = self._features
         if self._full_steps[index] or features is None or len(features) < len(sample):

@@ -1,4 +1,4 @@
-"""Pixels <-> latents: the autoencoder of a model folder, for large pictures in overlapping tiles."""
+"""Pixels <-> latents: the autoencoder of a model folder; it can decode large pictures in overlapping tiles."""
 
 from collections.abc import Callable
 from itertools import product
@@ -24,9 +24,9 @@ class Autoencoder:
         models: the compiled models.
 
     Attributes:
-        config: the settings beside the models.
-        scaling_factor: what the denoiser's latents are multiplied by against the autoencoder's own.
-        scale_factor: pixels to one latent position, along a side.
+        config: the settings in the decoder's ``config.json``.
+        scaling_factor: the autoencoder's latents times this factor are the U-Net's.
+        scale_factor: pixels per latent position, along a side.
         tile_size: side of a tile in latent positions, or None to decode pictures whole.
     """
 
@@ -38,11 +38,11 @@ class Autoencoder:
         self.tile_size: int | None = None
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
-        """As ``AutoencoderKL.encode`` of diffusers: the distribution of a picture's latents, which are not scaled.
+        """Like ``AutoencoderKL.encode`` of diffusers: the distribution of a picture's latents, which are not scaled.
 
         Args:
-            x: [b, 3, H, W] in -1…1.
-            return_dict: False for a tuple.
+            x: pixels [b, 3, H, W] in -1…1.
+            return_dict: False returns a tuple.
 
         Returns:
             an output with ``latent_dist``.
@@ -54,14 +54,15 @@ class Autoencoder:
         return AutoencoderKLOutput(latent_dist=drawn_from) if return_dict else (drawn_from,)
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator: Any = None) -> Any:
-        """As ``AutoencoderKL.decode`` of diffusers: the picture of latents [b, 4, h, w] that are not scaled.
+        """Like ``AutoencoderKL.decode`` of diffusers: the picture of latents that are not scaled.
 
         Args:
-            return_dict: False for a tuple.
-            generator: nothing is drawn.
+            z: latents [b, 4, h, w].
+            return_dict: False returns a tuple.
+            generator: ignored; decoding draws no random numbers.
 
         Returns:
-            an output with ``sample``, [b, 3, H, W], about -1…1.
+            an output with ``sample``, pixels [b, 3, H, W] in about -1…1.
         """
         from diffusers.models.autoencoders.vae import DecoderOutput
 
@@ -69,7 +70,7 @@ class Autoencoder:
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
 
     def enable_tiling(self) -> None:
-        """Decode pictures larger than the checkpoint's size piece by piece."""
+        """Decode pictures larger than the checkpoint's default size piece by piece."""
         self.use_tiles(self.config["sample_size"])
 
     def disable_tiling(self) -> None:
@@ -77,13 +78,13 @@ class Autoencoder:
         self.tile_size = None
 
     def enable_slicing(self) -> None:
-        """Nothing: pictures are decoded one at a time anyway."""
+        """Changes nothing: pictures are decoded one at a time anyway."""
 
     def disable_slicing(self) -> None:
-        """As ``enable_slicing``."""
+        """Changes nothing; see ``enable_slicing``."""
 
     def _moments(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Means and logarithms of variances, [b, 8, h, w]; one picture at a time keeps memory low."""
+        """Means and log variances, [b, 8, h, w], computed one picture at a time to keep memory low."""
         each = [self._models.run("vae_encoder", {"sample": one.numpy()})[0] for one in pixels.split(1)]
         return torch.from_numpy(np.concatenate(each))
 
@@ -97,13 +98,13 @@ class Autoencoder:
 
         Args:
             pixels: [b, 3, H, W] in -1…1.
-            generator: one, or a list of one for each picture to make.
-            pictures: to make, a multiple of b; those of a source follow each other. None: b.
+            generator: one generator, or a list with one for each picture to make.
+            pictures: number of pictures to make, a multiple of b; those of one source are neighbours. None: b.
 
         Returns:
             [pictures, 4, H / 8, W / 8]. Those of one source differ only with a list of generators.
         """
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # brings all models of diffusers
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # imports all models of diffusers
 
         moments = self._moments(pixels)
         times = 1 if pictures is None else pictures // len(pixels)
@@ -115,9 +116,10 @@ class Autoencoder:
         return drawn.repeat_interleave(times, dim=0) * self.scaling_factor
 
     def to_pixels(self, latents: torch.Tensor, quantized: bool = False, decoder: str = "whole") -> torch.Tensor:
-        """Pixels [b, 3, H, W], about -1…1, of scaled latents [b, 4, h, w]; one picture at a time keeps memory low.
+        """Pixels [b, 3, H, W] in about -1…1 of scaled latents, decoded one picture at a time to keep memory low.
 
         Args:
+            latents: [b, 4, h, w].
             quantized: run the whole decoder in INT8.
             decoder: "whole" or "tiny".
         """
@@ -132,7 +134,7 @@ class Autoencoder:
                 )
             return pixels
 
-        own_scale = 1.0 if decoder == "tiny" else self.scaling_factor  # the tiny one takes the denoiser's latents
+        own_scale = 1.0 if decoder == "tiny" else self.scaling_factor  # the tiny one takes the U-Net's latents
         scaled = (latents / own_scale).split(1)
         if self.tile_size is None:
             return torch.cat([decode_one(one) for one in scaled])
@@ -148,22 +150,22 @@ class Autoencoder:
         self.tile_size = tile_size // self.scale_factor
 
     def decoded_at_once(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Of a picture of a size (width, height) in pixels, the size that the decoder computes at a time."""
+        """The part (width, height) in pixels of a picture of this size that the decoder computes at a time."""
         if self.tile_size is None:
             return size
         return min(size[0], self.tile_size * self.scale_factor), min(size[1], self.tile_size * self.scale_factor)
 
 
 def latent_preview(latents: torch.Tensor, colours: Any, scale: int) -> list[Image.Image]:
-    """Pictures of latents without the decoder, each channel's share of a colour added up.
+    """Pictures of latents without the decoder: a sum of one colour per channel, weighted by the latents.
 
     Args:
-        latents: scaled [b, c, h, w].
-        colours: red, green and blue, in -1…1, for each channel, and behind them those of latents of 0: c + 1 rows.
-        scale: pixels to one latent position, along a side.
+        latents: scaled latents [b, c, h, w].
+        colours: c + 1 rows of red, green and blue in -1…1: one for each channel, and last the colour of latents of 0.
+        scale: pixels per latent position, along a side.
 
     Raises:
-        ValueError: ``colours`` are no such numbers.
+        ValueError: ``colours`` has another form.
     """
     try:
         table = torch.tensor(colours, dtype=torch.float32)
@@ -184,10 +186,10 @@ def decode_in_tiles(
     """Decode tile by tile and blend the overlaps linearly, so that no seam shows.
 
     Args:
-        decode: latents [1, c, h, w] to pixels [1, 3, scale * h, scale * w].
-        latents: [1, c, h, w]; decoded in one piece if it is no larger than a tile.
+        decode: turns latents [1, c, h, w] into pixels [1, 3, scale * h, scale * w].
+        latents: [1, c, h, w]; decoded in one piece if they are no larger than a tile.
         tile: side of a tile in latent positions, at least 4.
-        scale: pixels to one latent position, along a side.
+        scale: pixels per latent position, along a side.
 
     Returns:
         pixels [1, 3, scale * h, scale * w].
@@ -207,7 +209,7 @@ def decode_in_tiles(
 
 
 def _windows(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Beginnings and ends of equally long windows that cover a length, neighbours overlapping by at least so much."""
+    """Begins and ends of equally long windows that cover a length; neighbours overlap by at least ``overlap``."""
     if length <= tile:
         return [(0, length)]
     count = -(-(length - overlap) // (tile - overlap))
@@ -216,7 +218,7 @@ def _windows(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _ramps(begin: int, end: int, length: int, overlap: int, scale: int) -> torch.Tensor:
-    """Weights along one side of a tile, in pixels: 1 inside, falling linearly towards sides with a neighbour."""
+    """Weights for each pixel along one side of a tile: 1 inside, falling linearly towards ends with a neighbour."""
     pixels = scale * (end - begin)
     position = torch.arange(pixels) + 0.5
     weight = torch.ones(pixels)

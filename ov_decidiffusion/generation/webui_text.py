@@ -1,7 +1,7 @@
-"""The text in which AUTOMATIC1111's stable-diffusion-webui, and many programs after it, keep a picture's settings.
+"""A picture's settings as text, in the form of AUTOMATIC1111's stable-diffusion-webui, which many programs use.
 
-A prompt of any number of lines, perhaps "Negative prompt: " and more lines, and a line of names and values, such as
-"Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512"; extensions write further lines behind it.
+The text has a prompt of any number of lines, optionally "Negative prompt: " and more lines, and a line of names and
+values, such as "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512". Extensions append further lines.
 """
 
 import json
@@ -15,11 +15,11 @@ from ov_decidiffusion.schedulers.registry import solver_name
 logger = logging.getLogger(__name__)
 
 NEGATIVE = "Negative prompt:"
-# "name: value" between commas; the value may be in quotes. The quantifiers are possessive, so that a text which does
-# not match is given up without trying it in every other way.
+# "name: value" between commas; the value may be in quotes. The quantifiers are possessive, so that a text that does
+# not match is rejected without backtracking.
 PAIR = re.compile(r'(?:^|(?<=,))([^:,]++):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)(?:,|$)')
-SCHEDULES_OF_OUR_OWN = ("", "automatic", "uniform")  # what a solver has anyway
-# What changes no picture of ours, or is read elsewhere.
+SCHEDULES_OF_OUR_OWN = ("", "automatic", "uniform")  # a solver's own schedule
+# Names that do not affect our pictures, or are read elsewhere.
 HARMLESS = re.compile(
     r"Steps|Sampler|Schedule type|CFG scale|Seed|Size|Denoising strength|Model|VAE|Version|Hires.*|First pass size|"
     r".* hash(es)?|Hashes|Time taken|User|Template|Negative Template|Eta|RNG|Module \d+|Discard penultimate sigma"
@@ -27,17 +27,17 @@ HARMLESS = re.compile(
 
 
 def write_text(arguments: dict[str, Any], origin: dict[str, Any], size: tuple[int, int]) -> str:
-    """The text of a picture.
+    """The settings text of a picture.
 
     Args:
-        arguments: of the call that makes it.
-        origin: checkpoint and whatever else made it.
+        arguments: the arguments of the call that makes it.
+        origin: what made it: the checkpoint and more, as in ``made_with``.
         size: (width, height) in pixels.
     """
     first: dict[str, Any] = {
         name: value[0] if isinstance(value, list) and value else value for name, value in arguments.items()
     }
-    first |= words_of(arguments, origin)  # which may be another picture's than the first
+    first |= words_of(arguments, origin)  # the picture need not be the call's first
     lines = [first["prompt"] or ""]
     if first.get("negative_prompt"):
         lines.append(f"{NEGATIVE} {first['negative_prompt']}")
@@ -67,10 +67,10 @@ def sampler_name(solver: str) -> str:
 
 
 def words_of(arguments: dict[str, Any], made_with: dict[str, Any]) -> dict[str, str | None]:
-    """The prompt and the negative prompt of a picture itself, where its call had several.
+    """The prompt and the negative prompt of one picture, if its call had several.
 
     Args:
-        arguments, made_with: what the picture carries, as ``settings_of`` and ``made_with`` give it.
+        arguments, made_with: what the picture carries, as ``settings_of`` and ``made_with`` return it.
     """
     picture, times = made_with.get("picture"), arguments.get("num_images_per_prompt")
     index = picture // times if isinstance(picture, int) and isinstance(times, int) and times > 0 else 0
@@ -82,7 +82,7 @@ def words_of(arguments: dict[str, Any], made_with: dict[str, Any]) -> dict[str, 
 
 
 def read_text(text: str) -> dict[str, Any]:
-    """``arguments`` and ``made_with`` of a picture; what cannot be used is named in the log.
+    """``arguments`` and ``made_with`` of a picture, read from its text; the log names what cannot be used.
 
     Raises:
         ValueError: no line of names and values, or a value that cannot be read.
@@ -102,14 +102,14 @@ def read_text(text: str) -> dict[str, Any]:
 
 
 def _parameter_line(lines: list[str]) -> int | None:
-    """The last line that begins with the steps, else the last one that names them among others."""
+    """The index of the last line that begins with "Steps:", else of the last one that contains it."""
     found = [index for index, line in enumerate(lines) if re.match(r"\s*Steps:\s*\d", line)]
     found = found or [index for index, line in enumerate(lines) if re.search(r", Steps:\s*\d", line)]
     return found[-1] if found else None
 
 
 def _prompts(lines: list[str]) -> dict[str, str]:
-    """Everything up to a line that begins with "Negative prompt:", and what comes after that."""
+    """The prompt, up to a line that begins with "Negative prompt:", and the negative prompt, from there on."""
     begins = [index for index, line in enumerate(lines) if line.strip().startswith(NEGATIVE)]
     end = begins[0] if begins else len(lines)
     found = {"prompt": "\n".join(lines[:end]).strip()}
@@ -125,7 +125,7 @@ def _numbers(values: dict[str, str], line: str) -> dict[str, Any]:
         "Denoising strength": ("strength", float),
     }
     if any(name.startswith("Hires") or name == "First pass size" for name in values):
-        del kinds["Denoising strength"]  # of a second run, which enlarges the picture
+        del kinds["Denoising strength"]  # it belongs to a second run, which enlarges the picture
     try:
         found = {argument: kind(values[name]) for name, (argument, kind) in kinds.items() if name in values}
         if "Size" in values:
@@ -136,7 +136,7 @@ def _numbers(values: dict[str, str], line: str) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int:
-    """Some programs write 20.0 for 20."""
+    """A whole number; some programs write 20 as 20.0."""
     try:
         return int(text)
     except ValueError:
@@ -155,7 +155,7 @@ def _unquoted(value: str) -> str:
 
 
 def _solver_of(sampler: str, schedule: str) -> str | None:
-    """The solver for a sampler and a schedule, or None where there is none of ours."""
+    """The solver for a sampler and a schedule, or None if we have none."""
     name, kind = sampler.lower(), schedule.lower()
     if kind == "karras" and "karras" not in name:
         name += " karras"

@@ -1,4 +1,4 @@
-"""What a model folder's JSON files say: sizes and scales, the scheduler, and what the folder was made of."""
+"""The JSON files of a model folder: sizes and scales, the scheduler, and what the folder was made from."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ MAX_SAMPLE_SIZE, MAX_WIDTH = 4096, 65_536
 
 
 def check_configs(unet: dict[str, Any], vae: dict[str, Any]) -> None:
-    """What sizes and scales are computed from."""
+    """Check the settings that sizes and scales are computed from; ValueError names a wrong one."""
     for name, most in (("sample_size", MAX_SAMPLE_SIZE), ("in_channels", 64), ("cross_attention_dim", MAX_WIDTH)):
         check_whole(f"unet/config.json: {name}", unet.get(name), 1, most)
     for where, config in (("unet", unet), ("vae_decoder", vae)):
@@ -35,17 +35,17 @@ def check_configs(unet: dict[str, Any], vae: dict[str, Any]) -> None:
 
 
 def vae_factor(config: dict[str, Any]) -> int:
-    """How many pixels of a side are one latent position."""
+    """Pixels per latent position, along a side."""
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def unet_factor(config: dict[str, Any]) -> int:
-    """How often the U-Net halves the latents' sides."""
+    """The factor by which the U-Net shrinks the latents' sides: 2 to the number of its halvings."""
     return 2 ** sum(_downsamples(config))
 
 
 def _downsamples(config: dict[str, Any]) -> Any:
-    """Whether each level of the U-Net halves them; in Stable Diffusion's all but the last do."""
+    """For each level of the U-Net, whether it halves the sides; in Stable Diffusion all but the last do."""
     nas = config.get("configurations", {})
     if nas == {}:
         return [True] * (len(config["block_out_channels"]) - 1)
@@ -53,13 +53,13 @@ def _downsamples(config: dict[str, Any]) -> Any:
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:
-    """The settings of the scheduler to use: the checkpoint's own, where other tools have to be given another."""
+    """The scheduler's settings; the checkpoint's own if the folder holds another scheduler for other tools."""
     own = folder / "ov_scheduler" / "scheduler_config.json"
     return read_json(own if own.is_file() else folder / "scheduler" / "scheduler_config.json")
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
-    """The checkpoint that a folder was made of, its revision and the format of the weights; None where nothing says."""
+    """The checkpoint that a folder was made from, its revision and the weights' format; None for what is unknown."""
     file = folder / CONVERSION_REPORT
     report = read_json(file) if file.is_file() else {}
     return {name: report.get(name) for name in ("checkpoint", "revision", "weight_format")}
@@ -68,7 +68,7 @@ def read_origin(folder: Path) -> dict[str, Any]:
 def write_settings(
     target: Path, scheduler: dict[str, Any], scheduler_for_peers: dict[str, Any], defaults: dict[str, Any]
 ) -> None:
-    """The scheduler, the pipeline's defaults, and the index that other tools start from."""
+    """Write the scheduler, the pipeline's defaults, and the ``model_index.json`` that other tools start from."""
     write_json(target / "scheduler" / "scheduler_config.json", scheduler_for_peers)
     if scheduler_for_peers is not scheduler:
         write_json(target / "ov_scheduler" / "scheduler_config.json", scheduler)

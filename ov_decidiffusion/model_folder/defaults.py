@@ -1,4 +1,4 @@
-"""What a checkpoint's makers sample it with, and prompts that suit it: ``pipeline_defaults.json``."""
+"""The settings recommended by a checkpoint's makers, and prompts that suit it: ``pipeline_defaults.json``."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from ov_decidiffusion.errors import ModelDirError
 from ov_decidiffusion.model_folder.integrity import read_json
 from ov_decidiffusion.model_folder.layout import DEFAULTS_FILE
 
-# Red, green and blue in -1…1 of each channel of Stable Diffusion's latents, and behind them of none; by keturn:
+# Red, green and blue in -1…1 for each channel of Stable Diffusion's latents, and last for latents of 0; by keturn:
 # https://discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204.
 LATENT_PREVIEW = [
     [0.298, 0.207, 0.208],
@@ -16,7 +16,7 @@ LATENT_PREVIEW = [
     [-0.184, -0.271, -0.473],
     [0.0, 0.0, 0.0],
 ]
-# What a checkpoint's makers sample it with, and prompts that suit it; its own file goes before.
+# Used for what a checkpoint's own file does not set.
 SUITING_PHOTOGRAPHS = {
     "example_prompts": [
         ["a lighthouse on a cliff at sunset, oil painting", "people, text"],
@@ -46,7 +46,7 @@ def read_defaults(folder: Path) -> dict[str, Any]:
     """The number of steps, the guidance and the example prompts that suit a folder's models.
 
     Raises:
-        ValueError: texts are of another form; the numbers are looked at where they are used.
+        ValueError: texts have another form; the numbers are checked where they are used.
     """
     file = folder / DEFAULTS_FILE
     own = read_json(file) if file.is_file() else {}

@@ -1,4 +1,4 @@
-"""Whether a model folder is whole: its files, their sizes and hashes, and JSON that can be read."""
+"""Whether a model folder is complete: its files, their sizes and hashes, and readable JSON."""
 
 import contextlib
 import hashlib
@@ -25,7 +25,7 @@ def check_model_dir(folder: Path) -> None:
     """Refuse a folder that lacks a part, or has a file of another size than was written.
 
     Raises:
-        ValueError: names what is missing or of another size.
+        ValueError: the message names what is missing or has another size.
     """
     needed = [file(folder, part) for part in PARTS for file in (graph_file, weights_file)]
     needed += [config_file(folder, "unet"), config_file(folder, "vae_decoder")]
@@ -43,10 +43,10 @@ def check_model_dir(folder: Path) -> None:
 
 
 def verify_model_dir(folder: str | Path) -> None:
-    """Read every file of a model folder and compare it with what was written: some seconds for the real models.
+    """Compare every file of a model folder with the hash of what was written; takes seconds for the real models.
 
     Raises:
-        ValueError: names the files that are missing or damaged, or the folder has no hashes to compare with.
+        ValueError: files are missing or damaged, which the message names; or the folder has no hashes to compare with.
 
     Example:
         >>> from ov_decidiffusion import verify_model_dir
@@ -65,10 +65,14 @@ def verify_model_dir(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def explaining(folder: Path, doing: str) -> Iterator[None]:
-    """Say of an error that a folder's contents lead to which file is damaged, or else what was being done.
+    """Turn an error that a folder's contents caused into one that names the damaged file, or else the operation.
+
+    Args:
+        folder: the model folder.
+        doing: the operation, for the message.
 
     Raises:
-        ValueError: in place of whatever a damaged or odd file leads to.
+        ValueError: in place of whatever error a damaged or odd file causes.
     """
     try:
         yield
@@ -79,26 +83,26 @@ def explaining(folder: Path, doing: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if _written_files(folder):
                 verify_model_dir(folder)
-                remedy = "Its files are as they were written, so that what was asked for does not fit them."
+                remedy = "Its files are as they were written, so the request does not fit them."
         raise ModelDirError(
             f"`model_dir` {folder}: {doing} failed ({type(error).__name__}: {error}). {remedy}"
         ) from error
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The sha256 of files of a folder, by name."""
+    """The SHA-256 of a folder's files, by name."""
 
     def sha256(name: str) -> str:
         with (folder / name).open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
 
     names = list(names)
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+    with ThreadPoolExecutor() as pool:  # hashing releases Python's lock
         return dict(zip(names, pool.map(sha256, names), strict=True))
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file of a folder but its reports, for a report."""
+    """Size and SHA-256 of every file in a folder except its reports; to be written into a report."""
     reports = (CONVERSION_REPORT, QUANTIZATION_REPORT)
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     found = hashes(folder, [name for name in names if name not in reports])
@@ -106,7 +110,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def are_described(files: Any) -> bool:
-    """Whether these are files by name with the size and sha256 of each, as ``describe_files`` has them."""
+    """Whether these are files by name, each with size and SHA-256, as ``describe_files`` returns them."""
     return isinstance(files, dict) and all(
         isinstance(file, dict) and isinstance(file.get("size"), int) and isinstance(file.get("sha256"), str)
         for file in files.values()
@@ -114,7 +118,7 @@ def are_described(files: Any) -> bool:
 
 
 def _written_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the latest report says of the files of a folder; nothing where there is none."""
+    """The files of a folder as its latest report describes them; empty without a report."""
     for name in (QUANTIZATION_REPORT, CONVERSION_REPORT):
         if (folder / name).is_file():
             files = read_json(folder / name).get("files", {})
@@ -135,7 +139,7 @@ def _damage(folder: Path, names: list[str], what: str) -> str:
 
 
 def leads_out(file: Path, folder: Path) -> bool:
-    """Whether a link leads elsewhere than in its folder, or to where the hub's cache keeps a folder's files."""
+    """Whether a file is a link out of its folder; links into the blobs of the hub's cache are allowed."""
     real, allowed = file.resolve(), [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
         allowed.append(folder.resolve().parent.parent / "blobs")
@@ -143,10 +147,10 @@ def leads_out(file: Path, folder: Path) -> bool:
 
 
 def read_json(file: str | Path, remedy: str = "make the folder again") -> dict[str, Any]:
-    """A settings file.
+    """Read a settings file.
 
     Raises:
-        ValueError: it is missing, or holds something else than a JSON object; ``remedy`` ends the message.
+        ValueError: it is missing, or holds something other than a JSON object; ``remedy`` ends the message.
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder: what the tokenizers library reads, in a fraction of the time of transformers."""
+"""The tokenizer of a model folder, for the tokenizers library, which loads it much faster than transformers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder; where another tool made it, by way of transformers, which takes its time.
+    """The tokenizer of a model folder; loaded with transformers, which is slow, if another tool made the folder.
 
     Raises:
-        ValueError: the file holds none, or one without tokens that begin, end and pad a prompt.
+        ValueError: the file holds no tokenizer, or one without tokens that begin, end and pad a prompt.
     """
     file = prompt_tokenizer_file(folder)
     if not file.is_file():
@@ -28,7 +28,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return prompt_tokenizer(CLIPTokenizer.from_pretrained(tokenizer_dir(folder), local_files_only=True))
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{file} holds no tokenizer ({error}): make the folder again.") from error
     check_token_ids(tokenizer.get_vocab(), folder)
     if tokenizer.padding is None or len(tokenizer.encode("").ids) != 2:
@@ -37,7 +37,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def prompt_tokenizer(tokenizer: CLIPTokenizer) -> Tokenizer:
-    """What a tokenizer computes with, set to pad: the tokenizers library loads it in a fraction of the time.
+    """The backend of a tokenizer, set to pad, which the tokenizers library can load in a fraction of the time.
 
     Raises:
         CheckpointError: its settings lack a token that begins, ends or pads a prompt.
@@ -56,14 +56,14 @@ def prompt_tokenizer(tokenizer: CLIPTokenizer) -> Tokenizer:
 
 
 def check_token_ids(vocabulary: dict[str, int], folder: Path) -> None:
-    """Refuse a tokenizer with tokens that the text encoder has no row for: they would be read as some other.
+    """Refuse a tokenizer with tokens beyond the text encoder's embedding table: they would be read as other tokens.
 
     Args:
-        vocabulary: all tokens with their numbers.
-        folder: of a checkpoint or of models.
+        vocabulary: all tokens with their ids.
+        folder: a checkpoint or a model folder.
 
     Raises:
-        ValueError: names the token.
+        ValueError: the message names the token.
     """
     config = config_file(folder, "text_encoder")
     rows = read_json(config).get("vocab_size") if config.is_file() else None

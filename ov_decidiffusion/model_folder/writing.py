@@ -1,4 +1,4 @@
-"""How files and folders come about: whole or not at all, by one writer at a time, where there is room for them."""
+"""Writing of files and folders: completely or not at all, by one process at a time, if there is room for them."""
 
 import contextlib
 import errno
@@ -20,18 +20,19 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
-PARTIAL = re.compile(r"\.[0-9a-f]{8}(\.old)?\.partial")  # behind a folder's name, while it is written
+PARTIAL = re.compile(r"\.[0-9a-f]{8}(\.old)?\.partial")  # follows a folder's name while it is written
 
 
 def check_disk(place: Path, needed: int, what: str, remedy: str = "free some space or choose another") -> None:
-    """Refuse what has no room, or lies where nothing can be written.
+    """Check that a folder can be written to, and that its disk has enough room.
 
     Args:
-        place: a folder, which need not be there yet.
-        needed: bytes.
+        place: a folder, which need not exist yet.
+        needed: number of bytes.
+        what, remedy: what needs the room, and what to do, for the message.
 
     Raises:
-        OSError: names the place; how much is needed, and how much is free.
+        OSError: the message names the place, how much is needed, and how much is free.
     """
     place = place.absolute()
     existing = next(parent for parent in (place, *place.parents) if parent.exists())
@@ -49,7 +50,7 @@ def check_disk(place: Path, needed: int, what: str, remedy: str = "free some spa
 
 @contextlib.contextmanager
 def naming_a_full_disk(place: Path) -> Iterator[None]:
-    """OpenVINO says "basic_ios::clear" when there is no more room."""
+    """Explain failed writes of OpenVINO, which says "basic_ios::clear" when the disk is full."""
     try:
         yield
     except RuntimeError as error:
@@ -62,10 +63,10 @@ def naming_a_full_disk(place: Path) -> Iterator[None]:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a new folder may be made there: nothing is there, or an empty folder.
+    """Whether a new folder may be made here: there is nothing yet, or an empty folder.
 
     Raises:
-        ValueError: a link is there that leads nowhere.
+        ValueError: there is a link that leads nowhere.
     """
     if folder.is_symlink() and not folder.exists():
         raise ValueError(f"{folder} is a link to {folder.readlink()}, which is not there: delete it or choose another.")
@@ -74,9 +75,9 @@ def is_free(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def only_one(target: Path) -> Iterator[None]:
-    """Wait for other processes that make the same folder, and remove what a killed one left beside it."""
+    """Wait for other processes that make the same folder, and remove what killed processes left beside it."""
     place = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
-    user = getattr(os, "getuid", lambda: "user")()  # which Windows lacks
+    user = getattr(os, "getuid", lambda: "user")()  # Windows lacks it
     lock = FileLock(Path(tempfile.gettempdir()) / f"ov_decidiffusion-{user}-{place}.lock")
     try:
         lock.acquire(timeout=0)
@@ -85,7 +86,7 @@ def only_one(target: Path) -> Iterator[None]:
         lock.acquire()
     try:
         for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-            if PARTIAL.fullmatch(left.name.removeprefix(f".{target.name}")):  # and not of a folder named longer
+            if PARTIAL.fullmatch(left.name.removeprefix(f".{target.name}")):  # not one of a folder with a longer name
                 shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
@@ -93,21 +94,21 @@ def only_one(target: Path) -> Iterator[None]:
 
 
 def refuse_own_folder(target: Path) -> None:
-    """A new folder takes the place of an empty or older one, which a process that is in it would lose.
+    """Refuse to replace the current working directory, which this process would lose.
 
     Raises:
-        ValueError: says what to do.
+        ValueError: the message says what to do.
     """
-    with contextlib.suppress(FileNotFoundError):  # the process's own is gone already
+    with contextlib.suppress(FileNotFoundError):  # the working directory is gone already
         if Path.cwd().is_relative_to(target.resolve()):
             raise ValueError(f"`model_dir` {target} is the folder that this runs in: run it from outside of it.")
 
 
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """A new folder beside ``target`` to write into, which takes its place at the end; after an error, nothing stays.
+    """A new folder beside ``target`` to write into, which takes its place at the end; an error removes it.
 
-    A folder that is there already is replaced. To be used within ``only_one``.
+    An existing folder is replaced. Use it within ``only_one``.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -126,11 +127,12 @@ def building(target: Path) -> Iterator[Path]:
 
 
 def copy_folder(source: Path, target: Path, leave_out: Collection[str] = ()) -> None:
-    """Copy a folder's files into one that can be written to, also where the source's cannot.
+    """Copy a folder's files into a folder that can be written to, even if the source cannot.
 
     Args:
-        target: new, or there already.
-        leave_out: names of files and folders.
+        source: the folder to copy.
+        target: a new or an existing folder.
+        leave_out: names of files and folders to leave out.
     """
     ignore = shutil.ignore_patterns(*leave_out)
     shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile, dirs_exist_ok=True)
@@ -139,23 +141,23 @@ def copy_folder(source: Path, target: Path, leave_out: Collection[str] = ()) -> 
 
 
 def _write_through(file: Path) -> None:
-    """To the disk, so that a folder which is there is whole after a power cut too."""
+    """Write a file through to the disk, so that a folder that exists is complete even after a power cut."""
     if file.is_file():
         with file.open("r+b") as opened:
             os.fsync(opened.fileno())
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Write beside the file's place and move it there: never half a file."""
+    """Write a temporary file beside the target and move it there, so that there is never half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)
         os.replace(partial, file)
     finally:
-        partial.unlink(missing_ok=True)  # of a full disk, say
+        partial.unlink(missing_ok=True)  # left over if the disk was full, for example
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """A settings file, whole or not at all."""
+    """Write a settings file, completely or not at all."""
     write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())

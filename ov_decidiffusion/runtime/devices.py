@@ -1,4 +1,4 @@
-"""What a device wants: its name, shapes that are fixed, a number format that the autoencoder stands."""
+"""What a device needs: its name, static shapes, and a number format that suits the autoencoder."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ import openvino as ov
 
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
 
-SEVERAL = ("AUTO", "MULTI", "HETERO")  # stand for the devices listed behind them
+SEVERAL = ("AUTO", "MULTI", "HETERO")  # stand for the devices listed after them
 
 
 def find_device(core: ov.Core, device: Any) -> str:
-    """A device as OpenVINO names it: "cpu" and ``torch.device("cpu")`` are "CPU", "auto:gpu,cpu" is "AUTO:GPU,CPU".
+    """OpenVINO's name of a device: "cpu" and ``torch.device("cpu")`` are "CPU", "auto:gpu,cpu" is "AUTO:GPU,CPU".
 
     Raises:
-        ValueError: no such device on this machine.
+        ValueError: there is no such device on this machine.
     """
     available = core.available_devices
-    name = str(device).upper()  # a torch.device's is its name
+    name = str(device).upper()  # str() of a torch.device is its name
     family, _, listed = name.partition(":")
     named = listed.split(",") if family in SEVERAL and listed else [] if name == "AUTO" else [name]
     whole = {one.split(".")[0] for one in available}
@@ -27,7 +27,7 @@ def find_device(core: ov.Core, device: Any) -> str:
 
 
 def devices_of(core: ov.Core, device: str) -> list[str]:
-    """What models may run on: the device itself, or those that AUTO, MULTI or HETERO choose from."""
+    """The devices that models may run on: the device itself, or those that AUTO, MULTI or HETERO choose from."""
     family, _, listed = device.partition(":")
     if family not in SEVERAL:
         return [device]
@@ -38,12 +38,12 @@ def devices_of(core: ov.Core, device: str) -> list[str]:
 
 
 def needs_static_shapes(device: str) -> bool:
-    """NPUs compile for one shape."""
+    """Whether the device compiles for one shape only, as NPUs do."""
     return device.split(".")[0] == "NPU"
 
 
 def precision_hint(name: str, device: str, precision: str | None) -> dict[str, str]:
-    """Pictures of the autoencoder can come out black in float16: its activations leave the range."""
+    """The precision for a model. Never f16 for the autoencoder: its activations overflow, and pictures turn black."""
     may_be_f16 = precision == "f16" or (precision is None and device.split(".")[0] != "NPU")
     if may_be_f16 and name in ("vae_encoder", "vae_decoder", TINY_DECODER):
         precision = "f32"

@@ -1,4 +1,4 @@
-"""What models can be loaded with: a device, a number format, threads, a cache, OpenVINO's own properties."""
+"""The options for loading models: a device, a precision, threads, a cache, and OpenVINO's own properties."""
 
 import logging
 import os
@@ -24,8 +24,8 @@ class Target:
     """What models are compiled for.
 
     Attributes:
-        core: OpenVINO's.
-        device: as OpenVINO names it.
+        core: OpenVINO's core.
+        device: OpenVINO's name of the device.
         config: OpenVINO's properties to compile with.
         precision: "f32", "bf16" or "f16"; None leaves the choice to OpenVINO.
         reason: a sentence that says the precision and why.
@@ -45,10 +45,10 @@ def choose_target(
     threads: Any = None,
     ov_config: Any = None,
 ) -> Target:
-    """Check what models are to be loaded with, and choose the precision; arguments as of ``Models.load``.
+    """Check the options for loading models, and choose the precision; for the arguments see ``Models.load``.
 
     Raises:
-        ValueError: names the argument.
+        ValueError: the message names the wrong argument.
     """
     core, device, config = check_loading(device, inference_precision, cache_dir, threads, ov_config)
     if inference_precision != "auto":
@@ -65,13 +65,13 @@ def check_loading(
     threads: Any = None,
     ov_config: Any = None,
 ) -> tuple[ov.Core, str, dict[str, Any]]:
-    """Refuse what models cannot be loaded with, before anything long is done; arguments as of ``Models.load``.
+    """Refuse wrong options for loading models, before any long work; for the arguments see ``Models.load``.
 
     Returns:
-        OpenVINO's core; the device as it names it; and its properties to compile with, of which the caller's go last.
+        OpenVINO's core, its name of the device, and its properties to compile with; the caller's override others.
 
     Raises:
-        ValueError: names the argument.
+        ValueError: the message names the wrong argument.
     """
     check_choice("inference_precision", inference_precision, INFERENCE_PRECISIONS)
     core = ov.Core()
@@ -89,7 +89,7 @@ def check_loading(
 
 
 def _try_properties(core: ov.Core, device: str, ov_config: Any) -> None:
-    """Compile next to nothing with them: only the device knows which it takes."""
+    """Compile a tiny model with these properties: only the device knows which ones it accepts."""
     if not isinstance(ov_config, dict) or not all(isinstance(name, str) for name in ov_config):
         raise ValueError(f"`ov_config` must be a dictionary of OpenVINO's properties by name, got {shown(ov_config)}.")
     sample = ops.parameter([1], np.float32)
@@ -99,13 +99,13 @@ def _try_properties(core: ov.Core, device: str, ov_config: Any) -> None:
             [ops.relu(sample)], [sample], "trial"
         )
         core.compile_model(trial, device, tried)
-    except Exception as error:  # of several kinds, for names and for values
+    except Exception as error:  # wrong names and wrong values raise several kinds
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"`ov_config` {shown(ov_config)} is not what {device} takes: {reason}") from error
 
 
 def _make_cache(folder: Path) -> None:
-    """A folder to write into, unless it is one with compiled models, which may be read-only."""
+    """Make the cache folder. It must be writable, unless it holds compiled models already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

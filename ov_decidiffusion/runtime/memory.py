@@ -1,4 +1,4 @@
-"""Refuse what needs too much memory, and hand back what this process holds and does not need (on Linux)."""
+"""Refuse what needs too much memory, and return unused memory of this process to the system (on Linux)."""
 
 import contextlib
 import ctypes
@@ -16,34 +16,36 @@ from ov_decidiffusion.errors import NotEnoughMemory
 
 LIMIT_VARIABLE = "OV_DECIDIFFUSION_MEMORY_GB"
 PICTURES, SMALLER = "Pictures of this `width` and `height`", "make smaller ones"
-CONTROL_GROUP = Path("/sys/fs/cgroup")  # what a container sees of its own
-MADV_PAGEOUT = 21  # since Linux 5.4; whatever lies at the addresses by then, none of it is lost
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container's own control group
+MADV_PAGEOUT = 21  # since Linux 5.4; it loses no data, even if the addresses have been reused by then
 
 
 def check_memory(needed: int, what: str = PICTURES, instead: str = SMALLER) -> None:
     """Refuse what needs more memory than the machine has free.
 
+    The environment variable ``OV_DECIDIFFUSION_MEMORY_GB`` sets another limit than the free memory, in gigabytes.
+
     Args:
-        needed: bytes, an estimate. ``OV_DECIDIFFUSION_MEMORY_GB`` says how many gigabytes may be used instead.
-        what, instead: what needs them, and what can be done, for the message.
+        needed: an estimate in bytes.
+        what, instead: what needs the memory, and what to do instead, for the message.
 
     Raises:
-        NotEnoughMemory: a ValueError; says the estimate, and what to do.
-        ValueError: the variable holds no number.
+        NotEnoughMemory: a ValueError; the message has the estimate, and says what to do.
+        ValueError: the environment variable holds no number.
     """
     free = free_memory()
     if needed > free:
         raise NotEnoughMemory(
             f"{what} need about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {instead}. "
-            f"{LIMIT_VARIABLE} says how many gigabytes may be used where this is wrong."
+            f"If this is wrong, set {LIMIT_VARIABLE} to the number of gigabytes that may be used."
         )
 
 
 def free_memory() -> float:
-    """Bytes that may still be used: what the machine and the container have left, or what the variable says.
+    """Bytes that may still be used: what is free in the machine and the container, or what the variable allows.
 
     Raises:
-        ValueError: the variable holds no number.
+        ValueError: the environment variable holds no number.
     """
     told = os.environ.get(LIMIT_VARIABLE)
     try:
@@ -56,23 +58,24 @@ def free_memory() -> float:
 
 
 def _left_in_container() -> float:
-    """Bytes, by Linux's control groups; infinity where they set no limit.
+    """Free bytes within the limit of Linux's control group; infinity if there is no limit.
 
-    What files are kept in memory for is given back when it is needed (``Documentation/admin-guide/cgroup-v2.rst``).
+    The inactive file cache counts as free: the kernel reclaims it when memory is needed
+    (``Documentation/admin-guide/cgroup-v2.rst``).
     """
     try:
         most, used, details = ((CONTROL_GROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
         kept = dict(line.split() for line in details.splitlines())["inactive_file"]
         return int(most) - int(used) + int(kept)
-    except (OSError, ValueError, KeyError):  # no Linux, another version of them, or "max", which is none
+    except (OSError, ValueError, KeyError):  # not Linux, another cgroup version, or "max", which means no limit
         return math.inf
 
 
 def peak_memory() -> int:
-    """The most that this process has held in memory so far, in bytes.
+    """The peak memory of this process so far, in bytes.
 
-    Linux hands ``ru_maxrss`` on from the process that started this one, so there it is read from the kernel's own
-    account of this process's memory.
+    On Linux a process inherits ``ru_maxrss`` from the one that started it, so there the peak is read from
+    ``/proc/self/status``.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -80,21 +83,21 @@ def peak_memory() -> int:
         return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
-    import resource  # Windows has none
+    import resource  # not available on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def release_freed_memory() -> None:
-    """What Python no longer refers to, which it and glibc put off handing back."""
+    """Return to the system what Python no longer refers to, which Python and glibc keep for a while."""
     gc.collect()
     trim_heap()
 
 
 @contextlib.contextmanager
 def gc_frozen() -> Iterator[None]:
-    """Within it ``release_freed_memory`` looks at what is new only: a process with its modules holds a million objects,
-    and looking through them takes a quarter of a second each time."""
+    """Within it, ``release_freed_memory`` examines only new objects: with all modules imported, a process has a million
+    objects, and examining them takes a quarter of a second each time."""
     gc.freeze()
     try:
         yield
@@ -103,15 +106,15 @@ def gc_frozen() -> Iterator[None]:
 
 
 def trim_heap() -> None:
-    """What has been freed already, which glibc puts off handing back; takes some hundredths of a second."""
+    """Return to the system what has been freed but glibc still keeps; takes some hundredths of a second."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def forget_mapped_weights(file: Path) -> None:
-    """The pages of a weights file that OpenVINO has mapped: read again from the file if they are needed again.
+    """Drop the memory pages of a weights file that OpenVINO has mapped; they are read again if needed.
 
-    After a model's first run its weights are there a second time, packed for the processor.
+    After a model's first run its weights are in memory a second time, packed for the processor.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError, ValueError):
         madvise = ctypes.CDLL(None).madvise
@@ -126,7 +129,7 @@ def forget_mapped_weights(file: Path) -> None:
 
 @contextlib.contextmanager
 def forgetting_mapped_weights(file: Path) -> Iterator[None]:
-    """While a model packs its weights, forget their pages again and again: those not packed yet are read once more."""
+    """While a model packs its weights, keep dropping their pages; pages not packed yet are read from the file again."""
     done = threading.Event()
 
     def keep_forgetting() -> None:

@@ -44,11 +44,11 @@ from ov_decidiffusion.runtime.transformations import (
 
 logger = logging.getLogger(__name__)
 
-LARGE = 200e6  # bytes of the U-Net's weights; below, memory is not worth a thirtieth of a second
-TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when it is first asked for
+LARGE = 200e6  # bytes of the U-Net's weights; below it, saving memory is not worth a thirtieth of a second
+TOP_LEVEL = "unet_top_level"  # cut out of the U-Net when first needed
 ATTENTION = "unet_attention"
-ANY_SIZE_UNET = "unet_any_size"  # the U-Net for latents that it cannot halve as often as it does; a little slower
-FIRST = ("unet", "text_encoder", "vae_decoder")  # compiled at once, the longest first; the encoder when it is wanted
+ANY_SIZE_UNET = "unet_any_size"  # the U-Net for latents with a side that is odd at some level; a little slower
+FIRST = ("unet", "text_encoder", "vae_decoder")  # compiled at once, the slowest first; the encoder when needed
 CUT_OUT = {TOP_LEVEL: cut_shallow_model, ATTENTION: cross_attention_model}
 FULL_UNETS = ("unet", ANY_SIZE_UNET)
 OF_THE_UNET = (*FULL_UNETS, *CUT_OUT)
@@ -59,12 +59,12 @@ class FolderContents:
     """What a model folder holds.
 
     Attributes:
-        folder: absolute, so that what is compiled later is found from another working directory too.
-        unet_config, vae_config: the settings beside the models.
-        quantized_folder: of its INT8 models; it need not exist.
-        quantized_parts: the models that there are in INT8 too.
-        has_tiny_decoder: whether the folder has one.
-        size_factor: sides of pictures are multiples of it, in pixels.
+        folder: its absolute path, so that later compilations find it after the working directory has changed.
+        unet_config, vae_config: the settings in the models' ``config.json``.
+        quantized_folder: the folder of its INT8 models; it need not exist.
+        quantized_parts: the models that exist in INT8 too.
+        has_tiny_decoder: whether the folder has a tiny decoder.
+        size_factor: both sides of a picture are multiples of it, in pixels.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class FolderContents:
 
 
 def read_contents(folder: Path) -> FolderContents:
-    """Look into a model folder.
+    """Read what a model folder holds.
 
     Raises:
         ValueError: it lacks a part, or its settings are damaged; the message names them.
@@ -96,24 +96,23 @@ def read_contents(folder: Path) -> FolderContents:
 
 
 class Models(ProcessBound):
-    """The compiled models of a folder, and beside them those of its INT8 sibling, compiled when first asked for.
+    """The compiled models of a folder; those of its INT8 sibling are compiled when first needed.
 
-    Make them with ``load``, and ``wait`` before running anything.
+    Create it with ``load``, and call ``wait`` before running anything.
 
     Args:
-        contents: of the folder.
-        target: what they are compiled for.
+        contents: what the folder holds.
+        target: what the models are compiled for.
 
     Attributes:
-        folder: of the models.
-        inference_precision: what the models compute in, and why, as a sentence.
-        precision: what the models compute in: "f32", "bf16", …
-        size_factor: as of ``FolderContents``.
-        device: that they are compiled for, as OpenVINO names it.
-        static_shapes: whether the device takes pictures of one size only, one after the other.
-        unet_config, vae_config, quantized_parts, has_tiny_decoder: as of ``FolderContents``.
-        is_large: whether the U-Net is of a real model's size.
-        seconds: spent in each model so far.
+        folder: the model folder.
+        inference_precision: a sentence that says which number format the models compute in, and why.
+        precision: the number format that the models compute in: "f32", "bf16", …
+        device: OpenVINO's name of the device that they are compiled for.
+        static_shapes: whether the device takes pictures of one size only, one at a time.
+        unet_config, vae_config, quantized_parts, has_tiny_decoder, size_factor: see ``FolderContents``.
+        is_large: whether the U-Net has the size of a real model.
+        seconds: seconds spent in each model so far.
     """
 
     def __init__(self, contents: FolderContents, target: Target):
@@ -127,12 +126,12 @@ class Models(ProcessBound):
         self._precision, self.inference_precision = target.precision, target.reason
         self.static_shapes = needs_static_shapes(target.device)
         self.seconds: dict[str, float] = defaultdict(float)
-        self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 one
+        self._compiled: dict[tuple[str, bool], ov.CompiledModel] = {}  # by name, and whether it is the INT8 model
         self._packed: set[tuple[str, bool]] = set()  # those that have run
-        self._caching: set[bool] = set()  # whether the plain U-Net, the INT8 one or both give their deep features
+        self._caching: set[bool] = set()  # for the plain U-Net (False) and the INT8 one: those that give deep features
         self._compiling: dict[str, Future[ov.CompiledModel]] = {}
         self._reading: list[Future[ov.Model]] = []
-        self._latest_part: str | None = None  # whose model ran last
+        self._latest_part: str | None = None  # the part whose model ran last
         self._long_prompts = self._closed = False
         self.is_large = self._weights("unet", False).stat().st_size > LARGE
 
@@ -146,7 +145,7 @@ class Models(ProcessBound):
         threads: int | None = None,
         ov_config: dict[str, Any] | None = None,
     ) -> "Models":
-        """Check everything, and begin to compile, in threads; arguments as of the pipeline's ``from_pretrained``.
+        """Check everything, and begin to compile in threads; for the arguments see the pipeline's ``from_pretrained``.
 
         Raises:
             ValueError: a wrong argument, or a folder that lacks a part; the message names it.
@@ -157,33 +156,33 @@ class Models(ProcessBound):
         return models
 
     def missing_int8(self) -> str:
-        """What the faster presets lack here and what making it takes; "" where they have all that pays."""
+        """A text that says what the faster presets lack here, and what making it takes; "" if they lack nothing."""
         if self.quantized_parts or not self.int8_pays:
             return ""
         takes = "some minutes and 5 GB of memory" if self.is_large else "about half a minute"
         return f"need INT8 models. They are made once, which takes {takes}."
 
     def find_quantized(self) -> None:
-        """Look for INT8 models again, for some that were made since these were loaded."""
+        """Look for INT8 models again, in case some were made after these models were loaded."""
         contents = read_contents(self.folder)
         self._quantized_folder, self.quantized_parts = contents.quantized_folder, contents.quantized_parts
 
     def _begin(self) -> None:
-        """Compiling lets go of Python's lock: meanwhile the caller can import what takes as long."""
+        """Begin to compile. Compiling releases Python's lock, so that the caller can import slow modules meanwhile."""
         begin = ThreadPoolExecutor(len(FIRST) + 1, "compile").submit
-        first = [name for name in FIRST if name not in self.quantized_parts]  # of the others who knows which of two
+        first = [name for name in FIRST if name not in self.quantized_parts]  # others may run in INT8
         self._compiling = {name: begin(self._compile, name, False) for name in first}
         parts = (*PARTS, TINY_DECODER) if self.has_tiny_decoder else PARTS
         self._reading = [begin(self._read, name, False) for name in parts if name not in first]
 
     @property
     def precision(self) -> str:
-        """What the models compute in: "f32", "bf16", …"""
+        """The number format that the models compute in: "f32", "bf16", …"""
         return self._precision or "the device's own"
 
     @functools.cached_property
     def int8_pays(self) -> bool:
-        """Whether INT8 models are faster here than the plain ones, as far as a probe can tell."""
+        """Whether INT8 models are faster here than the plain ones, judging by a probe."""
         self.refuse_forks()
         speedup = int8_speedup(self._core, self.device, self._precision)
         pays = speedup is None or speedup > 1 / WORTH_IT
@@ -196,14 +195,14 @@ class Models(ProcessBound):
         return pays
 
     def wait(self) -> None:
-        """Until what was begun is compiled, and what is compiled later was found to be readable.
+        """Wait until the first models are compiled, and those that are compiled later have been read once.
 
         Raises:
             ValueError: a model is damaged.
         """
         with self._in_turn():
             begun: list[Future[Any]] = [*self._compiling.values(), *self._reading]
-            wait(begun)  # all, so that no thread is left at work on the files
+            wait(begun)  # for all of them, so that no thread still works on the files after an error
             for name, compiling in self._compiling.items():
                 self._compiled[name, False] = compiling.result()
             for reading in self._reading:
@@ -218,13 +217,19 @@ class Models(ProcessBound):
         quantized: bool = False,
         rows_at_once: int | None = None,
     ) -> list[np.ndarray]:
-        """The first outputs of a model or all (None), or of its INT8 twin, in memory of their own.
+        """Run a model and return copies of its outputs.
 
         Args:
-            rows_at_once: run a longer batch in parts of at most so many rows; None in one.
+            name: the model.
+            inputs: arrays by the names of the model's inputs.
+            outputs: number of outputs to return, the first ones; None for all.
+            quantized: run the INT8 model.
+
+        Args:
+            rows_at_once: split a longer batch into parts of at most this many rows; None runs it whole.
 
         Raises:
-            RuntimeError: in a process that was forked after loading, or after ``close``.
+            RuntimeError: the process was forked after loading, or ``close`` was called.
             ValueError: the inputs do not fit, or OpenVINO fails otherwise.
         """
         with self._in_turn():
@@ -238,7 +243,7 @@ class Models(ProcessBound):
             try:
                 with forgetting_mapped_weights(self._weights(name, quantized)) if packs_weights else nullcontext():
                     results = _run_in_parts(model, inputs, outputs, 1 if self.static_shapes else rows_at_once)
-            except RuntimeError:  # its one infer request may be left in a state that fails on every later call
+            except RuntimeError:  # the model's one infer request may fail on every later call too
                 self._forget(name, quantized)
                 with explaining(self._folder_of(quantized), f"running {name}"):
                     raise
@@ -247,12 +252,12 @@ class Models(ProcessBound):
             return results
 
     def compiled(self, name: str, quantized: bool = False) -> ov.CompiledModel:
-        """A model as OpenVINO runs it, for those who want its properties or its graph; compiled if it was not yet."""
+        """A compiled model, for code that needs its properties or its graph; compiles it if necessary."""
         with self._in_turn():
             return self._get(name, quantized)
 
     def profiled(self, name: str) -> ov.CompiledModel:
-        """A copy of a model that keeps account of the time each of its nodes takes."""
+        """A copy of a model that records the time of each of its nodes."""
         self.refuse_forks()
         return self._compile(name, False, None, {"PERF_COUNT": True})
 
@@ -262,7 +267,7 @@ class Models(ProcessBound):
         if (name, quantized) not in self._compiled:
             change = CUT_OUT.get(name)
             if name in FULL_UNETS:
-                if self.is_large:  # else there were two of them
+                if self.is_large:  # otherwise two large ones would be in memory
                     self._drop({*FULL_UNETS} - {name}, quantized)
                 if quantized in self._caching:
                     change = expose_deep_features
@@ -270,18 +275,19 @@ class Models(ProcessBound):
         return self._compiled[name, quantized]
 
     def close(self) -> None:
-        """Wait for the run that is going on, and drop all models; later runs are refused."""
+        """Wait for the current run, and drop all models; later runs are refused."""
         with self._running:
             self._closed = True
             self._compiled.clear()
 
     def rows_at_once(self, rows: int, size: tuple[int, int], decoded: tuple[int, int]) -> int:
-        """How many of a run's rows the U-Net computes at a time: all, or as many as free memory has room for.
+        """How many rows of a run the U-Net computes at a time: all of them, or as many as there is free memory for.
 
-        Arguments as of ``estimated_memory``.
+        Args:
+            rows, size, decoded: see ``estimated_memory``.
 
         Raises:
-            NotEnoughMemory: there is no room for one.
+            NotEnoughMemory: there is too little for one row.
         """
         free, parts = free_memory(), 1
         while parts < rows and self.estimated_memory(-(-rows // parts), size, decoded) > free:
@@ -291,15 +297,15 @@ class Models(ProcessBound):
         return at_once
 
     def estimated_memory(self, rows: int, size: tuple[int, int], decoded: tuple[int, int]) -> int:
-        """About how many bytes a run computes in, beside the weights.
+        """About how many bytes a run needs, not counting the weights.
 
-        The U-Net computes all rows at once, in about twenty tensors like its widest, and the decoder one picture, in
-        about six like its widest; both were seen to need less.
+        The U-Net computes all rows at once, in memory for about twenty tensors of its widest kind, and the decoder one
+        picture, in about six of its widest kind; in measurements both needed less.
 
         Args:
-            rows: pictures, twice with guidance.
+            rows: number of pictures, twice that with guidance.
             size: (width, height) in pixels.
-            decoded: of what the decoder, or the encoder, computes at a time.
+            decoded: (width, height) in pixels that the decoder, or the encoder, computes at a time.
         """
         positions = size[0] * size[1] // vae_factor(self.vae_config) ** 2
         unet = 20 * rows * positions * self.unet_config["block_out_channels"][0]
@@ -307,7 +313,7 @@ class Models(ProcessBound):
         return 4 * max(unet, decoder)
 
     def _forget(self, name: str, quantized: bool) -> None:
-        """Compile a model again the next time it is asked for."""
+        """Drop a model, so that it is compiled again when it is next needed."""
         self._drop(OF_THE_UNET if model_part(name) == "unet" else (name,), quantized)
 
     def _drop(self, names: Iterable[str], quantized: bool) -> None:
@@ -320,8 +326,8 @@ class Models(ProcessBound):
         return any(side % unet_factor(self.unet_config) for side in latents.shape[2:])
 
     def _release_other_parts(self, part: str) -> None:
-        """Free what the models of another part computed in, where that is worth the time: together they need it all."""
-        if part == TINY_DECODER:  # needs little, and runs in the midst of others
+        """Free the working memory of the previous part's models if they are large: it adds up over the parts."""
+        if part == TINY_DECODER:  # it needs little, and runs between steps of others
             return
         if self._latest_part not in (None, part) and self.is_large:
             for (name, _), model in self._compiled.items():
@@ -331,7 +337,7 @@ class Models(ProcessBound):
         self._latest_part = part
 
     def allow_long_prompts(self) -> None:
-        """Compile the U-Net again when it is next asked for, for any number of hidden states: the folder's takes 77.
+        """Let the U-Net take any number of hidden states, not only the folder's 77; it is compiled again when needed.
 
         Raises:
             ValueError: the device takes one shape only.
@@ -345,15 +351,15 @@ class Models(ProcessBound):
                     self._drop((*FULL_UNETS, ATTENTION), quantized)
 
     def prepare_caching(self, quantized: bool = False) -> None:
-        """Compile the U-Net's top level, and have the whole one give its deeper features from now on.
+        """Compile the U-Net's top level, and let the full U-Net return its deep features from now on.
 
         Raises:
-            ValueError: the U-Net cannot be cut.
+            ValueError: the U-Net cannot be split below its top level.
         """
         with self._in_turn():
             if quantized not in self._caching:
                 top_level = self._compile(TOP_LEVEL, quantized, cut_shallow_model)
-                self._drop(FULL_UNETS, quantized)  # compiled again when the size is known
+                self._drop(FULL_UNETS, quantized)  # to be compiled again when the size is known
                 self._compiled[TOP_LEVEL, quantized] = top_level
                 self._caching.add(quantized)
 
@@ -391,7 +397,7 @@ class Models(ProcessBound):
         hint = precision_hint(name, self.device, self._precision)
         if runs_on_cpu(self._core, self.device):
             merge_upsampling(model, to_skips="keep" if name in (ANY_SIZE_UNET, ATTENTION) else "double")
-            if quantized and hint.get("INFERENCE_PRECISION_HINT") == "f32":  # 16 bits are too coarse for its squares
+            if quantized and hint.get("INFERENCE_PRECISION_HINT") == "f32":  # in 16 bits its squares are too coarse
                 split_group_norms(model)
         if self.static_shapes:
             fix_shapes(model, self.unet_config, self.vae_config)
@@ -405,7 +411,7 @@ def model_part(name: str) -> str:
 
 
 def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
-    """The parts that a folder holds to compute in INT8; none where it is not there or of another conversion."""
+    """The parts of a folder that compute in INT8; none if the folder is missing or belongs to another conversion."""
     reports = [folder / QUANTIZATION_REPORT, folder / CONVERSION_REPORT, source / CONVERSION_REPORT]
     if not all(report.is_file() for report in reports):
         return frozenset()
@@ -413,7 +419,7 @@ def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
     if copied.get("fingerprint") != conversion.get("fingerprint"):
         logger.warning("%s was made from another checkpoint than %s: not used.", folder, source)
         return frozenset()
-    if quantization.get("mode") != "int8":  # its weights are stored in fewer bits, and that is all
+    if quantization.get("mode") != "int8":  # only its weights are stored in fewer bits
         return frozenset()
     if quantization.get("format") != QUANTIZATION_FORMAT:
         logger.warning("%s is of an older format: not used. `quantize_models` makes it again.", folder)
@@ -425,7 +431,7 @@ def _quantized_parts(folder: Path, source: Path) -> frozenset[str]:
 def _run_in_parts(
     model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | None, rows: int | None
 ) -> list[np.ndarray]:
-    """A batch, so many rows at a time; inputs of one row belong to all of them."""
+    """Run a batch, at most ``rows`` rows at a time; inputs of one row belong to all rows."""
     batch = max(len(value) for value in inputs.values())
     if rows is None or rows >= batch:
         return _run(model, inputs, outputs)
@@ -442,13 +448,13 @@ def _run(model: ov.CompiledModel, inputs: dict[str, np.ndarray], outputs: int | 
 
 
 def _allow_fractional_timesteps(model: ov.Model) -> None:
-    """The folder's U-Net takes whole timesteps, as other tools feed it; some schedulers have fractional ones."""
+    """Let the U-Net take fractional timesteps, for some schedulers; the folder's takes whole ones, for other tools."""
     timestep = model.input("timestep").get_node()
     timestep.set_element_type(ov.Type.f32)
     model.validate_nodes_and_infer_types()
 
 
 def _allow_long_prompts(model: ov.Model) -> None:
-    """The folder's U-Net takes 77 hidden states, as other tools feed it; longer prompts have more."""
+    """Let the U-Net take more hidden states, for long prompts; the folder's takes 77, for other tools."""
     text = model.input("encoder_hidden_states")
     model.reshape({text.any_name: ov.PartialShape([-1, -1, text.partial_shape[2]])})

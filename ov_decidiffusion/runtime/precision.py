@@ -1,8 +1,8 @@
-"""Which number format to compute in, chosen by measuring; and whether INT8 models pay.
+"""Choice of the number format by measuring, and whether INT8 models are faster.
 
-OpenVINO computes in bfloat16 wherever a processor has instructions for it. Without matrix units (AMX) that can be
-slower than float32, and the list of a device's capabilities does not tell the two cases apart; a measurement does.
-INT8 is several times as fast with instructions for it (VNNI, AMX) and may be no gain without.
+By default OpenVINO computes in bfloat16 on every processor with instructions for it. Without matrix units (AMX) that
+can be slower than float32, and a device's list of capabilities does not tell the two cases apart; a measurement does.
+INT8 is several times as fast with instructions for it (VNNI, AMX), and may gain nothing without.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from ov_decidiffusion.runtime.devices import devices_of
 INFERENCE_PRECISIONS = ("auto", "f32", "bf16", "f16")
 CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}  # our names -> OpenVINO's
 WORTH_IT = 0.95  # a lower precision has to save at least 5 % of the time
-INT8 = "int8"  # among what is probed; never chosen for models that are not made for it
+INT8 = "int8"  # probed too, but never chosen for models that are not quantized
 
 
 def _memory_file() -> Path | None:
-    """Where the answer is remembered; None for a user without a home."""
+    """The file that stores the probe's results; None for a user without a home folder."""
     with contextlib.suppress(RuntimeError, OSError, KeyError):
         return user_cache_path("ov_decidiffusion") / "precision.json"
     return None
@@ -37,8 +37,8 @@ MEMORY_FILE = _memory_file()
 def choose_precision(core: ov.Core, device: str) -> tuple[str | None, str]:
     """The fastest ``INFERENCE_PRECISION_HINT`` on a device, and why.
 
-    A processor is probed once, in about a second; the answer is remembered for it and this version of
-    OpenVINO. Elsewhere OpenVINO's own choice stands, which is float16 on GPUs and NPUs.
+    A CPU is probed once, in about a second; the result is stored for this processor and version of OpenVINO. On other
+    devices OpenVINO's own choice applies, which is float16 on GPUs and NPUs.
 
     Returns:
         "f32", "bf16" or "f16", or None to leave the choice to OpenVINO; and a sentence that says why.
@@ -55,7 +55,7 @@ def choose_precision(core: ov.Core, device: str) -> tuple[str | None, str]:
 
 
 def int8_speedup(core: ov.Core, device: str, precision: str | None) -> float | None:
-    """How many times as fast INT8 was as another precision in the probe; None where nothing is probed."""
+    """How many times as fast INT8 was as another precision in the probe; None on devices that are not probed."""
     if not runs_on_cpu(core, device):
         return None
     milliseconds = _milliseconds(core)
@@ -63,7 +63,7 @@ def int8_speedup(core: ov.Core, device: str, precision: str | None) -> float | N
 
 
 def _milliseconds(core: ov.Core) -> dict[str, float]:
-    """What the probe found on this processor, now or before."""
+    """The probe's results for this processor, stored or measured now."""
     key = f"{core.get_property('CPU', 'FULL_DEVICE_NAME')}, {os.cpu_count()} threads, OpenVINO {ov.__version__}"
     if isa := os.environ.get("ONEDNN_MAX_CPU_ISA"):  # OpenVINO heeds it
         key += f", {isa}"
@@ -76,12 +76,12 @@ def _milliseconds(core: ov.Core) -> dict[str, float]:
 
 
 def runs_on_cpu(core: ov.Core, device: str) -> bool:
-    """Whether models run on the CPU and nowhere else."""
+    """Whether models run on the CPU only."""
     return all(one.split(".")[0] == "CPU" for one in devices_of(core, device))
 
 
 def probe(core: ov.Core) -> dict[str, float]:
-    """Milliseconds of a piece of a U-Net on the CPU, in each precision that the processor says it has, and in INT8."""
+    """Milliseconds of a piece of a U-Net on the CPU, in each precision that the processor supports, and in INT8."""
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     names = ["f32", *(name for name, theirs in CAPABILITIES.items() if theirs in capabilities), INT8]
     requests = {}
@@ -96,7 +96,7 @@ def probe(core: ov.Core) -> dict[str, float]:
     best = dict.fromkeys(names, np.inf)
     deadline = time.perf_counter() + 0.6
     while time.perf_counter() < deadline:
-        for name, request in requests.items():  # in turn, so that a busy moment hits all alike
+        for name, request in requests.items():  # in turn, so that a busy moment affects all alike
             start = time.perf_counter()
             request.infer([sample])
             best[name] = min(best[name], 1000 * (time.perf_counter() - start))
@@ -108,7 +108,7 @@ def _piece_of_unet(channels: int = 640, side: int = 16, quantized: bool = False)
     rng = np.random.default_rng(0)
 
     def in_8_bits(value: ov.Node, bound: float, levels: int) -> ov.Node:
-        """What quantizing leaves in a graph: OpenVINO computes what comes after it in INT8."""
+        """A FakeQuantize node, as quantizing inserts it: OpenVINO computes the operation after it in INT8."""
         if not quantized:
             return value
         low, high = (ops.constant(np.full([1] * len(value.shape), end, np.float32)) for end in (-bound, bound))
@@ -140,7 +140,7 @@ def _remembered() -> dict:
 
 
 def _remember(content: dict) -> None:
-    """A machine whose cache folder cannot be written to is probed every time."""
+    """Store the probe's results; a machine whose cache folder cannot be written to is probed every time."""
     if MEMORY_FILE is None:
         return
     with contextlib.suppress(OSError):

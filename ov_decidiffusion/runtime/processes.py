@@ -1,4 +1,5 @@
-"""What OpenVINO does to a process: its threads belong to it alone, and have to end before it; its locale is kept."""
+"""Using OpenVINO safely in a process: its threads do not survive a fork, must end before the process does, and may
+change its locale."""
 
 import atexit
 import contextlib
@@ -14,22 +15,22 @@ from typing import Any
 import numpy as np
 from openvino import opset13 as ops
 
-PATIENCE = 60.0  # seconds for a step of a run
-LATEST_END = 20.0  # seconds after which whoever waits for a thread that was stopped shall have it
+PATIENCE = 60.0  # seconds to wait for a step of a run
+LATEST_END = 20.0  # seconds after which a stopped thread raises an error, so that nobody waits for it longer
 
-# OpenVINO looks NumPy up when it is first handed numbers or asked for them, and waits in it for Python's lock: of two
-# threads that come to it at once, each then has what the other waits for, for ever. An import is one thread's.
+# OpenVINO imports NumPy when it first passes numbers in or out, and waits for Python's lock meanwhile: two threads that
+# do so at once deadlock. It is done here because a module is imported by one thread only.
 ops.constant(np.zeros(1, np.float32)).get_data()
 
-_users: list[int] = []  # the process that has used OpenVINO here
+_users: list[int] = []  # the id of the process that has used OpenVINO
 _instances: "weakref.WeakSet[ProcessBound]" = weakref.WeakSet()
 
 
 class ProcessBound:
-    """Something that computes in OpenVINO's threads, for one thread of Python at a time.
+    """Base class for what computes in OpenVINO's threads, for one Python thread at a time.
 
     Raises:
-        RuntimeError: in a process that was forked after OpenVINO was used.
+        RuntimeError: this process was forked after OpenVINO was used.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class ProcessBound:
         self.refuse_forks()
         _users[:] = [self._process]
         self._running = threading.Lock()  # a compiled model has one infer request; a demo runs in another thread
-        self._at_work: Counter[int] = Counter()  # calls, by thread
+        self._at_work: Counter[int] = Counter()  # number of calls by thread
         self._work_ended, self._ending = threading.Condition(), False
         _instances.add(self)
 
@@ -46,11 +47,11 @@ class ProcessBound:
 
     @property
     def is_of_this_process(self) -> bool:
-        """Whether it was not made before a fork."""
+        """Whether it was made in this process, and not before a fork."""
         return self._process == os.getpid()
 
     def refuse_forks(self) -> None:
-        """OpenVINO's threads are not in a forked process, and waiting for them would last for ever."""
+        """Refuse a forked process: it lacks OpenVINO's threads, and would wait for them for ever."""
         if not self.is_of_this_process:
             raise RuntimeError(
                 "OpenVINO was used in another process, before a fork, and cannot be used in this one: start processes "
@@ -59,7 +60,7 @@ class ProcessBound:
 
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
-        """One thread at a time, of the process that it was made in."""
+        """Let one thread at a time in, and only in the process that made this."""
         self.refuse_forks()
         with self._running:
             if not self._is_too_late():
@@ -69,7 +70,7 @@ class ProcessBound:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Around all that computes, in torch too; the end of the process waits for it."""
+        """Use it around all computing, torch's included: the end of the process waits for it."""
         self.refuse_forks()
         me = threading.get_ident()
         with self._work_ended:
@@ -89,7 +90,7 @@ class ProcessBound:
         return self._ending and threading.current_thread() is not threading.main_thread()
 
     def _park_thread(self) -> None:
-        """A thread waits for the process's end here, where it is in Python and not in C++."""
+        """Let the thread wait here for the process's end, in Python and not in C++."""
         with self._work_ended:
             self._at_work.pop(threading.get_ident(), None)
             self._work_ended.notify_all()
@@ -97,7 +98,7 @@ class ProcessBound:
         raise RuntimeError("The process is ending.")
 
     def end(self) -> None:
-        """Stop what is going on, for the process ends: no thread is in a model or in torch after it."""
+        """Stop all computing, because the process ends: after it, no thread is in a model or in torch."""
         me = threading.get_ident()
         with self._work_ended:
             self._ending = True
@@ -105,23 +106,23 @@ class ProcessBound:
         self.close()
 
     def close(self) -> None:
-        """Wait for what is going on, and refuse whatever comes later."""
+        """Wait for running work, and refuse later work."""
         raise NotImplementedError
 
 
 @atexit.register
 def _end_all() -> None:
-    """Python, when it ends, takes itself from daemon threads; one that then comes back from C++ aborts the process."""
+    """At Python's end, daemon threads lose the interpreter; one that then returns from C++ aborts the process."""
     for one in list(_instances):
         if one.is_of_this_process:
             one.end()
 
 
 class KeptLocale:
-    """The locale of the process, over what OpenVINO compiles.
+    """Keeps the locale of the process while OpenVINO compiles.
 
-    To name what it keeps in a model cache, it sets the locale to "C" and back; two threads at once leave it at "C",
-    and the process then reads texts as ASCII. It is put back when the last of them is done.
+    To name the files of its model cache, OpenVINO sets the locale to "C" and back. If two threads do so at once, it can
+    stay "C", and the process then reads text as ASCII. So it is restored when the last of them is done.
     """
 
     def __init__(self):

@@ -1,13 +1,13 @@
 """Changes to a model's graph before it is compiled.
 
-- ``merge_upsampling`` and ``split_group_norms`` give the same numbers from less work, to the rounding of single
+- ``merge_upsampling`` and ``split_group_norms`` compute the same numbers with less work, up to rounding in single
   precision. They are for OpenVINO's CPU plugin, and leave a graph alone where they do not apply.
 - ``expose_deep_features`` and ``cut_shallow_model`` are for feature caching (DeepCache: Ma et al. 2023, arXiv
-  2312.00858). What the deeper levels compute changes slowly from step to step, so it can be reused for a few steps on
-  which only the top level runs. In U-Net-NAS the top level has no attention and is about a fifth of the work. Both
-  models come out of one converted graph by cutting it where the way up reaches the top level, so whatever the graph's
-  weights and formats are, they are the shallow model's too.
-- ``cross_attention_model`` gives what cross-attention looks at.
+  2312.00858). The outputs of the deeper levels change slowly from step to step, so they can be reused for a few steps
+  on which only the top level runs. In U-Net-NAS the top level has no attention and is about a fifth of the work. Both
+  models are made from one converted graph by cutting it where the way up reaches the top level, so the shallow model
+  has the graph's own weights and formats.
+- ``cross_attention_model`` outputs the weights of cross-attention.
 - ``fix_shapes`` is for devices that compile for one shape.
 """
 
@@ -25,10 +25,10 @@ DEEP_FEATURES = "deep_features"
 
 
 def deep_features(model: ov.Model) -> ov.Output:
-    """The tensor [b, channels, h, w] that the deeper levels hand to the top level, at the latents' own size.
+    """The tensor [b, channels, h, w] that the deeper levels pass to the top level, at the latents' own size.
 
     Raises:
-        ValueError: the model is no U-Net whose blocks can be told apart.
+        ValueError: the model is not a U-Net whose blocks can be told apart.
     """
     joined = {}
     for node in model.get_ordered_ops():
@@ -41,7 +41,7 @@ def deep_features(model: ov.Model) -> ov.Output:
 
 
 def expose_deep_features(model: ov.Model) -> ov.Model:
-    """Give a U-Net a second output, ``deep_features``; the first stays what it is. Returns the same model."""
+    """Add a second output, ``deep_features``, to a U-Net; the first stays unchanged. Returns the same model."""
     result = ops.result(deep_features(model))
     model.add_results([result])
     result.output(0).get_tensor().add_names({DEEP_FEATURES})
@@ -50,12 +50,12 @@ def expose_deep_features(model: ov.Model) -> ov.Model:
 
 
 def cut_shallow_model(model: ov.Model) -> ov.Model:
-    """The top level alone: takes ``sample``, ``timestep`` and ``deep_features`` and gives ``out_sample``.
+    """The top level alone: takes ``sample``, ``timestep`` and ``deep_features``, and returns ``out_sample``.
 
-    The text only acts in deeper levels, so it is no input any more. ``model`` is used up.
+    The text acts in deeper levels only, so it is not an input. ``model`` cannot be used afterwards.
 
     Raises:
-        ValueError: as ``deep_features``, or the top level looks at the text.
+        ValueError: see ``deep_features``; or the top level uses the text.
     """
     cut = deep_features(model)
     channels = cut.get_partial_shape()[1]
@@ -73,9 +73,9 @@ def cut_shallow_model(model: ov.Model) -> ov.Model:
 
 
 def cross_attention_model(model: ov.Model) -> ov.Model:
-    """A U-Net that gives, in place of its prediction, what each layer of cross-attention looks at [b, h * w, tokens].
+    """A U-Net that returns, in place of its prediction, the weights [b, h * w, tokens] of each cross-attention layer.
 
-    The mean over the layer's heads. ``model`` is used up.
+    They are means over the layer's heads. ``model`` cannot be used afterwards.
 
     Raises:
         ValueError: the model has no such layers.
@@ -98,7 +98,7 @@ def cross_attention_model(model: ov.Model) -> ov.Model:
 
 
 def fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[str, Any]) -> None:
-    """Batch 1 at the default size; larger batches then run one entry after the other."""
+    """Fix a model's shapes to batch 1 at the default size; larger batches then run one entry at a time."""
     latent_side = unet_config["sample_size"]
     picture_side = latent_side * vae_factor(vae_config)
     shapes = {}
@@ -114,20 +114,21 @@ def fix_shapes(model: ov.Model, unet_config: dict[str, Any], vae_config: dict[st
 
 
 def merge_upsampling(model: ov.Model, to_skips: str = "double") -> int:
-    """Replace each enlargement to twice the size and the 3x3 convolution after it by one transposed convolution.
+    """Replace each upsampling by 2 and the 3x3 convolution after it by one transposed convolution.
 
-    Copying a position to 2x2 and then weighing 3x3 neighbours, most of them copies of each other, is a transposed
-    convolution of stride 2 whose 4x4 kernel is the 3x3 one summed over the copies: 16 products for a position of the
-    small tensor instead of 36. The zeros outside the borders fall on the same products.
+    Copying a position to 2x2 and then weighting 3x3 neighbours, most of them copies of each other, equals a transposed
+    convolution of stride 2 whose 4x4 kernel is the 3x3 kernel summed over the copies. It takes 16 products for each
+    position of the small tensor instead of 36. The zeros outside the borders enter the same products.
 
     Args:
-        to_skips: what to do with the U-Net's enlargements to the size of a skip, which is twice the size, or one less
-            where a side was odd. "double": take it that no side is odd, and merge them; "crop": merge them, and cut
-            the row or column too many from the result, which leaves the last ones a little different; "keep": leave
-            them as they are, which is exact at every size.
+        model: the model; it is changed in place.
+        to_skips: what to do where the U-Net upsamples to the size of a skip, which is twice the size, or one less if a
+            side was odd. "double" assumes that no side is odd, and merges them. "crop" merges them, and cuts the
+            surplus row or column off the result, which changes the last ones a little. "keep" leaves them as they
+            are, which is exact at every size.
 
     Returns:
-        how many were replaced; the model is changed in place.
+        the number of replacements.
     """
     merged = 0
     for node in model.get_ordered_ops():
@@ -150,7 +151,7 @@ def merge_upsampling(model: ov.Model, to_skips: str = "double") -> int:
 
 
 def _doubles_the_size(node: ov.Node) -> bool:
-    """Whether a node is a nearest-neighbour enlargement of [b, c, h, w] to [b, c, 2h, 2w]."""
+    """Whether a node is a nearest-neighbour upsampling of [b, c, h, w] to [b, c, 2h, 2w]."""
     if not _is_nearest_enlargement(node, "scales"):
         return False
     scales, axes = (_constant(node.input_value(i)) for i in (1, 2))
@@ -158,7 +159,7 @@ def _doubles_the_size(node: ov.Node) -> bool:
 
 
 def _is_enlarged_to_a_size(node: ov.Node) -> bool:
-    """Whether a node is a nearest-neighbour enlargement of [b, c, h, w] to the height and width of another tensor."""
+    """Whether a node is a nearest-neighbour upsampling of [b, c, h, w] to the height and width of another tensor."""
     if not _is_nearest_enlargement(node, "sizes"):
         return False
     axes = _constant(node.input_value(2))
@@ -180,7 +181,7 @@ def _is_nearest_enlargement(node: ov.Node, calculated_from: str) -> bool:
 
 
 def _crop(node: ov.Node, size: ov.Output) -> None:
-    """Cut what a convolution gives [b, c, h, w] to a height and width, after its bias, so that the two stay one."""
+    """Crop a convolution's output [b, c, h, w] to a height and width, after its bias, so that the two can be fused."""
     consumers = [port.get_node() for port in node.output(0).get_target_inputs()]
     if [one.get_type_name() for one in consumers] == ["Add"]:
         node = consumers[0]
@@ -192,7 +193,7 @@ def _crop(node: ov.Node, size: ov.Output) -> None:
 
 
 def _is_3x3_convolution(nodes: list[ov.Node]) -> bool:
-    """Whether there is one node, and it is a convolution with a 3x3 kernel that keeps the size."""
+    """Whether there is exactly one node, a convolution with a 3x3 kernel that keeps the size."""
     if [node.get_type_name() for node in nodes] != ["Convolution"]:
         return False
     attributes, kernel = nodes[0].get_attributes(), nodes[0].input_value(1).get_partial_shape()
@@ -201,7 +202,7 @@ def _is_3x3_convolution(nodes: list[ov.Node]) -> bool:
 
 
 def _constant(value: ov.Output) -> np.ndarray | None:
-    """A constant's numbers, through the conversion of stored float16 to float32; None if it is no constant."""
+    """A constant's values, also if it is stored as float16 and converted; None if it is not a constant."""
     node = value.get_node()
     if node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
@@ -209,7 +210,7 @@ def _constant(value: ov.Output) -> np.ndarray | None:
 
 
 def _summed_over_copies(weights: np.ndarray) -> np.ndarray:
-    """Kernels [out, in, 3, 3] of a convolution -> [in, out, 4, 4] of the transposed one."""
+    """Kernels [out, in, 3, 3] of a convolution -> [in, out, 4, 4] of the transposed convolution."""
     flipped = weights.astype(np.float32)[:, :, ::-1, ::-1]
     summed = np.zeros((*weights.shape[:2], 4, 4), np.float32)
     for row in (0, 1):
@@ -219,17 +220,17 @@ def _summed_over_copies(weights: np.ndarray) -> np.ndarray:
 
 
 def split_group_norms(model: ov.Model) -> int:
-    """Write group normalizations of pictures out as statistics of channels, and a factor and an offset for each.
+    """Write group normalizations [b, c, h, w] out as statistics, a factor and an offset for each channel.
 
-    OpenVINO's CPU plugin normalizes groups in a memory layout of their own: around INT8 convolutions, which keep a
-    position's channels together, every normalization costs two rearrangements of the whole tensor. Means and norms of
-    single channels can be taken as the convolutions leave them. What is then computed of a few numbers, the mean over
-    a group and its spread back over the channels, are convolutions too, because they keep that layout. The variance
-    is the mean of squares minus the square of the mean, which loses precision where a mean is many times the spread:
-    next to the rounding of INT8 convolutions that is nothing.
+    OpenVINO's CPU plugin normalizes groups in a memory layout of their own. Around INT8 convolutions, which keep a
+    position's channels together, every normalization therefore rearranges the whole tensor twice. Means and norms of
+    single channels can be computed in the convolutions' layout. Averaging them over a group, and spreading the result
+    over the channels again, works on few numbers; it is done by convolutions too, because they keep that layout. The
+    variance is the mean of squares minus the square of the mean. That loses precision if the mean is much larger than
+    the spread, but little compared with the rounding of INT8 convolutions.
 
     Returns:
-        how many were written out; the model is changed in place.
+        the number of normalizations written out; the model is changed in place.
     """
     split = 0
     for node in model.get_ordered_ops():
@@ -242,7 +243,7 @@ def split_group_norms(model: ov.Model) -> int:
 
 
 def _split_group_norm(node: ov.Node) -> ov.Node:
-    """What one group normalization [b, c, h, w] computes."""
+    """The operations of one group normalization [b, c, h, w]."""
     sample, weight, bias = node.input_values()
     attributes, channels = node.get_attributes(), sample.get_partial_shape()[1].get_length()
     groups, rows_and_columns = attributes["num_groups"], np.array([2, 3])
@@ -271,7 +272,7 @@ def _pointwise(values: ov.Node, matrix: np.ndarray) -> ov.Node:
 
 
 def _take_over(old: ov.Node, new: ov.Node) -> None:
-    """Feed ``new`` to whatever ``old`` fed, under its name."""
+    """Connect ``new`` to all consumers of ``old``, under its name."""
     new.set_friendly_name(old.get_friendly_name())
     for consumer in old.output(0).get_target_inputs():
         consumer.replace_source_output(new.output(0))

@@ -1,1 +1,1 @@
-"""Schedulers by name: diffusers' own, and the one of DeciDiffusion 2.0."""
+"""Schedulers by name: diffusers' own, and that of DeciDiffusion 2.0."""

@@ -1,5 +1,5 @@
-"""Which scheduler a model folder uses: diffusers' own, by the name in ``scheduler_config.json``, and the one of
-DeciDiffusion 2.0. Each is imported when it is wanted, for some of them bring SciPy."""
+"""Schedulers by the name in ``scheduler_config.json``: diffusers' own, and that of DeciDiffusion 2.0. Each is imported
+when it is needed, since some of them import SciPy."""
 
 import difflib
 import inspect
@@ -14,7 +14,7 @@ from ov_decidiffusion.arguments import check_whole, shown
 
 
 class Scheduler(Protocol):
-    """What the pipeline asks of a scheduler; diffusers' own have no common type that says so."""
+    """What the pipeline needs from a scheduler; diffusers' schedulers have no common type for it."""
 
     @property
     def config(self) -> Any: ...
@@ -49,8 +49,8 @@ PEER_BETA_SCHEDULES = ("linear", "scaled_linear")
 
 SQUEEZED = "SqueezedDPMSolverMultistepScheduler"
 UNSUITABLE = {
-    "EDMEulerScheduler",  # for models of another kind, which predict on another scale
-    "DPMSolverSDEScheduler",  # needs a library that nothing here installs
+    "EDMEulerScheduler",  # for another kind of models, which predict on another scale
+    "DPMSolverSDEScheduler",  # needs a library that is not installed here
 }
 SUPPORTED_SCHEDULERS = (
     *(scheduler.name for scheduler in KarrasDiffusionSchedulers if scheduler.name not in UNSUITABLE),
@@ -70,10 +70,10 @@ def scheduler_class(name: str) -> Any:
 
 
 def check_scheduler(scheduler: Scheduler) -> None:
-    """Refuse a scheduler that is neither ours nor among the ``KarrasDiffusionSchedulers`` of diffusers that suit.
+    """Refuse a scheduler that is not among ``SUPPORTED_SCHEDULERS``.
 
     Raises:
-        ValueError: names the scheduler and those that work.
+        ValueError: the message names the scheduler and those that work.
     """
     name = type(scheduler).__name__
     if name not in SUPPORTED_SCHEDULERS:
@@ -95,15 +95,15 @@ def make_scheduler(config: dict[str, Any]) -> Scheduler:
         scheduler.set_timesteps(min(20, scheduler.config.num_train_timesteps))
         if not all(torch.isfinite(getattr(scheduler, values, torch.zeros(1))).all() for values in NOISE_SCHEDULE):
             raise ValueError("its noise schedule holds NaN or infinity")
-    except Exception as error:  # whatever a wrong setting leads to
+    except Exception as error:  # wrong settings raise all kinds of errors
         raise ValueError(f"The settings of the scheduler {name} do not work: {error}") from error
     return _built(name, config | _corrections(scheduler))
 
 
 def up_to_date(config: dict[str, Any]) -> dict[str, Any]:
-    """A scheduler's settings with what diffusers' own pipelines correct when they load a checkpoint.
+    """A scheduler's settings with the corrections that diffusers' own pipelines make when they load a checkpoint.
 
-    Stable Diffusion was trained with ``steps_offset`` 1 and without ``clip_sample``, and early configurations say or
+    Stable Diffusion was trained with ``steps_offset`` 1 and without ``clip_sample``, but early configurations say or
     imply otherwise (diffusers' ``StableDiffusionPipeline.__init__``).
     """
     return config | _corrections(_built(config["_class_name"], config))
@@ -115,14 +115,14 @@ def _corrections(scheduler: Scheduler) -> dict[str, Any]:
 
 
 def _built(name: str, config: Mapping[str, Any], **settings: Any) -> Scheduler:
-    """What the class's ``from_config`` builds, settings of other classes kept in its configuration.
+    """Build what the class's ``from_config`` would, and keep the settings of other classes in its configuration.
 
-    That would import every scheduler of diffusers to ask whose settings those are, and one brings half a second of
-    SciPy.
+    ``from_config`` itself would import every scheduler of diffusers to find out whose settings those are, and one of
+    them spends half a second importing SciPy.
     """
     made = scheduler_class(name)
     own = set(inspect.signature(made.__init__).parameters) - {"self", "kwargs"} - set(made.ignore_for_config)
-    not_meant = {"_use_default_values", *config.get("_use_default_values", ())}  # what another class had by default
+    not_meant = {"_use_default_values", *config.get("_use_default_values", ())}  # another class's default values
     kept = {key: value for key, value in config.items() if key not in not_meant}
     others = {key: value for key, value in kept.items() if key not in own}
     scheduler = made(**{key: value for key, value in (kept | settings).items() if key in own})
@@ -130,9 +130,9 @@ def _built(name: str, config: Mapping[str, Any], **settings: Any) -> Scheduler:
     return scheduler
 
 
-# Solvers by the names that people know, for any checkpoint's noise schedule: a class of diffusers, and settings in
-# place of the checkpoint's own. Which class is which name: diffusers' documentation, "Schedulers", its table of
-# AUTOMATIC1111's and k-diffusion's names. Evenly spaced from the noisiest timestep on, which few steps need most.
+# Solvers by their common names, for any checkpoint's noise schedule: a class of diffusers, and settings that replace
+# the checkpoint's own. The classes follow diffusers' documentation, "Schedulers", and its table of AUTOMATIC1111's and
+# k-diffusion's names. Timesteps are evenly spaced from the noisiest one on, which matters most with few steps.
 _EVENLY = {"timestep_spacing": "linspace"}
 _SDE = {"algorithm_type": "sde-dpmsolver++", **_EVENLY}
 _KARRAS = {"use_karras_sigmas": True}
@@ -172,10 +172,10 @@ OTHER_NAMES = {
 
 
 def solver_name(name: Any) -> str:
-    """A solver's name as the table has it, whatever its case and spaces: "DPM++ 2M Karras" is "dpm++ 2m karras".
+    """A solver's name as in ``SOLVERS``, ignoring case and extra spaces: "DPM++ 2M Karras" is "dpm++ 2m karras".
 
     Raises:
-        ValueError: no such solver; the message names the nearest, and all.
+        ValueError: there is no such solver; the message lists all, and names the nearest.
     """
     known = " ".join(name.lower().replace("_", " ").split()) if isinstance(name, str) else ""
     known = OTHER_NAMES.get(known, known)
@@ -187,13 +187,13 @@ def solver_name(name: Any) -> str:
 
 
 def make_solver(name: str, scheduler: Scheduler) -> Scheduler:
-    """Another solver, by a name of ``SOLVERS``, on a scheduler's noise schedule.
+    """The solver with a name from ``SOLVERS``, on another scheduler's noise schedule.
 
     Raises:
-        ValueError: no such solver.
+        ValueError: there is no such solver.
     """
     solver, settings = SOLVERS[solver_name(name)]
-    config = {key: value for key, value in scheduler.config.items() if not key.startswith("use_")}  # their own sigmas
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("use_")}  # its kind of sigmas
     return _built(solver, config, **settings)
 
 
@@ -201,8 +201,8 @@ def peer_scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
     """A scheduler config that other OpenVINO tools can read.
 
     Returns:
-        the config itself if they know its scheduler, betas and spacing of timesteps, else that of DDIM on the same
-        noise schedule, its betas written out as ``trained_betas``.
+        the config itself if these tools support its scheduler, betas and timestep spacing. Otherwise that of DDIM on
+        the same noise schedule, with the betas written out as ``trained_betas``.
 
     Raises:
         ValueError: the scheduler has no betas.

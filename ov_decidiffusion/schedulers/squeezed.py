@@ -8,14 +8,14 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.configuration_utils import register_to_config
 
-SQUEEZE_MODES = {"10,6": (10, 6), "11,7": (11, 7)}  # timesteps that run, and how many of them are kept as they are
+SQUEEZE_MODES = {"10,6": (10, 6), "11,7": (11, 7)}  # how many timesteps run, and how many of them stay unchanged
 
 
 def squeeze_timesteps(timesteps: Sequence[int], squeeze_mode: str) -> list[int]:
     """Shorten a schedule at its end, where pictures change least: DeciDiffusion 2.0's "squeezing".
 
-    In mode "n,i" the first i timesteps stay; n - i evenly spaced ones, multiples of t[i-1] // (n - i + 1), take the
-    place of all others.
+    In mode "n,i" the first i timesteps stay; n - i evenly spaced ones, multiples of t[i-1] // (n - i + 1), replace all
+    others.
 
     Args:
         timesteps: descending.
@@ -41,12 +41,12 @@ def squeeze_timesteps(timesteps: Sequence[int], squeeze_mode: str) -> list[int]:
 class SqueezedDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
     """DPM-Solver++ on squeezed timesteps, the scheduler of DeciDiffusion 2.0.
 
-    ``set_timesteps(16)`` lays out 16 steps and runs 10 of them in mode "10,6": see ``squeeze_timesteps``. It works
-    for other checkpoints too, on their own noise schedule::
+    In mode "10,6", ``set_timesteps(16)`` makes a schedule of 16 steps and squeezes it to 10: see
+    ``squeeze_timesteps``. It works for other checkpoints too, on their own noise schedule::
 
         pipe.scheduler = SqueezedDPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 
-    Arguments are ``DPMSolverMultistepScheduler``'s, with the defaults of DeciDiffusion 2.0, and ``squeeze_mode``.
+    The arguments are those of ``DPMSolverMultistepScheduler``, with DeciDiffusion 2.0's defaults, and ``squeeze_mode``.
 
     Raises:
         ValueError: an unknown ``squeeze_mode``, or Karras sigmas, which have timesteps of their own.

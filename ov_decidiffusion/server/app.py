@@ -1,7 +1,7 @@
-"""A server that OpenAI's clients speak to: pictures from prompts, and edits of pictures, over HTTP.
+"""A server for OpenAI's clients: pictures from prompts, and edits of pictures, over HTTP.
 
-The interface is the one of OpenAI's public API reference, "Images", with the fields that OpenVINO Model Server adds to
-it (``num_inference_steps``, ``guidance_scale``, ``negative_prompt``, ``rng_seed``); ``/v3`` is its path.
+The interface follows OpenAI's public API reference, "Images". OpenVINO Model Server's additional fields work too
+(``num_inference_steps``, ``guidance_scale``, ``negative_prompt``, ``rng_seed``), and so does its path ``/v3``.
 """
 
 import asyncio
@@ -41,19 +41,19 @@ from ov_decidiffusion.web.uploads import UploadError, open_picture
 
 logger = logging.getLogger(__name__)
 
-MAX_PICTURES = 10  # of a request, as in OpenAI's interface
+MAX_PICTURES = 10  # for one request, as in OpenAI's interface
 MAX_WAITING, MAX_BATCH, MAX_TIMEOUT = 100_000, 1000, 86_400  # requests, pictures, seconds
-PIECE_SECONDS = 60  # that a request may pause before its next piece
+PIECE_SECONDS = 60  # the longest pause before the next piece of a request
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
-LONGEST = {"jpeg": 65_500, "webp": 16_383}  # pixels of a side that can be written
+LONGEST = {"jpeg": 65_500, "webp": 16_383}  # the longest side in pixels that a format allows
 PREFIXES = ("/v1", "/v3")
-READER = ThreadPoolExecutor(1, "reader")  # a large picture takes seconds and 0.5 GB: one at a time, others are answered
+READER = ThreadPoolExecutor(1, "reader")  # one at a time: a large picture takes seconds and 0.5 GB
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
-Source = tuple[Image.Image, Image.Image | None]  # a picture, and what to repaint of it in white
+Source = tuple[Image.Image, Image.Image | None]  # a picture, and a mask that is white where it is repainted
 
 
 class Metrics:
-    """What ``/metrics`` tells, in Prometheus's format."""
+    """The metrics of ``/metrics``, in Prometheus's format."""
 
     def __init__(self, queue: Queue):
         self.registry = prometheus.CollectorRegistry()
@@ -61,13 +61,13 @@ class Metrics:
         self.answers = prometheus.Counter("answers", "Requests for pictures, by status", ["status"], **named)
         self.pictures = prometheus.Counter("pictures", "Pictures made", **named)
         buckets = (0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320)
-        self.seconds = prometheus.Histogram("seconds", "From request to answer", buckets=buckets, **named)
+        self.seconds = prometheus.Histogram("seconds", "Seconds from request to answer", buckets=buckets, **named)
         waiting = prometheus.Gauge("waiting", "Requests in the queue", **named)
         waiting.set_function(lambda: queue.waiting)
 
 
 class LimitedBody:
-    """Refuses bodies that are too large, told or not how large they are."""
+    """Refuses bodies that are too large, whether they announce their size or not."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -82,12 +82,12 @@ class LimitedBody:
 
         async def limited() -> Message:
             nonlocal seen, complete
-            if complete:  # what comes now is that the client has left
+            if complete:  # the next message is that the client has left
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), PIECE_SECONDS)
             except TimeoutError:
-                raise HTTPException(408, "The rest of the request did not come in time.") from None
+                raise HTTPException(408, "The rest of the request did not arrive in time.") from None
             seen += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if seen > MAX_UPLOAD:
@@ -103,12 +103,12 @@ class LimitedBody:
 
 
 class Handlers:
-    """What is answered at each address.
+    """The handlers of all paths.
 
     Args:
         pipe: the pipeline to generate with.
-        queue: in front of it.
-        max_batch, timeout: as of ``create_app``.
+        queue: the queue in front of it.
+        max_batch, timeout: see ``create_app``.
     """
 
     def __init__(self, pipe: OVStableDiffusionPipeline, queue: Queue, max_batch: int, timeout: float):
@@ -167,11 +167,11 @@ def create_app(
 
     Args:
         pipe: the pipeline to generate with.
-        api_key: what clients have to send as a bearer token; None lets everybody in.
-        max_waiting: requests that may wait; further ones are answered 429 with Retry-After.
-        max_batch: pictures that run together at most, those of several requests if all their settings are the same.
-        timeout: seconds after which a request is answered 504.
-        queue: in front of the pipeline, where the demo's visitors wait in it too; with a limit of its own.
+        api_key: the key that clients have to send as a bearer token; None lets everybody in.
+        max_waiting: number of requests that may wait; further ones get status 429 with Retry-After.
+        max_batch: largest number of pictures that run together; several requests do if all their settings are equal.
+        timeout: seconds after which a request gets status 504.
+        queue: the queue to use, if the demo's visitors wait in it too; its own limit replaces ``max_waiting``.
 
     Raises:
         ValueError: the key is empty, or a number is out of its range.
@@ -191,7 +191,7 @@ def create_app(
         if api_key is not None and not (scheme.lower() == "bearer" and is_right):
             raise ApiError("Send the API key as a bearer token.", 401, code="invalid_api_key")
 
-    # Without FastAPI's pages of documentation, which load scripts from another host; /openapi.json has it all.
+    # Without FastAPI's documentation pages, which load scripts from another host; /openapi.json has everything.
     app = FastAPI(title="DeciDiffusion on OpenVINO", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitedBody)
     for prefix in PREFIXES:
@@ -207,14 +207,14 @@ def create_app(
 
 
 def check_serving(max_waiting: Any, max_batch: Any, timeout: Any) -> None:
-    """Refuse numbers with which nothing would be answered; arguments as of ``create_app``."""
+    """Refuse numbers with which no request would succeed; for the arguments see ``create_app``."""
     check_whole("max_waiting", max_waiting, 1, MAX_WAITING)
     check_whole("max_batch", max_batch, 1, MAX_BATCH)
     check_range("timeout", timeout, 0.1, MAX_TIMEOUT)
 
 
 def under_known_names_only(app: FastAPI, allowed_hosts: Sequence[str] = ()) -> None:
-    """Answer under this machine's own names and those given only, and no page of another site."""
+    """Answer only under this machine's own names and the given ones, and not to pages of other sites."""
     for guard in known_names_only(allowed_hosts):
         app.add_middleware(guard.cls, *guard.args, **guard.kwargs)
 
@@ -222,9 +222,9 @@ def under_known_names_only(app: FastAPI, allowed_hosts: Sequence[str] = ()) -> N
 def rows_of(
     pipe: OVStableDiffusionPipeline, model: str, body: ImageRequest, sources: list[Source]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What each picture of a request has of its own, and what they share, as arguments of ``pipe.denoise``.
+    """The arguments of ``pipe.denoise`` for each picture of a request, and those that all pictures share.
 
-    Of several sources each is edited, `n` times, in their order.
+    If there are several sources, each is edited `n` times, in their order.
 
     Raises:
         ApiError: a field has a wrong value; the message says which, and what is allowed.
@@ -261,7 +261,7 @@ def rows_of(
     width, height = _size(pipe, body.size, sources[0][0] if sources else None)
     longest = LONGEST.get(body.output_format or "", max(width, height))
     if max(width, height) > longest:
-        raise ApiError(f"`size` {width}x{height} is too long for {body.output_format}: png has no bound.", param="size")
+        raise ApiError(f"`size` {width}x{height} is too long for {body.output_format}: png has no limit.", param="size")
     row = {"prompt": body.prompt, "negative_prompt": body.negative_prompt}
     rows = [row | {"image": image, "mask_image": mask} for image, mask in sources or [(None, None)]]
     rows = [row for row in rows for _ in range(count)]
@@ -281,7 +281,7 @@ def rows_of(
 
 
 def _check_extras(body: ImageRequest) -> None:
-    """OpenAI's fields that ask for what there is not are refused; at the values that ask for nothing they are taken."""
+    """Refuse OpenAI's fields that are not supported here, unless they have a value that changes nothing."""
     if body.stream or body.partial_images:
         name = "stream" if body.stream else "partial_images"
         raise ApiError(f"`{name}` is not offered: pictures come when they are finished.", param=name)
@@ -311,7 +311,7 @@ def _size(pipe: OVStableDiffusionPipeline, size: str | None, image: Image.Image 
 
 
 async def _finished(batcher: Batcher, job: ImageJob, request: Request, timeout: float) -> list[Image.Image]:
-    """The pictures of a job; it is given up when its client leaves or its time is up."""
+    """The pictures of a job; it is abandoned when its client leaves or its time is up."""
     try:
         batcher.submit(job)
     except QueueIsFull as error:
@@ -328,7 +328,7 @@ async def _finished(batcher: Batcher, job: ImageJob, request: Request, timeout: 
             if not waiting.done() and (await request.is_disconnected() or time.monotonic() > end):
                 raise ApiError(f"The pictures were not finished within {timeout:.0f} s.", 504, code="timeout")
     finally:
-        if not waiting.done():  # also where the server itself gives the request up
+        if not waiting.done():  # also if the server itself cancels the request
             batcher.queue.give_up(job)
     try:
         return waiting.result()
@@ -342,15 +342,15 @@ async def _finished(batcher: Batcher, job: ImageJob, request: Request, timeout: 
         raise ApiError("The server is being stopped.", 503) from error
     except FloatingPointError as error:
         raise ApiError(f"The picture could not be made: {error}", 500) from error
-    except Exception as error:  # whatever it is, the client is told in the form that it reads
+    except Exception as error:  # whatever it is, the client gets it in OpenAI's form
         logger.exception("a picture could not be made")
         raise ApiError(f"The picture could not be made ({type(error).__name__}).", 500) from error
 
 
 def _encoded(pictures: list[Image.Image], body: ImageRequest, job: ImageJob) -> list[dict[str, Any]]:
-    """Pictures as a request wants them; an address holds the picture itself, so that no file has to live here."""
+    """Pictures in the requested form; a URL holds the picture itself, so that no file has to be kept here."""
     data, options, output_format = [], {}, body.output_format or "png"
-    if output_format != "png":  # what OpenAI calls compression is what others call quality
+    if output_format != "png":  # OpenAI's "compression" is what others call quality
         options["quality"] = QUALITY if body.output_compression is None else body.output_compression
     for picture, row in zip(pictures, job.rows, strict=True):
         written = io.BytesIO()
@@ -363,14 +363,14 @@ def _encoded(pictures: list[Image.Image], body: ImageRequest, job: ImageJob) -> 
 
 
 async def _read_form(request: Request, pipe: OVStableDiffusionPipeline) -> tuple[ImageRequest, list[Source]]:
-    """The fields of a form, and its pictures, of the size to generate at."""
+    """The fields of a form, and its pictures, resized to the size to generate at."""
     try:
         form = await request.form(max_files=MAX_PICTURES + 1, max_part_size=1_000_000)
     except HTTPException as error:
         if error.status_code in (408, 413):
             raise
         raise ApiError(f"The form cannot be read: {error.detail}") from error
-    except (LookupError, UnicodeError) as error:  # of an encoding that there is not, or that it is not in
+    except (LookupError, UnicodeError) as error:  # an unknown or a wrong encoding
         raise ApiError(f"The form cannot be read: {shown(str(error))}") from error
     fields = {name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)}
     uploads = [(name.removesuffix("[]"), one) for name, one in form.multi_items() if isinstance(one, UploadFile)]
@@ -386,16 +386,16 @@ async def _read_form(request: Request, pipe: OVStableDiffusionPipeline) -> tuple
     mask = await files["mask"][0].read() if "mask" in files else None
     sources: list[Source] = []
     for file in files["image"]:
-        size = body.size if not sources else "{}x{}".format(*sources[0][0].size)  # all of the first one's
+        size = body.size if not sources else "{}x{}".format(*sources[0][0].size)  # all get the first one's size
         reading = asyncio.get_running_loop().run_in_executor(READER, _source, await file.read(), mask, pipe, size)
         sources.append(await reading)
     return body, _all_masked_or_none(sources)
 
 
 def _source(data: bytes, mask_data: bytes | None, pipe: OVStableDiffusionPipeline, size: str | None) -> Source:
-    """A picture and its mask, brought to the size to generate at: what waits in the queue is not of the size that came.
+    """A picture and its mask, resized to the size to generate at, so that large uploads do not wait in the queue.
 
-    Without a mask, the transparency of the picture itself is one, as in OpenAI's interface.
+    Without a mask, the picture's own transparency is the mask, as in OpenAI's interface.
     """
     picture = _decoded(data, "image")
     try:
@@ -410,7 +410,7 @@ def _source(data: bytes, mask_data: bytes | None, pipe: OVStableDiffusionPipelin
 
 
 def _all_masked_or_none(sources: list[Source]) -> list[Source]:
-    """Where some pictures are masked by their transparency, the others are repainted as a whole."""
+    """If some pictures are masked by their transparency, the others get a mask that repaints them as a whole."""
     if all(mask is None for _, mask in sources):
         return sources
     return [(image, Image.new("L", image.size, 255) if mask is None else mask) for image, mask in sources]
@@ -429,7 +429,7 @@ def _decoded(data: bytes, name: str) -> Image.Image:
 
 
 def _white_where_edited(mask: Image.Image) -> Image.Image:
-    """A mask without transparency is taken as it is."""
+    """A mask that is white where OpenAI's mask is transparent; a mask without transparency is used as it is."""
     if not mask.has_transparency_data:
         return mask.convert("L")
     return ImageOps.invert(with_alpha(mask).getchannel("A"))

@@ -1,4 +1,4 @@
-"""Requests of many clients to runs of one pipeline, in which what fits together runs together."""
+"""Turns the requests of many clients into runs of one pipeline; requests with equal settings run together."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ class ImageJob(Job):
     """The pictures that one request asks for.
 
     Attributes:
-        rows: of each picture its ``prompt``, ``negative_prompt`` and ``seed``, and for edits ``image`` and perhaps
+        rows: for each picture its ``prompt``, ``negative_prompt`` and ``seed``, and for edits ``image`` and optionally
             ``mask_image``.
         shared: the other arguments of ``pipe.denoise``.
-        future: of the finished pictures, in the order of the rows.
+        future: resolves to the finished pictures, in the order of the rows.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -32,20 +32,20 @@ class ImageJob(Job):
 
     @property
     def kind(self) -> str:
-        """Jobs of one kind can run together."""
+        """A text that is equal for jobs that can run together."""
         given = sorted(name for name, value in self.rows[0].items() if value is not None and "image" in name)
         return json.dumps([self.shared, given], sort_keys=True, default=str)
 
 
 class Batcher:
-    """A thread that runs the server's jobs when their turn comes, several at a time where they are of one kind.
+    """A thread that runs the server's jobs when their turn comes, and several together if they are of one kind.
 
-    Every picture has a seed of its own, so it is the one that it would be alone.
+    Every picture has a seed of its own, so it is the same as if it were made alone.
 
     Args:
         pipe: the pipeline.
-        queue: that the jobs wait in; the demo's visitors may wait in it too.
-        max_batch: pictures that run together at most; more of one job run one lot after the other.
+        queue: the queue that the jobs wait in; the demo's visitors may wait in it too.
+        max_batch: largest number of pictures that run together; a larger job runs in several batches.
     """
 
     def __init__(self, pipe: OVStableDiffusionPipeline, queue: Queue, max_batch: int = 4):
@@ -55,7 +55,7 @@ class Batcher:
         self._thread.start()
 
     def make_job(self, client: str, rows: list[dict[str, Any]], shared: dict[str, Any]) -> ImageJob:
-        """A job of so many steps as its pictures take."""
+        """A job for pictures, whose work is the number of steps that they take."""
         preset = PRESETS.get(shared.get("preset") or "exact", {})
         steps = shared.get("num_inference_steps") or preset.get("num_inference_steps")
         return ImageJob(
@@ -66,15 +66,15 @@ class Batcher:
         """Put a job at the end of the queue.
 
         Raises:
-            QueueIsFull: come back later.
-            RuntimeError: it was closed.
+            QueueIsFull: too many jobs are waiting.
+            RuntimeError: ``close`` was called.
         """
         if self._closed:
             raise RuntimeError("The server is being stopped.")
         self.queue.submit(job)
 
     def close(self, timeout: float = 60) -> None:
-        """Take no more jobs, and run those that are there, for so many seconds."""
+        """Take no more jobs, and finish the waiting ones, for at most ``timeout`` seconds."""
         self._closed = True
         self.queue.wake()
         self._thread.join(timeout)
@@ -90,7 +90,7 @@ class Batcher:
                     self.queue.remove(job)
 
     def _together(self, jobs: list[ImageJob]) -> list[ImageJob]:
-        """The first job, and others of its kind as far as there is room."""
+        """The first job, and others of its kind as long as there is room."""
         first, *others = jobs
         taken, room = [first], self._max_batch - len(first.rows)
         for job in others:
@@ -104,7 +104,7 @@ class Batcher:
             pictures = self._pictures(jobs)
         except Exception as error:
             if len(jobs) > 1 and isinstance(error, (ValueError, FloatingPointError)):
-                for job in jobs:  # one of them is wrong, and the others are not to suffer
+                for job in jobs:  # one of them is wrong, and must not harm the others
                     self._run([job])
                 return
             for job in jobs:
@@ -117,7 +117,7 @@ class Batcher:
                 _settle(job, [pictures.pop(0) for _ in job.rows])
 
     def _pictures(self, jobs: list[ImageJob]) -> list[Image.Image] | None:
-        """Those of all jobs one after the other; None where nobody waits for any."""
+        """The pictures of all jobs, one job after the other; None if nobody waits for any."""
         rows, pictures = [row for job in jobs for row in job.rows], []
         lots = [rows[begin : begin + self._max_batch] for begin in range(0, len(rows), self._max_batch)]
         start = time.perf_counter()
@@ -151,7 +151,7 @@ class Batcher:
 
 
 def _settle(job: ImageJob, result: list[Image.Image] | Exception) -> None:
-    with contextlib.suppress(InvalidStateError):  # whoever asked has given it up meanwhile
+    with contextlib.suppress(InvalidStateError):  # the client has abandoned it meanwhile
         if isinstance(result, Exception):
             job.future.set_exception(result)
         else:

@@ -1,10 +1,10 @@
-"""The server on Ray Serve: replicas with a pipeline each, more of them while requests wait.
+"""The server on Ray Serve: replicas with a pipeline each; more of them are started while requests wait.
 
-``serve run ov_decidiffusion.serve:app`` starts it; these variables of the environment say how:
+``serve run ov_decidiffusion.serve:app`` starts it. These environment variables configure it:
 ``OV_DECIDIFFUSION_MODEL`` (a model folder, a checkpoint's folder or a hub id; by default the embedded checkpoint),
-``OV_DECIDIFFUSION_PRECISION``, ``OV_DECIDIFFUSION_THREADS`` (of each replica, 2), ``OV_DECIDIFFUSION_MIN_REPLICAS`` and
-``OV_DECIDIFFUSION_MAX_REPLICAS`` (1 and 4), and ``OV_DECIDIFFUSION_API_KEY``, without which this machine's own names
-alone are answered.
+``OV_DECIDIFFUSION_PRECISION``, ``OV_DECIDIFFUSION_THREADS`` (for each replica; by default 2),
+``OV_DECIDIFFUSION_MIN_REPLICAS`` and ``OV_DECIDIFFUSION_MAX_REPLICAS`` (by default 1 and 4), and
+``OV_DECIDIFFUSION_API_KEY``; without a key, it answers only under this machine's own names.
 """
 
 import os
@@ -17,8 +17,8 @@ from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.server.app import create_app, under_known_names_only
 from ov_decidiffusion.web.guards import OwnPagesOnly
 
-WAITING = 16  # requests that one replica holds; Ray answers further ones 503
-ENOUGH = 4  # requests of a replica above which another one is started
+WAITING = 16  # number of requests that one replica holds; Ray answers 503 to too many
+ENOUGH = 4  # target number of requests per replica; above it, another replica is started
 
 
 def _setting(name: str, default: str) -> str:
@@ -26,7 +26,7 @@ def _setting(name: str, default: str) -> str:
 
 
 def _replicas_app() -> FastAPI:
-    """What one replica serves, with a pipeline of its own."""
+    """The application of one replica, with a pipeline of its own."""
     pipe = OVStableDiffusionPipeline.from_pretrained(
         _setting("MODEL", str(EMBEDDED_CHECKPOINT)),
         inference_precision=_setting("PRECISION", "auto"),

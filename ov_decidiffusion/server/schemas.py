@@ -12,7 +12,7 @@ from ov_decidiffusion.arguments import shown
 
 
 class ApiError(Exception):
-    """An answer other than pictures, in the form of OpenAI's errors."""
+    """An error to answer with, in the form of OpenAI's errors."""
 
     def __init__(
         self, message: str, status: int = 400, param: str | None = None, code: str | None = None, **headers: str
@@ -24,7 +24,7 @@ class ApiError(Exception):
 
 
 class ImageRequest(BaseModel):
-    """The fields of a request for pictures; OpenAI's that change nothing here are taken: a quality, a user."""
+    """The fields of a request for pictures; OpenAI's fields without effect here, such as ``user``, are accepted."""
 
     model_config = ConfigDict(extra="forbid")
 

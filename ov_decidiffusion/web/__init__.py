@@ -1,1 +1,1 @@
-"""What the demo and the server share."""
+"""What the demo and the server have in common."""

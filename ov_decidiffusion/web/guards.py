@@ -1,4 +1,4 @@
-"""What keeps pages of other sites away from a demo or a server that lets everybody on this machine in."""
+"""Guards that keep other sites' pages away from a demo or a server that lets everybody on this machine in."""
 
 import re
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ov_decidiffusion.web.limits import LOOPBACK
 
 READING = ("GET", "HEAD", "OPTIONS")
-HOSTS = (*LOOPBACK, "[::1]")  # as addresses have it
+HOSTS = (*LOOPBACK, "[::1]")  # as written in URLs
 HOST_NAME = re.compile(r"(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*")
 
 
 def check_allowed_hosts(names: Sequence[str]) -> list[str]:
-    """The names under which a demo or a server answers behind a proxy, in lower case.
+    """The host names under which a demo or a server answers behind a proxy, in lower case.
 
     Raises:
-        ValueError: one is no name of a host.
+        ValueError: one is not a valid host name.
     """
     for name in names:
         if not HOST_NAME.fullmatch(name.lower()):
@@ -30,10 +30,10 @@ def check_allowed_hosts(names: Sequence[str]) -> list[str]:
 
 
 def check_api_key(key: str | None) -> None:
-    """An empty key, as of a variable that was meant to hold one, would let everybody in.
+    """Refuse an empty key, perhaps from an unset variable, which would let everybody in; and unusable characters.
 
     Raises:
-        ValueError: says what to do.
+        ValueError: the message says what to do.
     """
     if key is not None and not key.strip():
         raise ValueError("`api_key` must not be empty: set it, or leave it out (OV_DECIDIFFUSION_API_KEY too).")
@@ -44,10 +44,10 @@ def check_api_key(key: str | None) -> None:
 
 
 class OwnPagesOnly:
-    """Refuses what a page of another site sends: one that is neither of this machine nor of the name that was asked.
+    """Refuses what other sites' pages send: pages neither of this machine, nor of the host that was requested.
 
-    Browsers let every page send forms and uploads anywhere without asking first, and say in ``Origin`` whose page it
-    was. Programs send none.
+    Browsers let every page send forms and uploads to any host without asking first, but name the page's site in
+    ``Origin``. Programs send no ``Origin``.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str] = ()):
@@ -71,9 +71,9 @@ class OwnPagesOnly:
 
 
 def known_names_only(allowed_hosts: Sequence[str] = ()) -> list[Middleware]:
-    """Answer under this machine's own names and those given, and no page of another site.
+    """Answer only under this machine's own names and the given ones, and not to pages of other sites.
 
-    A page elsewhere whose name was made to point to this machine would send its own name as Host.
+    A site whose host name was made to point to this machine (DNS rebinding) would send that name as ``Host``.
     """
     names = [*HOSTS, *allowed_hosts]
     return [

@@ -1,7 +1,7 @@
 """One queue in front of one pipeline: first come, first served, for the demo's visitors and for the server's clients.
 
-Two runs at once would only slow each other down. Whoever submits a job runs it when its turn comes: a visitor's own
-thread, or the server's worker, which may run several jobs of one kind together.
+Two runs at once would only slow each other down. A job is run by whoever submitted it when its turn comes: a visitor's
+own thread, or the server's worker, which may run several jobs of one kind together.
 """
 
 import threading
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 MAX_WAITING = 32
-FIRST_ESTIMATE = 0.05  # seconds for a step of one picture, until one was measured
-LEARNED = 0.5  # share of the latest run in the estimate
+FIRST_ESTIMATE = 0.05  # seconds for one step of one picture, until a run was measured
+LEARNED = 0.5  # weight of the latest run in the estimate
 
 
 class QueueIsFull(Exception):
     """Too many jobs are waiting.
 
     Attributes:
-        seconds: after which it is worth trying again.
+        seconds: time after which it is worth trying again.
     """
 
     def __init__(self, seconds: float):
@@ -32,15 +32,15 @@ class Job:
     """A place in the queue.
 
     Attributes:
-        client: who may stop it.
-        work: in steps of one picture of the model's own size.
-        done: of it, so far.
+        client: the client that may stop it.
+        work: its amount of work, in steps of one picture of the model's own size.
+        done: the work done so far.
         begun: whether its turn has come.
-        stopped: whether its client wants no more of it, or has left.
+        stopped: whether its client has stopped it, or has left.
         left: whether nobody is there any more to see its pictures.
     """
 
-    client: str | None  # None: a program that names no session
+    client: str | None  # None: a program without a session
     work: float
     done: float = 0
     begun: bool = False
@@ -52,10 +52,10 @@ AJob = TypeVar("AJob", bound=Job)
 
 
 class Queue:
-    """The jobs that wait for one pipeline, and the one that it runs, in the order in which they came.
+    """The jobs that wait for one pipeline, and those that it runs, in the order of their arrival.
 
     Args:
-        max_waiting: jobs that may wait.
+        max_waiting: number of jobs that may wait.
     """
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
@@ -69,7 +69,7 @@ class Queue:
         """Put a job at the end.
 
         Raises:
-            QueueIsFull: come back later.
+            QueueIsFull: too many jobs are waiting.
         """
         with self._changed:
             if self.waiting >= self._max_waiting:
@@ -78,7 +78,7 @@ class Queue:
             self._changed.notify_all()
 
     def remove(self, job: Job) -> None:
-        """Take a job out, finished or given up; those behind it move up at once."""
+        """Take out a job that is finished or abandoned; those after it move up at once."""
         with self._changed:
             if job in self._jobs:
                 self._jobs.remove(job)
@@ -89,7 +89,7 @@ class Queue:
         """Submit a job, and remove it at the end.
 
         Raises:
-            QueueIsFull: come back later.
+            QueueIsFull: too many jobs are waiting.
         """
         self.submit(job)
         try:
@@ -99,11 +99,11 @@ class Queue:
 
     @property
     def waiting(self) -> int:
-        """Jobs whose turn has not come."""
+        """The number of jobs whose turn has not come."""
         return sum(not job.begun for job in self._jobs)
 
     def ahead(self, job: Job, seconds: float = 0.0) -> int:
-        """How many jobs are before one; waits up to so many seconds for its turn to come, or for its end."""
+        """The number of jobs before this one; waits up to ``seconds`` for its turn to come, or for its end."""
         with self._changed:
             if seconds:
                 self._changed.wait_for(lambda: self._position(job) == 0 or self.is_stopped(job), seconds)
@@ -117,12 +117,12 @@ class Queue:
         """Wait until the first job is one of the caller's kind, and begin it with those that run together with it.
 
         Args:
-            kind: of the caller's jobs.
-            together: of the caller's waiting jobs in their order, those to begin now; the first is among them.
-            is_ending: whether the caller takes no more jobs than those that are there; ``wake`` after it changed.
+            kind: the class of the caller's jobs.
+            together: chooses, among the caller's waiting jobs in order, those to begin now, including the first.
+            is_ending: whether the caller will take only the jobs already in the queue; call ``wake`` when it changes.
 
         Returns:
-            the jobs to run; none when the caller or the queue has ended.
+            the jobs to run; an empty list when the caller or the queue has ended.
         """
         with self._changed:
             self._changed.wait_for(
@@ -141,12 +141,12 @@ class Queue:
             return begun
 
     def wake(self) -> None:
-        """Let those who wait look again at what they wait for."""
+        """Let all waiting threads check their condition again."""
         with self._changed:
             self._changed.notify_all()
 
     def give_up(self, job: Job) -> None:
-        """Nobody waits for a job any more: it leaves at once, or ends at its next step if it is running."""
+        """Abandon a job: it leaves at once, or ends at its next step if it is running."""
         with self._changed:
             job.stopped = job.left = True
             if not job.begun:
@@ -160,46 +160,46 @@ class Queue:
                 self.give_up(job)
 
     def seconds_until(self, job: Job) -> float:
-        """About how long until a job's turn comes: what those before it still have to do."""
+        """About how long it takes until a job's turn comes: the remaining work of the jobs before it."""
         with self._changed:
             return self._estimate(self._jobs[: self._position(job)])
 
     def others_of(self, job: Job) -> tuple[int, int]:
-        """How many of the same client's jobs are before one, and how many are behind it."""
+        """How many of the same client's jobs are before this one, and how many after it."""
         with self._changed:
             own = [one for one in self._jobs if one.client == job.client and not one.stopped]
             before = own.index(job) if job in own else 0
             return before, max(0, len(own) - before - 1)
 
     def has_jobs(self, client: str | None) -> bool:
-        """Whether anything of a client's waits or runs."""
+        """Whether any job of a client waits or runs."""
         with self._changed:
             return any(job.client == client for job in self._jobs)
 
     def estimated_seconds(self, work: float) -> float:
-        """About how long so much work takes, once its turn has come."""
+        """About how long an amount of work takes, once its turn has come."""
         return work * self._seconds
 
     def measured(self, work: float, seconds: float) -> None:
-        """Learn from a finished run how long a step of one picture takes."""
+        """Update the estimate for one step of one picture from a finished run."""
         self._seconds = (1 - LEARNED) * self._seconds + LEARNED * seconds / work
 
     def stop(self, client: str | None) -> None:
-        """End what a client waits for, and nothing that it asks for later."""
+        """End a client's current jobs, but none that it submits later."""
         with self._changed:
             for job in self._jobs:
                 job.stopped = job.stopped or job.client == client
             self._changed.notify_all()
 
     def forget(self, client: str | None) -> None:
-        """A client has left: its jobs leave too, even those that nobody will resume."""
+        """Remove all jobs of a client that has left, even those whose run nobody will resume."""
         with self._changed:
             for job in [job for job in self._jobs if job.client == client]:
                 job.stopped = job.left = True
                 self.remove(job)
 
     def close(self) -> None:
-        """End everything."""
+        """End all jobs."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Pictures from outside: size, kind, pixels, scans and chunks are looked at before anything is decoded."""
+"""Uploaded pictures: their size, format, pixels, scans and chunks are checked before anything is decoded."""
 
 import functools
 import io
@@ -8,25 +8,25 @@ from PIL import Image
 
 from ov_decidiffusion.web.limits import MAX_PIXELS, MAX_UPLOAD, PICTURE_FORMATS
 
-MAX_SCANS = 100  # of a progressive JPEG, each of which is a pass over all pixels; cameras and editors write ten
-MAX_PASSED = 1_500_000_000  # pixels times scans of a JPEG, which bounds the seconds that one core decodes it
-MAX_CHUNKS = 20_000  # of a PNG; one of 30 MB in pieces of 8 kB has 4,000
+MAX_SCANS = 100  # of a progressive JPEG; each is a pass over all pixels, and cameras and editors write ten
+MAX_PASSED = 1_500_000_000  # pixels times scans of a JPEG; it bounds the time that one core needs to decode it
+MAX_CHUNKS = 20_000  # of a PNG; one of 30 MB in chunks of 8 kB has 4,000
 PNG_BEGINNING = b"\x89PNG\r\n\x1a\n"
 
 
 class UploadError(ValueError):
-    """A picture is not taken; the message says why, and begins with a verb."""
+    """A picture is refused; the message says why, and begins with a verb."""
 
 
 def open_picture(data: bytes, most: int | None = MAX_UPLOAD) -> Image.Image:
-    """A picture, opened and not decoded.
+    """Open a picture without decoding it.
 
     Args:
-        data: the file.
-        most: bytes; None for a file of the user's own.
+        data: the file's bytes.
+        most: the largest number of bytes; None for a file of the user's own.
 
     Raises:
-        UploadError: it is too large, of another kind than ``PICTURE_FORMATS``, or made to keep its reader busy.
+        UploadError: it is too large, not in one of ``PICTURE_FORMATS``, or made to keep its reader busy.
     """
     if most is not None and len(data) > most:
         raise UploadError(f"has {len(data) / 1e6:.0f} MB; at most {most // 10**6} MB are read")
@@ -53,15 +53,15 @@ def open_picture(data: bytes, most: int | None = MAX_UPLOAD) -> Image.Image:
 
 @functools.cache
 def readers(formats: tuple[str, ...] = PICTURE_FORMATS) -> list[str]:
-    """PIL's readers for some formats, as far as this PIL has them; the one for JPEG reads MPO too."""
+    """PIL's readers for the given formats, as far as this PIL has them; the one for JPEG reads MPO too."""
     Image.init()
     return [name for name in formats if name in Image.OPEN]
 
 
 def keep_only_these_readers() -> None:
-    """Take PIL's other readers out of this process, for one that answers others: nothing in it reads another kind then.
+    """Remove PIL's other readers from a process that serves others, so that nothing in it reads another format.
 
-    Not for a process of the user's own, such as a notebook's, where other code may want them.
+    Do not use it in the user's own process, such as a notebook's, where other code may need these readers.
     """
     kept = readers()
     for name in [name for name in Image.OPEN if name not in kept]:
@@ -70,7 +70,7 @@ def keep_only_these_readers() -> None:
 
 
 def _has_too_many_chunks(data: bytes) -> bool:
-    """Whether a PNG goes on beyond ``MAX_CHUNKS`` chunks: a length, a name, the content and a checksum each."""
+    """Whether a PNG has more than ``MAX_CHUNKS`` chunks; each has a length, a name, the content and a checksum."""
     place = len(PNG_BEGINNING)
     for _ in range(MAX_CHUNKS):
         if place + 12 > len(data) or data[place + 4 : place + 8] == b"IEND":
