@@ -38,7 +38,7 @@ Inputs = dict[str, np.ndarray]
 PLAIN_METRIC = 100.0
 SPARE = 0.5  # dB that NNCF has to reach beyond the budget, since ranges are changed after it
 RANKING_MEMORY = (1e9, 8.5)  # bytes needed, and a factor for the weights in 16 bits: 13 GB at full size
-F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
 # The first and the last convolutions stay in full precision, since latents and pixels themselves would be rounded. They
 # are a tenth of a percent of the work, and make 8 dB of difference for the embedded checkpoint's decoder.
 ENDS = nncf.IgnoredScope(

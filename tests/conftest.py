@@ -58,16 +58,6 @@ def pytest_collection_modifyitems(items: list) -> None:
     items.sort(key=lambda item: item.path.name != "test_notebook.py")
 
 
-def pytest_configure() -> None:
-    """Give each of several test processes processors of its own: threads that wait for each other across them lose a
-    third of the time. What a test starts inherits them."""
-    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if worker and hasattr(os, "sched_setaffinity"):
-        processors = sorted(os.sched_getaffinity(0))
-        own = processors[int(worker.removeprefix("gw")) % len(processors) :: count]
-        os.sched_setaffinity(0, own)
-
-
 @pytest.fixture(autouse=True)
 def all_of_pils_readers() -> Iterator[None]:
     """Back after a test that ran a command which takes some out of its process."""

@@ -227,7 +227,7 @@ def _open(file: str) -> Image.Image:
 
     path = Path(file).expanduser()
     if not path.is_file():
-        raise ValueError(f"{file} cannot be read as a picture: there is no such file.")
+        raise ValueError(f"there is no file {file}.")
     try:
         return open_picture(path.read_bytes(), most=None)
     except UploadError as error:

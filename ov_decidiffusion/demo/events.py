@@ -37,6 +37,9 @@ from ov_decidiffusion.web.uploads import open_picture
 logger = logging.getLogger(__name__)
 
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+STOPPING = (
+    """(visitor) => { document.querySelector("#status [role=status]").textContent = "Stopping …"; return visitor; }"""
+)
 NOTE = """(editor) => editor?.background ? "Using your picture as the starting point." : "" """
 IN_TURN: dict[str, Any] = AT_ONCE | {
     "queue": True,
@@ -293,11 +296,11 @@ def wire_generation(page: Page, studio: Studio) -> None:
 
     seed.input(None, None, locked, js="() => true", **AT_ONCE)  # typing a seed locks it
 
-    def stop_own(visitor: Any, request: gr.Request) -> str:
+    def stop_own(visitor: Any, request: gr.Request) -> None:
         studio.queue.stop(_session_of(studio, visitor, request)[0])
-        return status_text("Stopping …")
 
-    page.actions["stop"].click(stop_own, page.visitor, page.status, **AT_ONCE)
+    # The page itself says so: an answer of the server could come after what the run says when it has stopped.
+    page.actions["stop"].click(stop_own, page.visitor, None, js=STOPPING, **AT_ONCE)
 
 
 def _surprise(studio: Studio) -> str:

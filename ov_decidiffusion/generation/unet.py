@@ -71,7 +71,8 @@ class UNet:
         if encoder_hidden_states.shape[1] != MAX_TOKENS:
             self._models.allow_long_prompts()
         inputs = _inputs(sample, timestep) | {"encoder_hidden_states": encoder_hidden_states.numpy()}
-        outputs = self._models.run("unet", inputs, 2 if keep_features else 1, quantized, rows_at_once)
+        count = 2 if keep_features else 1
+        outputs = self._models.run("unet", inputs, outputs=count, quantized=quantized, rows_at_once=rows_at_once)
         return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1]) if keep_features else None
 
     def shallow(
@@ -84,7 +85,8 @@ class UNet:
     ) -> torch.Tensor:
         """The prediction of the top level alone, from the deeper levels' features of an earlier step."""
         inputs = _inputs(sample, timestep) | {DEEP_FEATURES: features.numpy()}
-        return torch.from_numpy(self._models.run(TOP_LEVEL, inputs, 1, quantized, rows_at_once)[0])
+        outputs = self._models.run(TOP_LEVEL, inputs, quantized=quantized, rows_at_once=rows_at_once)
+        return torch.from_numpy(outputs[0])
 
     def attention(
         self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor

@@ -402,7 +402,7 @@ def _source(data: bytes, mask_data: bytes | None, pipe: OVStableDiffusionPipelin
         image = to_rgb(picture)
         mask = _own_mask(picture) if mask_data is None else _white_where_edited(_decoded(mask_data, "mask"))
     except ValueError as error:
-        raise ApiError("`image` cannot be read as a picture.", param="image") from error
+        raise ApiError("`image` is damaged.", param="image") from error
     target = _size(pipe, size, image)
     if mask is not None:
         mask = resize(resize(mask, image.size, "stretch"), target, "crop")
@@ -424,7 +424,7 @@ def _decoded(data: bytes, name: str) -> Image.Image:
     try:
         picture.load()
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
-        raise ApiError(f"`{name}` cannot be read as a picture.", param=name) from error
+        raise ApiError(f"`{name}` is damaged.", param=name) from error
     return picture
 
 

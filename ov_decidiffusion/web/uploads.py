@@ -40,7 +40,7 @@ def open_picture(data: bytes, most: int | None = MAX_UPLOAD) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UploadError(f"has more pixels than can be read; at most {MAX_PIXELS // 10**6} million are") from error
     except Exception as error:  # PIL's readers raise a dozen kinds of errors for damaged files
-        raise UploadError(f"cannot be read as a picture; {', '.join(PICTURE_FORMATS)} are read") from error
+        raise UploadError(f"is damaged, or in another format than {', '.join(PICTURE_FORMATS)}") from error
     pixels, size = picture.width * picture.height, f"{picture.width}x{picture.height}"
     if pixels > MAX_PIXELS:
         raise UploadError(f"has {size} pixels; at most {MAX_PIXELS // 10**6} million are read")

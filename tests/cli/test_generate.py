@@ -101,7 +101,7 @@ def test_a_source_and_a_mask_are_files(here, monkeypatch, pipe):
         ([PROMPT, "-o", "{name}.png"], "may hold {prompt}, {seed} and {index}"),
         ([PROMPT, "--guidance-scale", "-1"], "`guidance_scale` must be a number from 0"),
         ([PROMPT, "--solver", "eulr"], "Did you mean 'euler'"),
-        ([PROMPT, "--image", "nothing.png"], "nothing.png cannot be read as a picture"),
+        ([PROMPT, "--image", "nothing.png"], "there is no file nothing.png"),
         ([PROMPT, "--strength", "0.5"], "`strength` needs a source picture: give it with --image"),
         ([PROMPT, "--count", "0"], "`count` must be a whole number from 1"),
         (["--like", "nothing.png"], "cannot be read"),

@@ -90,16 +90,16 @@ def png_of(width: int, height: int) -> bytes:
 def test_what_cannot_be_read_is_told_without_paths_or_tracebacks(demo, tmp_path, capfd):
     client = Client(demo.local_url, verbose=False)
     files = {
-        "text.png": (b"hello", "This picture cannot be read as a picture"),
-        "cut.jpg": (b"\xff\xd8\xff\xe0" + bytes(40), "This picture cannot be read as a picture"),
+        "text.png": (b"hello", "This picture is damaged"),
+        "cut.jpg": (b"\xff\xd8\xff\xe0" + bytes(40), "This picture is damaged"),
         "drawing.svg": (
             b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
-            "cannot be read as a picture",
+            "is damaged",
         ),
         "large.png": (b"\x89PNG\r\n" + bytes(32_000_000), "exceeds the maximum file size"),
         "wide.png": (png_of(9000, 9000), "has 9000x9000 pixels; at most 64 million are read"),
         "wider.png": (png_of(30000, 10000), "has more pixels than can be read"),
-        "print.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "cannot be read as a picture; PNG, JPEG"),
+        "print.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "in another format than PNG, JPEG"),
     }
     capfd.readouterr()
     for name, (content, message) in files.items():

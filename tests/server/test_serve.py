@@ -226,7 +226,7 @@ def test_seeds_count_on_from_the_largest_to_0(client, pipe):
 
 
 def test_files_that_are_none_and_too_large_ones_are_refused(client, address):
-    with pytest.raises(openai.BadRequestError, match="`image` cannot be read as a picture"):
+    with pytest.raises(openai.BadRequestError, match="`image` is damaged"):
         client.images.edit(prompt=PROMPT, image=("text.png", b"hello", "image/png"))
     with pytest.raises(openai.APIStatusError) as refused:
         client.images.edit(prompt=PROMPT, image=("large.png", bytes(31_000_000), "image/png"))
@@ -271,9 +271,9 @@ def test_pictures_whose_metadata_are_damaged_or_that_are_huge_are_refused(client
     Image.new("1", (9000, 9000)).save(huge, "PNG")
     eps = io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")  # Ghostscript would be run for it
     for name, data, message in (
-        ("damaged.png", file, "cannot be read"),
+        ("damaged.png", file, "is damaged"),
         ("huge.png", huge, "has 9000x9000 pixels"),
-        ("print.png", eps, "cannot be read as a picture; PNG, JPEG"),
+        ("print.png", eps, "in another format than PNG, JPEG"),
     ):
         with pytest.raises(openai.BadRequestError, match=message) as refused:
             client.images.edit(prompt=PROMPT, image=(name, data.getvalue(), "image/png"))
