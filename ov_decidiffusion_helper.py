@@ -1,5 +1,9 @@
 """What the notebook imports: names from the library, and functions that draw and show."""
 
+import ov_decidiffusion  # noqa: F401  # before OpenVINO, whose usage statistics it switches off
+
+# isort: split
+
 import functools
 import io
 import json

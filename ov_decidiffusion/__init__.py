@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run ``__getattr__``
@@ -17,6 +18,15 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run ``__getattr
 
 if os.path.expanduser("~") == "~":  # no home folder, as in containers: OpenVINO asks for one when it is imported
     os.environ["HOME"] = "/nonexistent"  # Debian's home for users without one
+
+# OpenVINO and NNCF would report each import and each conversion to Google Analytics. Without the package that reports
+# they do not; where OpenVINO was imported before, that package is told that its user declines.
+if "openvino_telemetry" in sys.modules:
+    from openvino_telemetry.utils.opt_in_checker import ConsentCheckResult, OptInChecker
+
+    OptInChecker.check = lambda *_, **__: ConsentCheckResult.DECLINED
+else:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to say that there is none
 
 __version__ = "1.1.0"
 _PLACES = {

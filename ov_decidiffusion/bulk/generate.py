@@ -200,6 +200,7 @@ def _with_ray(chunks: list[Chunk], options: dict[str, Any], actors: int, address
     started = not ray.is_initialized()
     if started:
         local = {} if address else {"num_cpus": max(actors * options["threads"], 1) + 1, "include_dashboard": False}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.WARNING, **local)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
