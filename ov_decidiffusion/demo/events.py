@@ -219,6 +219,7 @@ def _making(
 
 
 def _watching(page: Page, studio: Studio, run: Run, session: Session, token: str) -> Iterator[dict[Any, Any]]:
+    shows_preview = False
     try:
         for progress in run.watch():
             changed: dict[Any, Any] = {page.status: status_text(progress.status, progress.share)}
@@ -227,7 +228,10 @@ def _watching(page: Page, studio: Studio, run: Run, session: Session, token: str
                 if progress.picture is not None:
                     several = (progress.picture, run.prompt, progress.saved[0].caption)
                 changed |= _shown(page, session, progress.saved[0], several)
+            elif progress.picture is not None and shows_preview:
+                changed[page.result] = progress.picture  # alone: each component that changes costs Gradio time
             elif progress.picture is not None:  # a preview, which can neither be downloaded nor edited
+                shows_preview = True
                 changed |= {
                     page.result: gr.Image(progress.picture, alt_text="a preview", visible=True),
                     page.slider: gr.ImageSlider(visible=False),

@@ -31,7 +31,7 @@ from ov_decidiffusion.web.queue import Job, Queue
 MAX_PICTURES = 4
 MAX_AREA, LARGE_AREA, WIDE_AREA = 16, 4, 2  # times the model's own area: above, refused; needs confirming; gets a hint
 PREVIEW_SECONDS = 0.15  # the shortest time between two previews: more of them would only slow the pictures down
-PREVIEW_SHARE = 0.1  # the largest share of the time that previews may take
+PREVIEW_SHARE = 0.05  # the largest share of the time that previews may take
 GRACE_SECONDS = 10  # time for a visitor to reload the page before the runs are ended
 SHAPES = {"Square": 1, "Portrait": 3 / 4, "Landscape": 4 / 3, "Wide": 16 / 9}
 AUTOMATIC = "auto"  # a size or a solver that the visitor has not chosen
