@@ -99,12 +99,14 @@ def _session_of(studio: Studio, visitor: dict[str, Any] | None, request: gr.Requ
 def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
     """A visitor arrives; after a reload, the page shows everything as it was, and a run that is still working."""
     fields = [page.inputs[name] for name in (*KEPT, "locked")]
+    with_source = [page.inputs["editor"], page.source_panel]
 
     def arrive(visitor: dict[str, Any] | None, kept: Any, request: gr.Request):
         token, session = _session_of(studio, visitor, request)
         newest = session.pictures[0] if session.pictures else None
         status = status_text(studio.greeting())
-        return {"token": token}, *_kept_values(kept), status, *_shown(page, session, newest).values()
+        source = [gr.skip()] * 2 if session.editing is None else _in_editor(*session.editing)
+        return {"token": token}, *_kept_values(kept), *source, status, *_shown(page, session, newest).values()
 
     def rejoin(visitor: dict[str, Any] | None, request: gr.Request):
         token, session = _session_of(studio, visitor, request)
@@ -113,7 +115,8 @@ def wire_arrival(demo: gr.Blocks, page: Page, studio: Studio) -> None:
         for run in runs:
             yield from _watching(page, studio, run, session, token)
 
-    demo.load(arrive, [page.visitor, page.kept], [page.visitor, *fields, page.status, *_showing(page)], **AT_ONCE).then(
+    arrived = [page.visitor, *fields, *with_source, page.status, *_showing(page)]
+    demo.load(arrive, [page.visitor, page.kept], arrived, **AT_ONCE).then(
         rejoin, page.visitor, _changing(page), **AGAIN
     )
     names = json.dumps([*KEPT, "locked"])
@@ -263,6 +266,9 @@ def wire_generation(page: Page, studio: Studio) -> None:
             gr.Warning(f"{told} Press Generate again to make it.")
             yield {page.large_size: size, page.status: status_text("Nothing was made yet.")}
             return
+        source, mask = arguments.get("image"), arguments.get("mask_image")
+        session = _session_of(studio, filled[page.visitor], request)[1]
+        session.editing = None if source is None else (source, mask)
         yield from _making(page, studio, arguments, filled[page.visitor], request, values["seed"])
 
     def vary(visitor: Any, picture_id: str | None, preset: str, request: gr.Request):
@@ -407,9 +413,10 @@ def _values_to_fill(picture: Any) -> list[Any]:
     return [*changed, True if found["seed"] is not None else gr.skip(), 1]
 
 
-def _as_source(picture: Image.Image) -> list[Any]:
-    """The values that put a picture into the editor, and open the panel around it."""
-    return [{"background": picture, "layers": [], "composite": None}, gr.Accordion(open=True)]
+def _in_editor(picture: Image.Image, mask: Image.Image | None = None) -> list[Any]:
+    """The values that put a picture into the editor, with a mask painted on it, and open the panel around it."""
+    layers = [] if mask is None else [layer_of(mask, ImageColor.getrgb(PAINT)[:3])]
+    return [{"background": picture, "layers": layers, "composite": None}, gr.Accordion(open=True)]
 
 
 def wire_current(page: Page, studio: Studio) -> None:
@@ -423,16 +430,15 @@ def wire_current(page: Page, studio: Studio) -> None:
     def again(visitor: Any, picture_id: str | None, request: gr.Request) -> list[Any]:
         one = of_current(visitor, picture_id, request)
         gr.Info("The picture's settings are filled in.")
-        layers = [] if one.mask is None else [layer_of(one.mask, ImageColor.getrgb(PAINT)[:3])]
-        editor = None if one.source is None else {"background": one.source, "layers": layers, "composite": None}
-        return [*_values_to_fill(one.path), editor, gr.Accordion(open=True) if one.source is not None else gr.skip()]
+        source = [None, gr.skip()] if one.source is None else _in_editor(one.source, one.mask)
+        return [*_values_to_fill(one.path), *source]
 
     def seed_again(visitor: Any, picture_id: str | None, request: gr.Request) -> tuple[Any, bool]:
         gr.Info("Its seed is locked for the next pictures.")
         return seed_of(of_current(visitor, picture_id, request).arguments, 0), True
 
     def edit(visitor: Any, picture_id: str | None, request: gr.Request) -> list[Any]:
-        return _as_source(Image.open(of_current(visitor, picture_id, request).path))
+        return _in_editor(Image.open(of_current(visitor, picture_id, request).path))
 
     def film(visitor: Any, picture_id: str | None, request: gr.Request) -> list[Any]:
         one = of_current(visitor, picture_id, request)
@@ -479,7 +485,7 @@ def wire_incoming(page: Page) -> None:
             except Exception as error:
                 raise refused("This picture cannot be read: choose a PNG, a JPEG or another picture file.") from error
             gr.Info("Taken as the starting point.")
-            return [*[gr.skip()] * (len(fields) - 3), *_as_source(picture), None]
+            return [*[gr.skip()] * (len(fields) - 3), *_in_editor(picture), None]
         if "strength" in settings_of(path):
             gr.Warning("Its settings are filled in. It was made from a picture, which is not in it: give that again.")
             return [*values, gr.skip(), gr.Accordion(open=True), None]

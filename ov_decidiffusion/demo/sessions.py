@@ -52,6 +52,7 @@ class Session:
     seen: float = field(default_factory=time.monotonic)
     ended: bool = False
     keeps_sources: bool = True
+    editing: tuple[Image.Image, Image.Image | None] | None = None  # source and mask in the page's form, for a reload
     outputs: Path | None = None  # folder for copies that are kept
     lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -412,6 +412,13 @@ def test_the_session_is_kept_over_a_reload_and_its_pictures_can_be_gone_on_from(
     expect(page.locator("#gallery .thumbnail-item")).to_have_count(7)
     status_is(page, "^Done")
     assert "strength" in settings_of(download(page, tmp_path))
+    page.reload()
+    expect(page.locator("#editor canvas").first).to_be_visible()
+    page.wait_for_timeout(1500)
+    generate(page, "a red car on a blue background")
+    expect(page.locator("#gallery .thumbnail-item")).to_have_count(8)
+    status_is(page, "^Done")
+    assert "strength" in settings_of(download(page, tmp_path))
 
 
 def test_a_source_by_upload_and_by_paste_and_a_mask_painted_on_it(page, int8_pipe, tmp_path):
@@ -566,7 +573,7 @@ def test_what_is_wrong_is_said_in_words(page, tmp_path):
     generate(page, "a (star:50)")
     page.get_by_text("weighs 'star' by 50").first.wait_for()
     unfold(page, "Start from a picture")
-    for name, content, message in (("cut.jpg", b"\xff\xd8\xff\xe0" + bytes(40), "This picture cannot be read"),):
+    for name, content, message in (("cut.jpg", b"\xff\xd8\xff\xe0" + bytes(40), "This picture is damaged"),):
         (tmp_path / name).write_bytes(content)
         paste(page, tmp_path / name)
         page.get_by_text(message).first.wait_for()
@@ -588,7 +595,7 @@ def test_a_picture_pasted_while_another_is_read_is_taken_too(page, tmp_path):
     )
     paste(page, tmp_path / "text.png")
     paste(page, tmp_path / "red.png", after="window.fieldGone")
-    page.get_by_text("This picture cannot be read").first.wait_for()
+    page.get_by_text("This picture is damaged").first.wait_for()
     page.get_by_text("Taken as the starting point").first.wait_for()
 
 
@@ -627,6 +634,14 @@ def test_on_a_phone_the_result_comes_into_view_and_nothing_is_cut_off(browser, d
         expect(page.locator("#result img")).to_be_in_viewport(ratio=0.6)
         page.screenshot(path=Path(PICTURES) / "phone-done.png") if PICTURES else None
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_at_200_percent_the_picture_fits_and_nothing_lies_over_it(browser, demo):
+    with visit(browser, demo, viewport={"width": 640, "height": 360}) as page:
+        box = page.locator("#result img").bounding_box()
+        assert 200 < box["height"] < 360
+        assert page.evaluate("getComputedStyle(document.querySelector('#generate')).position") != "fixed"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 640
 
 
 def violations(page: Page) -> list:
