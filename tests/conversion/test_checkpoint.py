@@ -303,13 +303,38 @@ def with_the_tokenizers_one_file(folder: Path) -> None:
     assert sorted(file.name for file in (folder / "tokenizer").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
+def in_64_bits(folder: Path) -> None:
+    """As a fine-tune may be saved."""
+    for file in folder.glob("*/*.safetensors"):
+        weights = {name: one.double() if one.is_floating_point() else one for name, one in load_file(file).items()}
+        save_file(weights, file, {"format": "pt"})
+
+
+def with_stable_diffusions_unet_beside(folder: Path) -> None:
+    """As the real repository has it: a U-Net of its first pipeline, and code that nobody runs."""
+    other = folder / "unet"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel", "in_channels": 9}))
+    save_file({"conv_in.weight": torch.zeros(1)}, other / "diffusion_pytorch_model.safetensors")
+    (folder / "pipeline.py").write_text("raise SystemExit('this must never run')")
+
+
 @pytest.fixture(scope="module")
 def plain(small_checkpoint, tmp_path_factory) -> Path:
     """The small checkpoint's model folder."""
     return convert_checkpoint(small_checkpoint, tmp_path_factory.mktemp("models") / "plain", verify=False).model_dir
 
 
-@pytest.mark.parametrize("change", [as_fp16_variant, in_several_files, with_the_tokenizers_one_file])
+AS_PEOPLE_HAVE_THEM = (
+    as_fp16_variant,
+    in_several_files,
+    with_the_tokenizers_one_file,
+    in_64_bits,
+    with_stable_diffusions_unet_beside,
+)
+
+
+@pytest.mark.parametrize("change", AS_PEOPLE_HAVE_THEM)
 def test_checkpoints_as_people_have_them_make_the_same_model_folder(small_checkpoint, plain, tmp_path, change):
     other = shutil.copytree(small_checkpoint, tmp_path / "other")
     change(other)
@@ -324,10 +349,11 @@ def test_checkpoints_as_people_have_them_make_the_same_model_folder(small_checkp
     assert [line for line in merges[0] if line] == [line for line in merges[1] if line]
 
 
-def test_weights_in_several_files_come_from_the_hub_too(hub, tmp_path):
+def test_weights_in_several_files_come_from_a_mirror_of_another_name_too(hub, tmp_path):
     in_several_files(hub.folder)
+    hub.repository = "somebody/a-mirror"
     (hub.folder / "vae" / "stray-00001-of-00001.safetensors").write_text("not named by the index")
-    found = find(tmp_path / "home", "Deci/Tiny", HF_ENDPOINT=hub.endpoint)
+    found = find(tmp_path / "home", hub.repository, HF_ENDPOINT=hub.endpoint)
     assert found.startswith("FOUND"), found
     assert len(list(Path(found.removeprefix("FOUND ")).glob("flexible_unet/*-of-00002.safetensors"))) == 2
 
