@@ -266,9 +266,8 @@ def wire_generation(page: Page, studio: Studio) -> None:
             gr.Warning(f"{told} Press Generate again to make it.")
             yield {page.large_size: size, page.status: status_text("Nothing was made yet.")}
             return
-        source, mask = arguments.get("image"), arguments.get("mask_image")
-        session = _session_of(studio, filled[page.visitor], request)[1]
-        session.editing = None if source is None else (source, mask)
+        editing = (arguments["image"], arguments.get("mask_image")) if "image" in arguments else None
+        _session_of(studio, filled[page.visitor], request)[1].editing = editing
         yield from _making(page, studio, arguments, filled[page.visitor], request, values["seed"])
 
     def vary(visitor: Any, picture_id: str | None, preset: str, request: gr.Request):
