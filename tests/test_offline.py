@@ -31,7 +31,7 @@ demo.close()
 """
 
 
-@pytest.mark.parametrize("first", ["", "openvino"])
+@pytest.mark.parametrize("first", ["", pytest.param("openvino", marks=pytest.mark.at_length)])
 def test_no_other_host_is_asked_for(small_checkpoint, tmp_path, first):
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "NNCF_CI")}
     asked = tmp_path / "asked"

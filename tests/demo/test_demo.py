@@ -242,6 +242,7 @@ def test_what_pictures_were_made_from_takes_no_more_memory_than_there_is_for_it(
     sessions.close()
 
 
+@pytest.mark.at_length
 def test_who_wants_a_faster_quality_is_offered_the_int8_models(small_model_dir, tmp_path, monkeypatch):
     folder = shutil.copytree(small_model_dir, tmp_path / "own-fp16")
     pipe = OVStableDiffusionPipeline.from_pretrained(folder, inference_precision="f32")
