@@ -154,7 +154,7 @@ class Worker:
         try:
             for name in FILES:
                 if name in samples[0].arguments:
-                    arguments[name] = [_open(sample.arguments[name]) for sample in samples]
+                    arguments[name] = [_open(name, sample.arguments[name]) for sample in samples]
             own = {
                 name: [sample.arguments.get(name, "") for sample in samples] for name in ("prompt", "negative_prompt")
             }
@@ -380,9 +380,13 @@ def summary(manifest: Path) -> tuple[int, str]:
     return made, told
 
 
-def _open(path: Any) -> Image.Image:
+def _open(name: str, path: Any) -> Image.Image:
+    if not isinstance(path, (str, Path)) or "\0" in str(path):
+        raise ValueError(f"`{name}` must name a file, got {shown(path)}")
     file = Path(path)
-    if file.exists() and not file.is_file():  # reading a pipe could block forever
+    if not file.exists():
+        raise ValueError(f"there is no file {file}")
+    if not file.is_file():  # reading a pipe could block forever
         raise ValueError(f"{file} is not a file")
     try:
         picture = open_picture(file.read_bytes(), most=None)

@@ -114,12 +114,14 @@ def test_the_editor_keeps_a_bounded_number_of_bytes_and_the_latest():
 def test_rows_of_tables_name_files_of_pictures_and_nothing_else(model_dir, tmp_path):
     (tmp_path / "print.png").write_bytes(EPS)
     os.mkfifo(tmp_path / "pipe.png")
-    rows = [{"prompt": "a fox", "image": str(tmp_path / name)} for name in ("print.png", "pipe.png", "none.png")]
+    names = [str(tmp_path / name) for name in ("print.png", "pipe.png", "none.png")]
+    rows = [{"prompt": "a fox", "image": name} for name in (*names, 7, "\0")]
     manifest = generate(rows, model_dir, tmp_path / "out", threads=1, inference_precision="f32", num_inference_steps=2)
     import pyarrow.parquet
 
     errors = [record["error"] for record in pyarrow.parquet.read_table(manifest).to_pylist()]
-    for error, said in zip(errors, ("is damaged", "is not a file", "none.png"), strict=True):
+    no_name = "`image` must name a file"
+    for error, said in zip(errors, ("is damaged", "is not a file", "there is no file", no_name, no_name), strict=True):
         assert said in error
 
 
