@@ -29,6 +29,7 @@ from openvino._offline_transformations import compress_quantize_weights_transfor
 
 from ov_decidiffusion.conversion.trace import psnr
 from ov_decidiffusion.errors import NotEnoughMemory
+from ov_decidiffusion.runtime.devices import make_core
 from ov_decidiffusion.runtime.memory import check_memory, forgetting_mapped_weights, release_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ Inputs = dict[str, np.ndarray]
 PLAIN_METRIC = 100.0
 SPARE = 0.5  # dB that NNCF has to reach beyond the budget, since ranges are changed after it
 RANKING_MEMORY = (1e9, 8.5)  # bytes needed, and a factor for the weights in 16 bits: 13 GB at full size
-F32 = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 # The first and the last convolutions stay in full precision, since latents and pixels themselves would be rounded. They
 # are a tenth of a percent of the work, and make 8 dB of difference for the embedded checkpoint's decoder.
 ENDS = nncf.IgnoredScope(
@@ -172,7 +173,7 @@ class Statistics:
         model = ov.Model(  # pyright: ignore[reportGeneralTypeIssues]  # OpenVINO has two classes of this name
             results, watched.get_parameters(), "watched"
         )
-        return ov.Core().compile_model(model, "CPU", F32)
+        return make_core().compile_model(model, "CPU", F32)
 
     def run(self, inputs: Inputs, calibrate: bool) -> np.ndarray:
         """The model's first output; ``calibrate`` says whether this run counts for the statistics."""
@@ -285,7 +286,7 @@ def agreement_with_plain(model: ov.Model, weights: Path, recorded: Recorded) -> 
 
 def plain_run(model: ov.Model, weights: Path) -> Run:
     """A function that runs a model in single precision."""
-    compiled, runs = ov.Core().compile_model(model, "CPU", F32), itertools.count()
+    compiled, runs = make_core().compile_model(model, "CPU", F32), itertools.count()
 
     def run(inputs: Inputs, calibrate: bool = False) -> np.ndarray:
         with contextlib.nullcontext() if next(runs) else forgetting_mapped_weights(weights):  # the first run packs them

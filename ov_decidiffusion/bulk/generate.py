@@ -28,7 +28,7 @@ from ov_decidiffusion.model_folder.writing import is_free, write_json, write_who
 from ov_decidiffusion.pipeline import OVStableDiffusionPipeline
 from ov_decidiffusion.progress import progress_bar
 from ov_decidiffusion.runtime.loading import choose_target
-from ov_decidiffusion.web.uploads import UploadError, open_picture
+from ov_decidiffusion.web.uploads import open_own_file
 
 logger = logging.getLogger(__name__)
 
@@ -382,16 +382,8 @@ def summary(manifest: Path) -> tuple[int, str]:
 
 def _open(name: str, path: Any) -> Image.Image:
     if not isinstance(path, (str, Path)) or "\0" in str(path):
-        raise ValueError(f"`{name}` must name a file, got {shown(path)}")
-    file = Path(path)
-    if not file.exists():
-        raise ValueError(f"there is no file {file}")
-    if not file.is_file():  # reading a pipe could block forever
-        raise ValueError(f"{file} is not a file")
-    try:
-        picture = open_picture(file.read_bytes(), most=None)
-    except UploadError as error:
-        raise ValueError(f"{file} {error}") from error
+        raise ValueError(f"`{name}` must name a file, got {shown(path)}.")
+    picture = open_own_file(Path(path))
     picture.load()  # not a copy, which would lose the format, and with it the meaning of the values
     return picture
 

@@ -223,15 +223,9 @@ def _steps(picture: Image.Image) -> Any:
 
 
 def _open(file: str) -> Image.Image:
-    from ov_decidiffusion.web.uploads import UploadError, open_picture
+    from ov_decidiffusion.web.uploads import open_own_file
 
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"there is no file {file}.")
-    try:
-        return open_picture(path.read_bytes(), most=None)
-    except UploadError as error:
-        raise ValueError(f"{file} {error}.") from error
+    return open_own_file(Path(file).expanduser())
 
 
 def _parts(text: str) -> bool | list[str]:

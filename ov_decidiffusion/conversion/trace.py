@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from ov_decidiffusion.conversion.torch_modules import load_text_encoder, load_tiny_decoder, load_unet, load_vae
 from ov_decidiffusion.model_folder.layout import TINY_DECODER
+from ov_decidiffusion.runtime.devices import make_core
 from ov_decidiffusion.runtime.memory import release_freed_memory
 
 LARGE_PARAMETER = 100_000  # elements
@@ -317,7 +318,7 @@ def _name_ports(model: ov.Model, inputs: list[str], outputs: tuple[str, ...]) ->
 
 def measure_agreement(file: Path, example: dict[str, torch.Tensor], reference: list[np.ndarray]) -> float:
     """The lowest PSNR in dB of a model's outputs, which are computed on the CPU at f32."""
-    compiled = ov.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = make_core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled({key: value.numpy() for key, value in example.items()})
     return min(psnr(results[i], expected) for i, expected in enumerate(reference))
 

@@ -9,6 +9,18 @@ from ov_decidiffusion.model_folder.layout import TINY_DECODER
 SEVERAL = ("AUTO", "MULTI", "HETERO")  # stand for the devices listed after them
 
 
+def make_core() -> ov.Core:
+    """An OpenVINO core whose threads on the CPU may run on any processor.
+
+    By default OpenVINO ties them to processors, each process to the same ones: there they wait for other programs, and
+    for each other, while other processors are idle.
+    """
+    core = ov.Core()
+    if "CPU" in core.available_devices:
+        core.set_property("CPU", {"ENABLE_CPU_PINNING": False})
+    return core
+
+
 def find_device(core: ov.Core, device: Any) -> str:
     """OpenVINO's name of a device: "cpu" and ``torch.device("cpu")`` are "CPU", "auto:gpu,cpu" is "AUTO:GPU,CPU".
 

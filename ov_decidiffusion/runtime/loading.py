@@ -11,8 +11,8 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_decidiffusion.arguments import check_choice, check_path, check_whole, shown
-from ov_decidiffusion.runtime.devices import find_device
-from ov_decidiffusion.runtime.precision import INFERENCE_PRECISIONS, choose_precision, runs_on_cpu
+from ov_decidiffusion.runtime.devices import find_device, make_core
+from ov_decidiffusion.runtime.precision import INFERENCE_PRECISIONS, choose_precision
 
 logger = logging.getLogger(__name__)
 
@@ -74,28 +74,26 @@ def check_loading(
         ValueError: the message names the wrong argument.
     """
     check_choice("inference_precision", inference_precision, INFERENCE_PRECISIONS)
-    core = ov.Core()
+    core = make_core()
     device = find_device(core, device)
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if runs_on_cpu(core, device):  # threads tied to processors wait there for other programs, and for each other's
-        config["ENABLE_CPU_PINNING"] = False
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = check_whole("threads", threads, 1, MAX_THREADS)
     if cache_dir is not None:
         config["CACHE_DIR"] = str(check_path("ov_cache_dir", cache_dir))
     if ov_config is not None:
-        _try_properties(core, device, config, ov_config)
+        _try_properties(core, device, ov_config)
     if cache_dir is not None:
         _make_cache(Path(config["CACHE_DIR"]))
     return core, device, config | (ov_config or {})
 
 
-def _try_properties(core: ov.Core, device: str, config: dict[str, Any], ov_config: Any) -> None:
+def _try_properties(core: ov.Core, device: str, ov_config: Any) -> None:
     """Compile a tiny model with these properties: only the device knows which ones it accepts."""
     if not isinstance(ov_config, dict) or not all(isinstance(name, str) for name in ov_config):
         raise ValueError(f"`ov_config` must be a dictionary of OpenVINO's properties by name, got {shown(ov_config)}.")
     sample = ops.parameter([1], np.float32)
-    tried = {name: value for name, value in (config | ov_config).items() if name != "CACHE_DIR"}
+    tried = {name: value for name, value in ov_config.items() if name != "CACHE_DIR"}
     try:
         trial = ov.Model(  # pyright: ignore[reportGeneralTypeIssues]  # OpenVINO has two classes of this name
             [ops.relu(sample)], [sample], "trial"

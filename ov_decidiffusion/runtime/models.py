@@ -289,12 +289,13 @@ class Models(ProcessBound):
         Raises:
             NotEnoughMemory: there is too little for one row.
         """
-        free, parts = free_memory(), 1
-        while parts < rows and self.estimated_memory(-(-rows // parts), size, decoded) > free:
-            parts += 1
-        at_once = -(-rows // parts)
-        check_memory(self.estimated_memory(at_once, size, decoded))
-        return at_once
+        free = free_memory()
+        for parts in range(1, rows + 1):
+            at_once = -(-rows // parts)
+            if self.estimated_memory(at_once, size, decoded) <= free:
+                return at_once
+        check_memory(self.estimated_memory(1, size, decoded))
+        return 1
 
     def estimated_memory(self, rows: int, size: tuple[int, int], decoded: tuple[int, int]) -> int:
         """About how many bytes a run needs, not counting the weights.

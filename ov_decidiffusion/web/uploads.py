@@ -3,6 +3,7 @@
 import functools
 import io
 import struct
+from pathlib import Path
 
 from PIL import Image
 
@@ -49,6 +50,22 @@ def open_picture(data: bytes, most: int | None = MAX_UPLOAD) -> Image.Image:
             f"is a JPEG of {scans} scans of {size} pixels; at most {MAX_PASSED // pixels} of these are read"
         )
     return picture
+
+
+def open_own_file(file: Path) -> Image.Image:
+    """Open a picture file of the user's own, of any number of bytes, without decoding it.
+
+    Raises:
+        ValueError: it is not there, not a file, or not accepted; the message names it.
+    """
+    if not file.exists():
+        raise ValueError(f"there is no file {file}.")
+    if not file.is_file():  # reading a pipe could block forever
+        raise ValueError(f"{file} is not a file.")
+    try:
+        return open_picture(file.read_bytes(), most=None)
+    except UploadError as error:
+        raise ValueError(f"{file} {error}.") from error
 
 
 @functools.cache
